@@ -1,0 +1,130 @@
+"""Every check of the project. `nox` runs those of a change, `nox -s NAME` one of them, `nox --list` names them all.
+
+Two kinds of environment: small ones that hold only what their session needs (which proves that nothing else is needed),
+and one, `environment`, that holds every framework and tool, shared by the sessions that name it in `requires`.
+All are kept between runs; `nox -r no` makes them afresh.
+"""
+
+import os
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2026.2.9"
+nox.options.reuse_venv = "yes"
+nox.options.sessions = [
+    "lint",
+    "tests-numpy",
+    "tests-cupy",
+    "environment",
+    "types",
+    "generated",
+    "docs",
+    "doctest",
+    "tests-torch",
+    "tests-jax",
+]
+
+CONSTRAINTS = ("-c", "constraints.txt")
+SHARED = {"venv_backend": "none", "requires": ["environment"]}
+# The thread pools of torch, XLA and BLAS fight over the cores when pytest-xdist already fills them.
+ENV = {"OMP_NUM_THREADS": "1", "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu")}
+
+
+def shared_python(session: nox.Session) -> str:
+    folder = session.env_dir.parent / "environment"
+    return str(folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python"))
+
+
+def run(session: nox.Session, *command: str) -> None:
+    """Runs `python command...` in the shared environment."""
+    session.run(shared_python(session), *command, env=ENV)
+
+
+@nox.session
+def environment(session: nox.Session) -> None:
+    """Every framework and tool, with the project installed editable."""
+    session.install("-e", ".[dev,demo]", *CONSTRAINTS)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    session.install("ruff", *CONSTRAINTS)
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session(name="tests-numpy")
+def tests_numpy(session: nox.Session) -> None:
+    """NumPy and array-api-strict, from the built wheel, where neither torch nor JAX is installed."""
+    session.install(".[test]", *CONSTRAINTS)
+    session.run("pytest", "--backend", "numpy", "--backend", "strict", *session.posargs, env=ENV)
+
+
+@nox.session
+def lowest(session: nox.Session) -> None:
+    """The oldest NumPy and array-api-compat that pyproject.toml admits."""
+    session.install(".[test]", "array-api-compat==1.12.0", "numpy==2.0.0")
+    session.run("pytest", "--backend", "numpy", *session.posargs, env=ENV)
+
+
+@nox.session(name="tests-torch", **SHARED)
+def tests_torch(session: nox.Session) -> None:
+    run(session, "-m", "pytest", "--backend", "torch", *session.posargs)
+
+
+@nox.session(name="tests-jax", **SHARED)
+def tests_jax(session: nox.Session) -> None:
+    run(session, "-m", "pytest", "--backend", "jax", *session.posargs)
+
+
+@nox.session(name="tests-cupy")
+def tests_cupy(session: nox.Session) -> None:
+    """With a GPU, the tests on CuPy; without one, CuPy's own signatures against what the source calls."""
+    session.install(".[cupy,test]", *CONSTRAINTS)
+    gpu = session.run("python", "-c", "import cupy; print(cupy.cuda.is_available())", silent=True)
+    tests = ["--backend", "cupy"] if "True" in str(gpu) else ["tests/meta/test_cupy_static.py"]
+    session.run("pytest", *tests, *session.posargs, env=ENV)
+
+
+@nox.session(**SHARED)
+def types(session: nox.Session) -> None:
+    """Pyright, strict on the source."""
+    run(session, "-m", "pyright", "--pythonpath", shared_python(session))
+
+
+@nox.session(**SHARED)
+def doctest(session: nox.Session) -> None:
+    """Runs the examples of the docstrings, of the README and of the pages."""
+    run(session, "-m", "pytest", "tests/meta/test_doctests.py", *session.posargs)
+
+
+@nox.session(**SHARED)
+def docs(session: nox.Session) -> None:
+    run(session, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", "docs", "docs/_build/html")
+
+
+@nox.session(**SHARED)
+def generated(session: nox.Session) -> None:
+    """The tables in the documentation are what their scripts would write now (`nox -s generated -- --write` writes)."""
+    for script in sorted(Path("docs/scripts").glob("*.py")):
+        if script.stem != "conformance":
+            run(session, str(script), *(session.posargs or ["--check"]))
+
+
+@nox.session(**SHARED)
+def conformance(session: nox.Session) -> None:
+    """The conformance matrix is what its script would write now (`-- --write` writes)."""
+    run(session, "docs/scripts/conformance.py", *(session.posargs or ["--check"]))
+
+
+@nox.session(**SHARED)
+def mutants(session: nox.Session) -> None:
+    """Planted defects, each of which the tests must find."""
+    run(session, "tests/mutants/run.py", *session.posargs)
+
+
+@nox.session(**SHARED)
+def demo(session: nox.Session) -> None:
+    """Trains BERT on a small text with each library, and compares."""
+    run(session, "examples/bert_pretraining/run.py", *session.posargs)
