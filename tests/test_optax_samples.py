@@ -24,14 +24,14 @@ CASES = (
 OTHERWISE = {
     "SoftmaxCrossEntropyWithIntegerLabelsTest.test_per_logit_mask": (
         ValueError,
-        "its first label is of a class that `where` excludes. Optax answers lse - x_label with x_label outside the softmax, "
-        "which can be negative; here such a class does not exist, so its label is an error",
+        "its first label is of a class that `where` excludes. Optax answers lse - x_label with x_label outside the "
+        "softmax, which can be negative; here such a class does not exist, so its label is an error",
     ),
 }
 
 
 def with_maskloss(logits, labels, axis=-1, where=None):
-    """Optax's arguments as maskloss has them: `where` is a class mask if it has the logits' rank, else a mask of entries.
+    """Optax's arguments as maskloss has them: `where` of the logits' rank is a class mask, else a mask of entries.
 
     Optax takes several class axes at once; they are flattened into one, the last, which is only a matter of layout.
     """
@@ -105,6 +105,8 @@ def test_none_is_lost():
 
 def test_the_comparison_can_fail(monkeypatch):
     errors, _ = run(
-        "SoftmaxCrossEntropyTest.test_batched", monkeypatch, lambda *args, **kwargs: 1.01 * with_maskloss(*args, **kwargs)
+        "SoftmaxCrossEntropyTest.test_batched",
+        monkeypatch,
+        lambda *args, **kwargs: 1.01 * with_maskloss(*args, **kwargs),
     )
     assert errors

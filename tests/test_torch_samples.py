@@ -85,9 +85,9 @@ def module_samples(dtype):
         yield leaves, options.arguments
 
 
-# Counted in PyTorch 2.13. OpInfo: 11 settings, all but ignore_index with both kinds of label. Module: 3 reductions, each of
-# 3 settings in 9 shapes (4 with distributions) and of 2 settings with ignore_index in 5 shapes. A version with more is
-# welcome; one with fewer would let this pass on less.
+# Counted in PyTorch 2.13. OpInfo: 11 settings, all but ignore_index with both kinds of label. Module: 3 reductions, each
+# of 3 settings in 9 shapes (4 with distributions) and of 2 settings with ignore_index in 5 shapes. A version with more
+# is welcome; one with fewer would let this pass on less.
 FEWEST = {"op_samples": 21, "module_samples": 3 * (3 * 9 + 2 * 5)}
 
 
@@ -97,7 +97,7 @@ def test_every_sample_has_pytorchs_value_and_gradients(samples, dtype):
     torch.manual_seed(0)
     count = 0
     for (logits, labels), options in samples(dtype):
-        if (labels == options.get("ignore_index", -100)).all():  # PyTorch's mean is NaN: the test of nothing kept, below
+        if (labels == options.get("ignore_index", -100)).all():  # PyTorch's mean is NaN there
             assert_nothing_kept(logits, labels, **options)
         else:
             assert_same(logits, labels, **options)
@@ -116,7 +116,7 @@ def test_every_sample_has_pytorchs_value_and_gradients(samples, dtype):
     ],
 )
 def test_smoothing_with_class_weights_and_ignored_labels(smoothing, weighted, reduction, ignored, distributions):
-    """PyTorch's samples never join these: its smoothing part is weighted by w_c and its mean divides by the sum of w_y."""
+    """PyTorch's samples never join these. Its smoothing part is weighted by w_c, its mean divides by the sum of w_y."""
     torch.manual_seed(0)
     logits = torch.randn(2, 3, 5, dtype=torch.float64, requires_grad=True)
     labels = torch.randn(2, 3, 5, dtype=torch.float64).softmax(1) if distributions else torch.randint(3, (2, 5))

@@ -1,6 +1,6 @@
-"""What each framework answers to the same awkward question, by calling it: docs/_generated/frameworks_today.md.
+"""What each framework answers to the same awkward question, by calling it.
 
-    python docs/scripts/frameworks_today.py --write    # also the block between the frameworks-today markers of README.md
+    python docs/scripts/frameworks_today.py --write    # and the block between README.md's frameworks-today markers
     python docs/scripts/frameworks_today.py --check    # exit 1 where a cell or a written file is stale
 
 Keras picks its backend when it is imported, so each of its columns comes from a process of its own.
@@ -51,7 +51,7 @@ def one_hot(labels, classes=3):
 
 
 def right(logits, q, kept=None, allowed=None):
-    """Mean over the kept rows of lse * sum(q) - sum(q x), over the allowed classes, and its gradient; float64 throughout."""
+    """Mean over the kept rows of sum_c q_c (lse - x_c), allowed classes only, and its gradient; in float64."""
     kept = np.ones(len(logits), bool) if kept is None else kept
     x = np.asarray(logits, "float64")[kept]
     q = np.asarray(q, "float64")[kept]
@@ -139,8 +139,10 @@ def cell(ways, expected):
 
 
 def both(index, dense):
-    return f"equal: {number(index)}" if math.isclose(index, dense, rel_tol=1e-5) else (
-        f"{number(index)} against {number(dense)}"
+    return (
+        f"equal: {number(index)}"
+        if math.isclose(index, dense, rel_tol=1e-5)
+        else (f"{number(index)} against {number(dense)}")
     )
 
 
@@ -222,9 +224,7 @@ def optax_column():
         INDEX: {"": "no class weights"},
         BFLOAT16: {
             "": lambda: (
-                float(
-                    optax.softmax_cross_entropy_with_integer_labels(jnp.asarray(wide_logits()), WIDE_LABELS).mean()
-                ),
+                float(optax.softmax_cross_entropy_with_integer_labels(jnp.asarray(wide_logits()), WIDE_LABELS).mean()),
                 None,
             )
         },
@@ -350,7 +350,13 @@ def keras_cells(backend):
 
 
 def measure():
-    answers = (cells(torch_column), cells(optax_column), keras_cells("torch"), keras_cells("jax"), cells(maskloss_column))
+    answers = (
+        cells(torch_column),
+        cells(optax_column),
+        keras_cells("torch"),
+        keras_cells("jax"),
+        cells(maskloss_column),
+    )
     return {title: dict(zip(COLUMNS, (answer[title] for answer in answers), strict=True)) for title in TITLES}
 
 
@@ -379,7 +385,9 @@ def stale(rows, record, markdown, readme):
         if was is None or now is None:
             reasons.append(f"{title}: {'gone' if now is None else 'new'}")
             continue
-        reasons += [f"{title}, {name}: was {was[name]!r}, is {now[name]!r}" for name in now if was.get(name) != now[name]]
+        reasons += [
+            f"{title}, {name}: was {was[name]!r}, is {now[name]!r}" for name in now if was.get(name) != now[name]
+        ]
     if markdown != render(record):
         reasons.append(f"{MARKDOWN.name} differs from {RECORD.name}")
     if readme is not None and in_readme(readme, render(record)) not in (None, readme):
