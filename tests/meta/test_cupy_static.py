@@ -1,0 +1,122 @@
+"""Every `xp.NAME(...)` of the source exists, with its keywords, in each library's namespace.
+
+CuPy imports without a GPU but computes nothing there, so that this is what can be said of it on such a machine: its own
+signatures accept what the source calls. The other installed libraries are held to the same, which tests the checker.
+"""
+
+import ast
+import importlib
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+import maskloss
+
+SOURCE = Path(maskloss.__file__).parent
+NAMESPACES = {
+    "cupy": "array_api_compat.cupy",
+    "numpy": "array_api_compat.numpy",
+    "torch": "array_api_compat.torch",
+    "jax": "jax.numpy",
+    "array_api_strict": "array_api_strict",
+}
+
+
+def namespace(library):
+    pytest.importorskip(library)
+    return importlib.import_module(NAMESPACES[library])
+
+
+def uses_of(tree):
+    """(line, name, call) for each `xp.name` (call None: not called), but for names that hasattr asks for."""
+    optional = {
+        node.args[1].value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id == "hasattr"
+        and isinstance(node.args[0], ast.Name)
+        and node.args[0].id == "xp"
+        and isinstance(node.args[1], ast.Constant)
+    }
+    calls = {id(node.func): node for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    for node in ast.walk(tree):
+        on_xp = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "xp"
+        if on_xp and node.attr not in optional:
+            yield node.lineno, node.attr, calls.get(id(node))
+
+
+def documented_signatures(function, name):
+    """Parameter names of each `name(...)` line of the docstring: what a function compiled in C has for a signature."""
+    for inside in re.findall(rf"^\W*(?:\w+\.)*{name}\((.*?)\)(?: ->|$)", inspect.getdoc(function) or "", flags=re.M):
+        yield [part.split("=")[0].split(":")[0].strip(" *[]") for part in inside.split(",")]
+
+
+def refusal(function, name, call):
+    """Why `function` would not accept `call`, or None."""
+    keywords = [keyword.arg for keyword in call.keywords if keyword.arg is not None]
+    starred = any(isinstance(argument, ast.Starred) for argument in call.args)
+    if hasattr(function, "nin"):
+        # A ufunc: nin inputs, then outputs; of its keywords only those that NumPy and CuPy share.
+        if not starred and len(call.args) != function.nin:
+            return f"takes {function.nin} arrays, not {len(call.args)}"
+        unknown = set(keywords) - {"out", "dtype", "casting"}
+        return f"has no keyword {sorted(unknown)}" if unknown else None
+    try:
+        signature = inspect.signature(function)
+    except ValueError:
+        listed = list(documented_signatures(function, name))
+        if not any(set(keywords) <= set(names) and len(call.args) <= len(names) for names in listed):
+            return f"is documented as {listed}, called with {len(call.args)} arrays and {keywords}"
+        return None
+    try:
+        bind = signature.bind_partial if starred else signature.bind
+        bind(*call.args, **dict.fromkeys(keywords))
+    except TypeError as error:
+        return f"{error}: {signature}"
+    return None
+
+
+def complaints(source, xp, where=""):
+    found = []
+    for line, name, call in uses_of(ast.parse(source)):
+        value = getattr(xp, name, None)
+        if value is None:
+            found.append(f"{where}:{line}: xp.{name} does not exist")
+        elif call is not None and (why := refusal(value, name, call)):
+            found.append(f"{where}:{line}: xp.{name} {why}")
+    return found
+
+
+def test_source_is_found():
+    assert len({name for file in SOURCE.rglob("*.py") for _, name, _ in uses_of(ast.parse(file.read_text()))}) > 15
+
+
+@pytest.mark.parametrize("library", NAMESPACES)
+def test_source_calls_what_exists(library):
+    xp = namespace(library)
+    assert [c for file in SOURCE.rglob("*.py") for c in complaints(file.read_text(), xp, file.name)] == []
+
+
+DEFECTS = {
+    "xp.nonsense(x)": "xp.nonsense does not exist",
+    "xp.float7": "xp.float7 does not exist",
+    "xp.expand_dims(x, axes=-1)": "axes",
+    "xp.expand_dims(x, 0, 1, 2, 3)": "xp.expand_dims",
+    "xp.exp(x, axis=-1)": "axis",
+    "xp.astype(x)": "xp.astype",
+    "xp.where(c, x, y, dim=1)": "dim",
+}
+
+
+@pytest.mark.parametrize("library", NAMESPACES)
+@pytest.mark.parametrize("defect", DEFECTS)
+def test_check_can_fail(library, defect):
+    (complaint,) = complaints(defect, namespace(library))
+    assert DEFECTS[defect] in complaint
+
+
+def test_optional_name_is_not_complained_of():
+    assert complaints("y = xp.absent(x) if hasattr(xp, 'absent') else xp.sum(x, axis=0)", namespace("numpy")) == []

@@ -1,0 +1,82 @@
+"""`import maskloss` imports no array library, and each backend runs where the other libraries cannot be imported."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+
+import pytest
+
+LIBRARIES = ("numpy", "torch", "jax", "jaxlib", "cupy", "array_api_strict", "ml_dtypes", "scipy")
+
+
+def run(program: str) -> str:
+    return subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
+
+
+def imported_by(statement: str) -> set[str]:
+    """The array libraries that `statement` leaves in sys.modules, in a fresh interpreter."""
+    program = (
+        f"import json, sys\n{statement}\nprint(json.dumps(sorted({{name.partition('.')[0] for name in sys.modules}})))"
+    )
+    return set(json.loads(run(program))) & set(LIBRARIES)
+
+
+def seconds(statement: str) -> float:
+    program = f"import time\nstart = time.perf_counter()\n{statement}\nprint(time.perf_counter() - start)"
+    return min(float(run(program)) for _ in range(3))
+
+
+def test_imports_no_library():
+    assert imported_by("import maskloss") == set()
+
+
+def test_check_can_fail():
+    assert "numpy" in imported_by("import numpy")
+
+
+def test_naming_what_is_public_imports_no_library():
+    # A library's binding is loaded when its arrays arrive; naming the public functions must not load it.
+    assert imported_by("import maskloss\nfor name in maskloss.__all__: getattr(maskloss, name)") == set()
+
+
+def test_import_is_quick():
+    # About 20 ms where measured. torch and JAX take a second each, so that 0.5 s leaves room for a slow machine
+    # and none for either of them.
+    assert seconds("import maskloss") < 0.5
+
+
+BACKENDS = {
+    "numpy": "import numpy as np; logits = np.zeros((2, 4), np.float32); labels = np.array([1, 3])",
+    "torch": "import torch; logits = torch.zeros(2, 4); labels = torch.tensor([1, 3])",
+    "jax": "import jax.numpy as jnp; logits = jnp.zeros((2, 4)); labels = jnp.array([1, 3])",
+}
+# JAX itself needs NumPy and ml_dtypes; torch needs neither.
+NEEDED = {"numpy": {"numpy"}, "torch": {"torch"}, "jax": {"jax", "jaxlib", "numpy", "ml_dtypes", "scipy"}}
+
+ALONE = """
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {absent}:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent())
+{setup}
+import maskloss as ml
+loss, gradient = ml.value_and_grad(ml.cross_entropy)(logits, labels)
+# Four equal logits: log 4, and p = 1/4 for each class, averaged over two entries.
+assert abs(float(loss) - 1.3862943611198906) < 1e-6
+assert abs(float(gradient[0, 1]) - (0.25 - 1) / 2) < 1e-6
+"""
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_runs_without_the_other_libraries(backend):
+    if importlib.util.find_spec(backend) is None:
+        pytest.skip(f"{backend} is not installed")
+    run(ALONE.format(absent=set(LIBRARIES) - NEEDED[backend], setup=BACKENDS[backend]))
+
+
+def test_absence_can_fail():
+    with pytest.raises(subprocess.CalledProcessError):
+        run(ALONE.format(absent={"numpy"}, setup=BACKENDS["numpy"]))
