@@ -1,0 +1,91 @@
+"""The examples of the docstrings, of the README and of the pages run, and print what they show.
+
+A block fenced as `python` runs: as a doctest where it has prompts, else as a program, in one namespace for each page.
+A block that cannot run everywhere (a GPU, many devices) is fenced as `py`.
+"""
+
+import doctest
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+import maskloss
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PUBLIC = [public for name in maskloss.__all__ if callable(public := getattr(maskloss, name))]
+
+pytestmark = pytest.mark.skipif(
+    any(importlib.util.find_spec(library) is None for library in ("numpy", "torch", "jax")),
+    reason="the examples use NumPy, torch and JAX: all three must be installed",
+)
+
+
+def failures(test):
+    printed = []
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
+    runner.run(test, out=printed.append, clear_globs=False)
+    return "".join(printed)
+
+
+def run_page(text, name):
+    """Runs every python block of a Markdown page; returns what went wrong."""
+    names = {"__name__": "__main__"}
+    wrong = []
+    for block in re.finditer(r"^( *)```python *\n(.*?)^\1```", text, flags=re.M | re.S):
+        line = text[: block.start(2)].count("\n")
+        code = re.sub(f"^{block[1]}", "", block[2], flags=re.M)
+        if ">>> " in code:
+            test = doctest.DocTestParser().get_doctest(code, names, name, name, line)
+            wrong.append(failures(test))
+            names.update(test.globs)
+        else:
+            try:
+                exec(compile("\n" * line + code, name, "exec"), names)
+            except Exception as error:
+                wrong.append(f"{name}, block at line {line + 1}: {type(error).__name__}: {error}")
+    return "".join(wrong)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_page(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    wrong = run_page(page.read_text(encoding="utf-8"), page.name)
+    assert not wrong, wrong
+
+
+@pytest.mark.parametrize("public", PUBLIC, ids=lambda public: public.__name__)
+def test_docstring(public):
+    (test,) = doctest.DocTestFinder(recurse=False).find(public, globs={})
+    assert test.examples, f"{public.__name__} has no example"
+    assert not (wrong := failures(test)), wrong
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        "```python\n>>> 1 + 1\n3\n```\n",
+        "text\n\n```python\nassert 1 + 1 == 3\n```\n",
+        "```python\nx = 1\n```\n\n- item\n\n  ```python\n  >>> x\n  2\n  ```\n",
+    ],
+)
+def test_page_check_can_fail(page):
+    assert run_page(page, "page.md")
+
+
+def test_page_blocks_share_names_and_py_blocks_do_not_run():
+    page = "```python\nx = 1\n```\n```py\nraise SystemError\n```\n```python\n>>> x + 1\n2\n```\n"
+    assert run_page(page, "page.md") == ""
+
+
+def test_docstring_check_can_fail():
+    def wrong():
+        """
+        >>> 1 + 1
+        3
+        """
+
+    (test,) = doctest.DocTestFinder().find(wrong, "wrong", globs={})
+    assert failures(test)
