@@ -2,7 +2,7 @@
 
 Two kinds of environment: small ones that hold only what their session needs (which proves that nothing else is needed),
 and one, `environment`, that holds every framework and tool, shared by the sessions that name it in `requires`.
-All are kept between runs; `nox -r no` makes them afresh.
+All are kept between runs; `nox --reuse-venv no` makes them afresh.
 """
 
 import os
@@ -121,7 +121,7 @@ def conformance(session: nox.Session) -> None:
 @nox.session(**SHARED)
 def mutants(session: nox.Session) -> None:
     """Planted defects, each of which the tests must find."""
-    run(session, "tests/mutants/run.py", *session.posargs)
+    run(session, "tests/mutants/run_mutants.py", *session.posargs)
 
 
 @nox.session(**SHARED)
