@@ -58,24 +58,26 @@ def lint(session: nox.Session) -> None:
 def tests_numpy(session: nox.Session) -> None:
     """NumPy and array-api-strict, from the built wheel, where neither torch nor JAX is installed."""
     session.install(".[test]", *CONSTRAINTS)
-    session.run("pytest", "--backend", "numpy", "--backend", "strict", *session.posargs, env=ENV)
+    session.run(
+        "pytest", "--backend", "numpy,numpy-readonly,strict,strict-limited,strict-device", *session.posargs, env=ENV
+    )
 
 
 @nox.session
 def lowest(session: nox.Session) -> None:
     """The oldest NumPy and array-api-compat that pyproject.toml admits."""
     session.install(".[test]", "array-api-compat==1.12.0", "numpy==2.0.0")
-    session.run("pytest", "--backend", "numpy", *session.posargs, env=ENV)
+    session.run("pytest", "--backend", "numpy,numpy-readonly", *session.posargs, env=ENV)
 
 
 @nox.session(name="tests-torch", **SHARED)
 def tests_torch(session: nox.Session) -> None:
-    run(session, "-m", "pytest", "--backend", "torch", *session.posargs)
+    run(session, "-m", "pytest", "--backend", "torch,torch-meta", *session.posargs)
 
 
 @nox.session(name="tests-jax", **SHARED)
 def tests_jax(session: nox.Session) -> None:
-    run(session, "-m", "pytest", "--backend", "jax", *session.posargs)
+    run(session, "-m", "pytest", "--backend", "jax,jax-x32", *session.posargs)
 
 
 @nox.session(name="tests-cupy")
