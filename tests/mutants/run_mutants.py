@@ -1,0 +1,108 @@
+"""Plants each defect of mutants.py into a copy of the source and expects the tests named beside it to fail.
+
+    python tests/mutants/run_mutants.py [NAME...]
+
+A mutant whose text is not in the source exactly once, whose tests do not run, or which its tests do not find, fails the run;
+so does a test that is red without any mutant.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+from mutants import MUTANTS, Mutant
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "src" / "maskloss"
+TESTS_FAILED = 1  # pytest's exit code; 2 to 5 say that it could not run them
+
+
+def plant(mutant: Mutant, package: Path) -> str | None:
+    """Applies the mutant to the package in place; returns why it cannot."""
+    file = package / mutant.file
+    if not file.exists():
+        return f"{mutant.file} does not exist"
+    source = file.read_text(encoding="utf-8")
+    if (count := source.count(mutant.text)) != 1:
+        return f"its text is in {mutant.file} {count} times, not once"
+    planted = source.replace(mutant.text, mutant.replacement)
+    try:
+        compile(planted, str(file), "exec")
+    except SyntaxError as error:
+        return f"it leaves {mutant.file} no program: {error}"
+    file.write_text(planted, encoding="utf-8")
+    return None
+
+
+def pytest(folder: Path, tests: tuple[str, ...], root: Path = ROOT) -> tuple[int, str]:
+    """Runs tests on the package in `folder`, from `root`."""
+    environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    where = "import maskloss; print(maskloss.__file__)"
+    imported = subprocess.run([sys.executable, "-c", where], env=environment, cwd=root, capture_output=True, text=True)
+    if not Path(imported.stdout.strip()).is_relative_to(folder):
+        return -1, f"the copy is not what is imported: {imported.stdout}{imported.stderr}"
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "--tb=no", "-p", "no:cacheprovider", "-n0", *tests]
+    done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True)
+    return done.returncode, done.stdout + done.stderr
+
+
+def survival(mutant: Mutant, package: Path = PACKAGE, root: Path = ROOT) -> str | None:
+    """Why the mutant counts as not found; None where its tests find it."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name).resolve()
+        copy = folder / package.name
+        shutil.copytree(package, copy, ignore=shutil.ignore_patterns("__pycache__"))
+        if (why := plant(mutant, copy)) is not None:
+            return why
+        code, output = pytest(folder, mutant.tests, root)
+    if code == 0:
+        return "its tests pass"
+    return None if code == TESTS_FAILED else f"its tests did not run (exit code {code}): {output[-600:]}"
+
+
+def red_without(mutants: list[Mutant], package: Path = PACKAGE, root: Path = ROOT) -> str | None:
+    """What fails on the source as it is, of all the tests that the mutants name."""
+    tests = tuple(dict.fromkeys(test for mutant in mutants for test in mutant.tests))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name).resolve()
+        shutil.copytree(package, folder / package.name)
+        code, output = pytest(folder, tests, root)
+    return None if code == 0 else f"red without a mutant (exit code {code}): {output[-3000:]}"
+
+
+def main(names: list[str]) -> int:
+    unknown = set(names) - {mutant.name for mutant in MUTANTS}
+    if unknown:
+        print(f"no mutant is named {sorted(unknown)}")
+        return 2
+    chosen = [mutant for mutant in MUTANTS if not names or mutant.name in names]
+    if (why := red_without(chosen)) is not None:
+        print(why)
+        return 1
+    width = max(len(mutant.name) for mutant in chosen)
+
+    def judge(mutant: Mutant) -> tuple[str | None, float]:
+        start = time.perf_counter()
+        return survival(mutant), time.perf_counter() - start
+
+    survivors = 0
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for mutant, (why, seconds) in zip(chosen, pool.map(judge, chosen), strict=True):
+            survivors += why is not None
+            print(f"{mutant.name:{width}}  {seconds:5.1f} s  {'found' if why is None else 'NOT FOUND: ' + why}", flush=True)
+            if why is not None:
+                print(f"{'':{width}}  it breaks: {mutant.breaks}")
+    print(f"{len(chosen) - survivors} passed, {survivors} failed")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
