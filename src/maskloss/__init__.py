@@ -1,0 +1,37 @@
+"""Masked cross-entropy and reductions: one definition for NumPy, PyTorch, JAX and CuPy."""
+
+from .differentiation import value_and_grad
+from .losses import cross_entropy, entropy, label_log_probs
+from .reductions import (
+    masked_log_softmax,
+    masked_logsumexp,
+    masked_max,
+    masked_mean,
+    masked_min,
+    masked_softmax,
+    masked_std,
+    masked_sum,
+    masked_var,
+    reduce,
+)
+from .stats import LossStats
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "LossStats",
+    "cross_entropy",
+    "entropy",
+    "label_log_probs",
+    "masked_log_softmax",
+    "masked_logsumexp",
+    "masked_max",
+    "masked_mean",
+    "masked_min",
+    "masked_softmax",
+    "masked_std",
+    "masked_sum",
+    "masked_var",
+    "reduce",
+    "value_and_grad",
+]

@@ -1,0 +1,99 @@
+"""What works where, as data. Errors, tests and the tables of the documentation are made from this one source."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Backend(NamedTuple):
+    name: str
+    devices: tuple[str, ...]
+    gradient: str
+    compiled: str | None  # how a call is compiled
+    vmap: str | None
+    verified: dict[str, str]  # device -> how the claim is known
+
+
+class Implementation(NamedTuple):
+    summary: str
+    missing: dict[str, str]  # library, or library + " compiled" -> why it cannot run there
+
+
+LIBRARIES = {
+    "numpy": "NumPy",
+    "torch": "PyTorch",
+    "jax": "JAX",
+    "cupy": "CuPy",
+    "array_api_strict": "array-api-strict",
+}
+
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+
+BACKENDS = (
+    Backend("numpy", ("cpu",), "value_and_grad", None, None, {"cpu": "run"}),
+    Backend(
+        "torch",
+        ("cpu", "cuda"),
+        "autograd, torch.func, value_and_grad",
+        "torch.compile",
+        "torch.func.vmap",
+        {"cpu": "run", "cuda": "not yet run"},
+    ),
+    Backend(
+        "jax",
+        ("cpu", "gpu"),
+        "jax.grad, jax.jvp, jax.hessian, value_and_grad",
+        "jax.jit",
+        "jax.vmap",
+        {"cpu": "run", "gpu": "not yet run"},
+    ),
+    Backend("cupy", ("gpu",), "value_and_grad", None, None, {"gpu": "checked statically, not yet run"}),
+    Backend("array_api_strict", ("cpu",), "value_and_grad", None, None, {"cpu": "run"}),
+)
+
+NO_AUTODIFF = "the library has no automatic differentiation; ml.value_and_grad covers cross_entropy alone"
+NO_TRACER = "the library has no tracer"
+NO_BFLOAT16 = "the library has no bfloat16"
+
+# (function or "*", library, capability) -> reason. What is not listed works and is tested.
+MISSING = {
+    **{
+        (function, library, "gradient"): NO_AUTODIFF
+        for library in ("numpy", "cupy", "array_api_strict")
+        for function in (
+            "label_log_probs",
+            "entropy",
+            "reduce",
+            "masked_sum",
+            "masked_mean",
+            "masked_var",
+            "masked_std",
+            "masked_max",
+            "masked_min",
+            "masked_logsumexp",
+            "masked_softmax",
+            "masked_log_softmax",
+        )
+    },
+    **{("*", library, "jit"): NO_TRACER for library in ("numpy", "cupy", "array_api_strict")},
+    ("*", "array_api_strict", "bfloat16"): NO_BFLOAT16,
+    ("*", "array_api_strict", "float16"): "the library has no float16",
+}
+
+IMPLEMENTATIONS = {
+    "analytic": Implementation(
+        "the analytic forward and backward pair; keeps two numbers a row between them",
+        {
+            "jax": "JAX's forward-mode derivatives need the plain expression",
+            "torch compiled": "torch.compile takes no autograd.Function that has a jvp; it fuses the plain expression itself",
+        },
+    ),
+    "autodiff": Implementation(
+        "one array-API expression, differentiated by the framework",
+        {},
+    ),
+}
+
+
+def reason_missing(function: str, library: str, capability: str) -> str | None:
+    return MISSING.get((function, library, capability)) or MISSING.get(("*", library, capability))

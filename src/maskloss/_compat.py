@@ -1,0 +1,136 @@
+"""The only import of array-api-compat, and what the array API standard leaves to each library."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from array_api_compat import array_namespace, is_cupy_array, is_jax_array, is_numpy_array, is_torch_array
+
+Array = Any
+Namespace = Any
+
+INTEGERS = frozenset(("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"))
+HALVES = frozenset(("float16", "bfloat16"))
+FLOATS = HALVES | {"float32", "float64"}
+
+
+def library_of(x: object) -> str | None:
+    """Name of the array library of `x`, or None where `x` is no array of a library known here."""
+    # By isinstance against modules already imported, never by importing one; torch first, since torch.compile traces this.
+    if is_torch_array(x):
+        return "torch"
+    if is_numpy_array(x):
+        return "numpy"
+    if is_jax_array(x):
+        return "jax"
+    if is_cupy_array(x):
+        return "cupy"
+    if type(x).__module__.partition(".")[0] == "array_api_strict":
+        return "array_api_strict"
+    return None
+
+
+def namespace_of(x: Array) -> Namespace:
+    return array_namespace(x)
+
+
+def dtype_name(x: Array) -> str:
+    """'float32', 'bfloat16', 'int64', ... for every library.
+
+    `isdtype` cannot serve: it is a TypeError on NumPy and CuPy for ml_dtypes' bfloat16.
+    """
+    name = getattr(x.dtype, "name", None)
+    return name if isinstance(name, str) else str(x.dtype).rpartition(".")[2]
+
+
+def device_of(x: Array, library: str) -> Any:
+    """The device of `x`; None where the library places arrays itself (JAX: tracers, and uncommitted or sharded arrays)."""
+    return None if library == "jax" else x.device
+
+
+def on_other_device(x: Array, logits: Array, library: str) -> bool:
+    if library == "jax":
+        # An uncommitted JAX array goes wherever the other operands are; a tracer has no device.
+        placed = not is_tracer(x, library) and not is_tracer(logits, library) and x.committed and logits.committed
+        return placed and x.devices() != logits.devices()
+    return x.device != logits.device
+
+
+def is_tracer(x: Array, library: str) -> bool:
+    """True where `x` stands for values that do not exist yet: jit, compile, export, vmap, fake and meta tensors."""
+    if library == "jax":
+        return isinstance(x, sys.modules["jax"].core.Tracer)
+    if library == "torch":
+        torch = sys.modules["torch"]
+        # A subclass may hold no values (FakeTensor, FunctionalTensor) or hold them elsewhere (DTensor): not read either.
+        return (
+            torch.compiler.is_compiling()
+            or type(x) not in (torch.Tensor, torch.nn.Parameter)
+            or x.is_meta
+            or torch._C._functorch.is_functorch_wrapped_tensor(x)
+        )
+    return False
+
+
+def reads_without_sync(x: Array, library: str) -> bool:
+    """Whether Python may look at the values of `x` without waiting for a device."""
+    if library == "cupy" or is_tracer(x, library):
+        return False
+    if library == "jax":
+        return all(d.platform == "cpu" for d in x.devices())
+    return library != "torch" or x.device.type == "cpu"
+
+
+def index_dtype(library: str, xp: Namespace) -> Any:
+    """The dtype of indices: int64, but JAX without x64 truncates int64 to int32 (with 2**40 becoming 0 silently)."""
+    return xp.__array_namespace_info__().default_dtypes()["indexing"] if library == "jax" else xp.int64
+
+
+def constant(value: object, *, dtype: Any, like: Array, library: str, xp: Namespace) -> Array:
+    device = device_of(like, library)
+    return xp.asarray(value, dtype=dtype) if device is None else xp.asarray(value, dtype=dtype, device=device)
+
+
+def class_indices(classes: int, *, dtype: Any, like: Array, library: str, xp: Namespace) -> Array:
+    device = device_of(like, library)
+    return xp.arange(classes, dtype=dtype) if device is None else xp.arange(classes, dtype=dtype, device=device)
+
+
+def take_label(x: Array, labels: Array, *, xp: Namespace) -> Array:
+    """x[..., labels], one element per row of the last axis; `labels` already lie in [0, C)."""
+    labels = xp.expand_dims(labels, axis=-1)
+    # torch's take_along_axis recompiles for every new shape under torch.compile; gather does not.
+    taken = xp.gather(x, -1, labels) if hasattr(xp, "gather") else xp.take_along_axis(x, labels, axis=-1)
+    return taken[..., 0]
+
+
+def subtract_at_label(x: Array, labels: Array, values: Array, classes: Array, *, xp: Namespace) -> Array:
+    """x with x[..., labels] -= values, for an `x` that the caller owns; `classes` is arange(C)."""
+    labels, values = xp.expand_dims(labels, axis=-1), xp.expand_dims(values, axis=-1)
+    if is_torch_array(x):
+        return x.scatter_add(-1, labels, -values)
+    if is_numpy_array(x):
+        numpy = sys.modules["numpy"]
+        numpy.put_along_axis(x, labels, numpy.take_along_axis(x, labels, axis=-1) - values, axis=-1)
+        return x
+    return xp.where(classes == labels, x - values, x)
+
+
+def stop_gradient(x: Array, *, xp: Namespace) -> Array:
+    if is_torch_array(x):
+        return x.detach()
+    if is_jax_array(x):
+        return sys.modules["jax"].lax.stop_gradient(x)
+    return x
+
+
+def quiet(library: str) -> AbstractContextManager[object]:
+    """NumPy warns of inf - inf, overflow and the like; here their results are defined, so there is nothing to warn of."""
+    return sys.modules["numpy"].errstate(all="ignore") if library in ("numpy", "array_api_strict") else nullcontext()
+
+
+def is_compiling(library: str) -> bool:
+    """Inside torch.compile or torch.export."""
+    return library == "torch" and sys.modules["torch"].compiler.is_compiling()

@@ -1,0 +1,195 @@
+"""From checked inputs to one loss per entry, and back: the terms around the mathematics of the rows.
+
+In the symbols of the code, an entry with target distribution q, class weights w_c, smoothing eps and K allowed classes has
+
+    t_c  = ((1 - eps) q_c + eps / K) w_c
+    loss = sum_c t_c (lse - x_c) + z_loss lse**2
+
+For class indices q is [c = y], so that the sum is alpha nll + beta dot with alpha = (1 - eps) w_y, beta = eps / K and
+targets w_c: no array of the logits' size is made for the target. For distributions it is dot with targets t_c.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from . import _rows
+from ._compat import Array, class_indices, index_dtype, take_label
+from ._inputs import Inputs
+from ._reduce import Entries, count_kept, reduction_derivatives, sum_all, total_and_divisor, weighted_losses
+from .stats import LossStats
+
+
+class Options(NamedTuple):
+    label_smoothing: float
+    z_loss: float
+    softcap: float | None
+
+
+class Terms(NamedTuple):
+    """loss = alpha nll + beta dot + ...; None: the term is absent (alpha, beta: 1 where its row term is present)."""
+
+    rows: _rows.Rows
+    alpha: Array | float | None
+    beta: Array | float | None
+    masses: Array | None  # m_i = sum_c w_c q_ic
+
+
+def take(values: Array, indices: Array, inputs: Inputs) -> Array:
+    xp = inputs.xp
+    return xp.reshape(xp.take(values, xp.reshape(indices, (-1,)), axis=0), indices.shape)
+
+
+def allowed_count(inputs: Inputs) -> Array | float:
+    if inputs.class_mask is None:
+        return float(inputs.logits.shape[-1])
+    xp = inputs.xp
+    # At least 1: an entry with no allowed class is not kept, and must not divide by 0.
+    return xp.clip(xp.sum(xp.astype(inputs.class_mask, inputs.dtype), axis=-1), 1.0)
+
+
+def terms_of(inputs: Inputs, options: Options) -> Terms:
+    xp, eps, class_weights = inputs.xp, options.label_smoothing, inputs.class_weights
+    rows = _rows.Rows(inputs.logits, None, None, inputs.keep, inputs.class_mask, options.softcap, inputs.dtype)
+    share = eps / allowed_count(inputs) if eps else None
+    if inputs.distribution is None:
+        masses = None if class_weights is None else take(class_weights, inputs.labels, inputs)
+        if masses is not None and inputs.keep is not None:
+            masses = xp.where(inputs.keep, masses, 0.0)
+        alpha = 1.0 - eps if masses is None else (1.0 - eps) * masses
+        targets = None
+        if share is not None:
+            targets = class_weights
+            if targets is None:
+                targets = xp.ones_like(class_indices_of(inputs), dtype=inputs.dtype)
+        # At eps = 1 the label has no part in the loss: with its cost infinite, 0 * inf would be NaN.
+        rows = rows._replace(labels=inputs.labels if eps < 1 else None, targets=targets)
+        return Terms(rows, alpha if eps < 1 else None, share, masses)
+    targets = masses = inputs.distribution
+    if share is not None:
+        targets = (1.0 - eps) * targets + (share if isinstance(share, float) else xp.expand_dims(share, axis=-1))
+    if class_weights is not None:
+        targets, masses = targets * class_weights, masses * class_weights
+    return Terms(rows._replace(targets=targets), None, 1.0, _rows.long_sum(masses, xp=xp))
+
+
+def class_indices_of(inputs: Inputs) -> Array:
+    dtype = index_dtype(inputs.library, inputs.xp)
+    return class_indices(inputs.logits.shape[-1], dtype=dtype, like=inputs.logits, library=inputs.library, xp=inputs.xp)
+
+
+def weighed_nll(nll: Array, alpha: Array | float, inputs: Inputs) -> Array:
+    """nll, and 0 where it is infinite but weighs nothing: 0 * inf is 0."""
+    if isinstance(alpha, float):
+        return nll
+    return inputs.xp.where(inputs.xp.isinf(nll) & (alpha == 0), 0.0, nll)
+
+
+def entry_losses(
+    inputs: Inputs, options: Options, rows_forward: Callable[..., _rows.Forward]
+) -> tuple[Entries, Terms, _rows.Forward]:
+    xp = inputs.xp
+    terms = terms_of(inputs, options)
+    out = rows_forward(terms.rows, xp=xp)
+    losses = 0.0
+    if out.nll is not None:
+        losses = terms.alpha * weighed_nll(out.nll, terms.alpha, inputs)
+    if out.dot is not None:
+        losses = losses + terms.beta * out.dot
+    if options.z_loss:
+        losses = losses + options.z_loss * out.lse * out.lse
+    if inputs.wrong is not None:
+        # Multiplied, not selected: so the gradient of the whole entry is NaN as well.
+        losses = losses * xp.where(inputs.wrong, math.nan, xp.ones_like(losses))
+    if inputs.keep is not None:
+        losses = xp.where(inputs.keep, losses, 0.0)
+    return Entries(losses, inputs.keep, inputs.weights, terms.masses), terms, out
+
+
+def stats_of(inputs: Inputs, options: Options, entries: Entries, out: _rows.Forward, reduction: str) -> LossStats:
+    xp = inputs.xp
+    total, divisor = total_and_divisor(entries, reduction, xp=xp)
+    z_terms = options.z_loss * out.lse * out.lse if options.z_loss else xp.zeros_like(out.lse)
+    if inputs.keep is not None:
+        z_terms = xp.where(inputs.keep, z_terms, 0.0)
+    z_total = sum_all(weighted_losses(entries._replace(losses=z_terms)), xp=xp)
+    return LossStats(total, divisor, count_kept(entries, xp=xp), correct_of(inputs), z_total)
+
+
+def correct_of(inputs: Inputs) -> Array:
+    xp = inputs.xp
+    scores, labels = xp.astype(inputs.logits, inputs.dtype, copy=False), inputs.labels
+    distribution = inputs.distribution
+    if inputs.class_mask is not None:
+        scores = xp.where(inputs.class_mask, scores, -math.inf)
+        distribution = None if distribution is None else xp.where(inputs.class_mask, distribution, -math.inf)
+    if distribution is not None:
+        labels = xp.argmax(distribution, axis=-1)
+    # arg-max takes a NaN for the largest, and a NaN is no right answer.
+    right = (xp.argmax(scores, axis=-1) == labels) & ~xp.isnan(take_label(scores, labels, xp=xp))
+    if inputs.keep is not None:
+        right = right & inputs.keep
+    if inputs.wrong is not None:
+        right = right & ~inputs.wrong
+    return xp.sum(xp.astype(right, xp.int32))
+
+
+def sum_to(x: Array, shape: tuple[int, ...], inputs: Inputs) -> Array:
+    """The adjoint of broadcasting from `shape`."""
+    lead = x.ndim - len(shape)
+    axes = tuple(range(lead)) + tuple(lead + i for i, n in enumerate(shape) if n == 1 != x.shape[lead + i])
+    return inputs.xp.reshape(inputs.xp.sum(x, axis=axes), shape) if axes else x
+
+
+def value_and_gradients(
+    inputs: Inputs, options: Options, reduction: str, denominator: Array | None, wanted: frozenset[str]
+) -> tuple[Array, dict[str, Array], LossStats]:
+    """The analytic derivative of the whole loss, for libraries without one. The chain rule over the module's equations:
+
+    dL/dnll = alpha g, dL/ddot = beta g, dL/dlse = 2 z_loss lse g with g = dL/dloss; and for the targets t, given dL/dt,
+    dL/dw_y = (1 - eps) nll g + dL/dm,  dL/dq_c = (1 - eps) w_c dL/dt_c + w_c dL/dm,  dL/dw_c = (t_c / w_c) dL/dt_c + q_c dL/dm.
+    """
+    xp, eps = inputs.xp, options.label_smoothing
+    entries, terms, out = entry_losses(inputs, options, _rows.forward)
+    value, d = reduction_derivatives(entries, reduction, denominator, xp=xp)
+    g = d.losses
+    if inputs.wrong is not None:
+        g = g * xp.where(inputs.wrong, math.nan, xp.ones_like(g))
+    g_lse = 2.0 * options.z_loss * out.lse * g if options.z_loss else xp.zeros_like(g)
+    gradients = {"weights": d.weights, "denominator": d.denominator}
+    classes = class_indices_of(inputs)
+    about_targets = bool(wanted & {"class_weights", "labels"})
+    logits, d_targets = _rows.backward(
+        terms.rows,
+        out.log_sum,
+        out.shift,
+        None if out.nll is None else g * terms.alpha,
+        None if out.dot is None else g * terms.beta,
+        g_lse,
+        classes,
+        targets_too=about_targets,
+        xp=xp,
+    )
+    gradients["logits"] = logits
+    weights, q = inputs.class_weights, inputs.distribution
+    if q is not None and about_targets:
+        d_masses = xp.expand_dims(d.masses, axis=-1)
+        d_q = (1.0 - eps) * d_targets + d_masses
+        gradients["labels"] = d_q if weights is None else d_q * weights
+        if inputs.class_mask is not None:
+            gradients["labels"] = xp.where(inputs.class_mask, gradients["labels"], 0.0)
+        if weights is not None:
+            unweighted = terms_of(inputs._replace(class_weights=None), options).rows.targets
+            gradients["class_weights"] = sum_to(unweighted * d_targets + q * d_masses, weights.shape, inputs)
+    elif "class_weights" in wanted and weights is not None:
+        d_weight = d.masses
+        if out.nll is not None:
+            d_weight = d_weight + (1.0 - eps) * weighed_nll(out.nll, terms.alpha, inputs) * g
+        at_label = classes == xp.expand_dims(inputs.labels, axis=-1)
+        d_weights = sum_to(xp.where(at_label, xp.expand_dims(d_weight, axis=-1), 0.0), weights.shape, inputs)
+        gradients["class_weights"] = (
+            d_weights if d_targets is None else d_weights + sum_to(d_targets, weights.shape, inputs)
+        )
+    return value, gradients, stats_of(inputs, options, entries, out, reduction)

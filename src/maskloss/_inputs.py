@@ -1,0 +1,390 @@
+"""Arguments -> one frozen, checked value. Every refusal of the package is made here, before any arithmetic."""
+
+from __future__ import annotations
+
+import math
+import operator
+from numbers import Integral, Real
+from typing import Any, NamedTuple, NoReturn
+
+from ._capabilities import DTYPES, IMPLEMENTATIONS, LIBRARIES
+from ._compat import (
+    FLOATS,
+    HALVES,
+    INTEGERS,
+    Array,
+    Namespace,
+    constant,
+    dtype_name,
+    index_dtype,
+    is_tracer,
+    library_of,
+    namespace_of,
+    on_other_device,
+    reads_without_sync,
+    take_label,
+)
+
+REDUCTIONS = ("none", "sum", "mean", "mean_over_kept", "mean_over_all", "mean_over_sequences")
+
+
+class Inputs(NamedTuple):
+    """The arrays of one call, checked and neutralised. The class axis is last; None: not given, or no entry affected."""
+
+    library: str
+    xp: Namespace
+    dtype: Any  # of the computation and the loss
+    logits: Array
+    labels: Array | None  # class indices in [0, C), 0 where the label given is none
+    distribution: Array | None  # 0 where not kept or not allowed
+    keep: Array | None
+    wrong: Array | None  # kept entries to answer NaN: a label or mask value that is none, and could not be read
+    weights: Array | None  # shape of the entries, 0 where not kept
+    class_weights: Array | None
+    class_mask: Array | None  # shape of the logits
+
+
+def fail(kind: type[Exception], name: str, given: object, accepted: str) -> NoReturn:
+    raise kind(f"{name} is {given}; {accepted}")
+
+
+def describe(value: object) -> str:
+    """What an argument is, in words: its library and dtype and shape, or its type."""
+    library = library_of(value)
+    if library is None:
+        text = repr(value)
+        return f"{text if len(text) <= 40 else text[:40] + '...'} ({type(value).__name__})"
+    return f"a {LIBRARIES[library]} array of dtype {dtype_name(value)} and shape {shape_of(value)}"
+
+
+def shape_of(x: Array) -> tuple[int, ...]:
+    return tuple(x.shape)
+
+
+def is_scalar(value: object) -> bool:
+    """A Python number or a NumPy scalar (which is no array)."""
+    return isinstance(value, Real) or type(value).__name__ == "bool"
+
+
+def check_number(name: str, value: Any, low: float, high: float, accepted: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        fail(TypeError, name, describe(value), f"it must be a Python number, {accepted}")
+    if not low <= value <= high:  # NaN fails too
+        fail(ValueError, name, value, f"it must be {accepted}")
+    return float(value)
+
+
+def check_choice(name: str, value: Any, accepted: tuple[Any, ...]) -> None:
+    if not any(value is choice or (isinstance(value, str) and value == choice) for choice in accepted):
+        kind = ValueError if isinstance(value, str) else TypeError
+        fail(kind, name, repr(value), f"it must be one of {', '.join(map(repr, accepted))}")
+
+
+def check_reduction(reduction: Any, denominator: object) -> None:
+    check_choice("reduction", reduction, REDUCTIONS)
+    if denominator is not None and not reduction.startswith("mean"):
+        fail(
+            ValueError,
+            "denominator",
+            describe(denominator),
+            f"reduction {reduction!r} has no divisor for it to replace",
+        )
+
+
+def check_array(name: str, x: Any) -> str:
+    """Refuses what is no plain dense array of a known library; returns the library."""
+    library = library_of(x)
+    kind = type(x).__name__
+    if library is None:
+        fail(TypeError, name, describe(x), f"it must be an array of {', '.join(LIBRARIES.values())}")
+    if library == "numpy" and kind in ("MaskedArray", "matrix"):
+        fix = "its .data with mask=~its .mask" if kind == "MaskedArray" else "numpy.asarray of it"
+        fail(TypeError, name, f"a numpy {kind}", f"it must be a plain array; pass {fix}")
+    if library == "torch" and (x.is_nested or str(x.layout) != "torch.strided"):
+        fail(TypeError, name, f"a torch {'nested' if x.is_nested else 'sparse'} tensor", "it must be a dense tensor")
+    if dtype_name(x) == "object":
+        fail(TypeError, name, describe(x), "object arrays are not accepted; convert it to a numeric dtype")
+    return library
+
+
+def check_axis(axis: Any, ndim: int, name: str = "axis") -> int:
+    try:
+        index = operator.index(axis)
+    except TypeError:
+        fail(TypeError, name, describe(axis), "it must be an integer")
+    if isinstance(axis, bool) or not -ndim <= index < ndim:
+        fail(ValueError, name, repr(axis), f"it must lie in [{-ndim}, {ndim}) for an array of {ndim} dimensions")
+    return index % ndim
+
+
+def check_broadcasts(name: str, x: Array, shape: tuple[int, ...], what: str) -> None:
+    given = shape_of(x)
+    fits = len(given) <= len(shape) and all(a in (1, b) for a, b in zip(given[::-1], shape[::-1], strict=False))
+    if not fits:
+        fail(ValueError, name, describe(x), f"it must broadcast to the shape {shape} of {what}")
+
+
+class Like(NamedTuple):
+    """The array that decides library and device for all the others."""
+
+    name: str
+    array: Array
+    library: str
+    xp: Namespace
+
+    def constant(self, value: object, dtype: Any) -> Array:
+        return constant(value, dtype=dtype, like=self.array, library=self.library, xp=self.xp)
+
+    def companion(self, name: str, x: Any) -> Array:
+        """`x` as an array of this library on this device."""
+        if is_scalar(x):
+            return self.constant(x.item() if hasattr(x, "item") else x, None)
+        library = check_array(name, x)
+        if library != self.library:
+            if library == "numpy" and self.library == "jax":
+                return self.xp.asarray(x)
+            both = f"a {LIBRARIES[library]} array, but {self.name} is of {LIBRARIES[self.library]}"
+            fail(
+                TypeError, name, both, f"it must be of the same library: convert it to {LIBRARIES[self.library]} first"
+            )
+        if on_other_device(x, self.array, library):
+            both = f"on device {x.device}, but {self.name} is on {self.array.device}"
+            fail(ValueError, name, both, f"move it to {self.array.device}")
+        return x
+
+
+def floating_like(name: str, x: Any) -> Like:
+    library = check_array(name, x)
+    if dtype_name(x) not in FLOATS:
+        fail(TypeError, name, describe(x), f"its dtype must be real floating: {', '.join(DTYPES)}")
+    return Like(name, x, library, namespace_of(x))
+
+
+def compute_dtype(x: Array, xp: Namespace) -> Any:
+    """float32 for half precision, else the dtype itself."""
+    return xp.float32 if dtype_name(x) in HALVES else x.dtype
+
+
+def to_mask(mask: Any, shape: tuple[int, ...], what: str, like: Like, validate: Any) -> tuple[Array, Array | None]:
+    """The mask as bool of the full shape, and where an integer mask that could not be read is neither 0 nor 1."""
+    xp = like.xp
+    x = like.companion("mask", mask)
+    name = dtype_name(x)
+    if name in FLOATS:
+        fail(TypeError, "mask", describe(mask), "it must be bool or integer 0/1; numbers that weigh go to weights")
+    if name != "bool" and name not in INTEGERS:
+        fail(TypeError, "mask", describe(mask), "it must be bool or integer 0/1")
+    check_broadcasts("mask", x, shape, what)
+    if name == "bool":
+        return xp.broadcast_to(x, shape), None
+    x = xp.astype(x, index_dtype(like.library, xp))
+    wrong = check_kept((x != 0) & (x != 1), like.library, validate, xp, lambda at: _mask_value(x, at))
+    return xp.broadcast_to(x != 0, shape), None if wrong is None else xp.broadcast_to(wrong, shape)
+
+
+def _mask_value(mask: Array, at: tuple[int, ...]) -> str:
+    return f"mask{list(at) or ''} is {int(mask[at])}; it must be bool or integer 0/1"
+
+
+def to_weights(name: str, weights: Any, dtype: Any, like: Like) -> Array:
+    x = like.companion(name, weights)
+    if dtype_name(x) not in FLOATS | INTEGERS:
+        fail(TypeError, name, describe(weights), "its dtype must be real: floating or integer")
+    return like.xp.astype(x, dtype, copy=False)
+
+
+def to_denominator(denominator: Any, dtype: Any, like: Like) -> Array:
+    if isinstance(denominator, bool):
+        fail(TypeError, "denominator", denominator, "it must be a number or a 0-d array")
+    if is_scalar(denominator) and not math.isfinite(denominator):
+        fail(ValueError, "denominator", denominator, "it must be finite")
+    x = to_weights("denominator", denominator, dtype, like)
+    if x.ndim:
+        fail(ValueError, "denominator", describe(denominator), "it must be a number or a 0-d array")
+    return x
+
+
+def check_kept(wrong: Array, library: str, validate: Any, xp: Namespace, message: Any) -> Array | None:
+    """Raises for the first wrong entry where values may be read, else returns `wrong`, for these entries to become NaN."""
+    if validate is False:
+        return wrong
+    if validate is True and is_tracer(wrong, library):
+        fail(
+            ValueError,
+            "validate",
+            True,
+            "labels have no values to read inside a tracer (jit, compile, vmap); use 'auto'",
+        )
+    if validate == "auto" and not reads_without_sync(wrong, library):
+        return wrong
+    if not bool(xp.any(wrong)):
+        return None
+    position = int(xp.argmax(xp.astype(xp.reshape(wrong, (-1,)), xp.uint8)))
+    at: list[int] = []
+    for length in reversed(shape_of(wrong)):
+        position, index = divmod(position, length)
+        at.insert(0, index)
+    raise ValueError(message(tuple(at)))
+
+
+def to_labels(labels: Any, classes: int, ignore_index: int | None, like: Like) -> tuple[Array, Array, Array | None]:
+    """Indices in [0, C) (0 for what is none), where the label is one, and where it is ignore_index.
+
+    Done in the labels' own library: JAX without x64 would truncate a NumPy 2**40 to 0.
+    """
+    library = library_of(labels) or like.library
+    xp = namespace_of(labels)
+    indices = xp.astype(labels, index_dtype(library, xp), copy=False)
+    ignored = None
+    # Compared only where the labels' own dtype can hold it: -100 cast to uint8 is 156, a class.
+    if ignore_index is not None:
+        limits = xp.iinfo(labels.dtype)
+        if int(limits.min) <= ignore_index <= int(limits.max):
+            ignored = indices == ignore_index
+    in_range = (indices >= 0) & (indices < classes)
+    indices = xp.where(in_range, indices, xp.zeros_like(indices))
+    if library != like.library:
+        indices = like.xp.asarray(indices, dtype=index_dtype(like.library, like.xp))
+        in_range = like.xp.asarray(in_range)
+        ignored = None if ignored is None else like.xp.asarray(ignored)
+    return indices, in_range, ignored
+
+
+def conjunction(first: Array | None, second: Array | None) -> Array | None:
+    if first is None or second is None:
+        return second if first is None else first
+    return first & second
+
+
+def prepare(
+    logits: Any,
+    labels: Any,
+    *,
+    mask: Any = None,
+    weights: Any = None,
+    class_weights: Any = None,
+    class_mask: Any = None,
+    ignore_index: Any = None,
+    axis: Any = -1,
+    validate: Any = "auto",
+) -> Inputs:
+    """Checks and normalises. `labels` None: the function has none (entropy)."""
+    check_choice("validate", validate, ("auto", True, False))
+    like = floating_like("logits", logits)
+    xp, library = like.xp, like.library
+    if logits.ndim == 0:
+        fail(ValueError, "logits", describe(logits), "it needs a class axis: at least one dimension")
+    axis = check_axis(axis, logits.ndim)
+    full = shape_of(logits)
+    classes, entries = full[axis], full[:axis] + full[axis + 1 :]
+    if classes == 0:
+        fail(ValueError, "logits", describe(logits), f"its class axis ({axis}) must hold at least one class")
+    what = f"the entries (logits {full} without class axis {axis})"
+    dtype = compute_dtype(logits, xp)
+    x = xp.moveaxis(logits, axis, -1)
+
+    keep = wrong = None
+    if mask is not None:
+        keep, wrong = to_mask(mask, entries, what, like, validate)
+
+    allowed = None
+    if class_mask is not None:
+        allowed = like.companion("class_mask", class_mask)
+        if dtype_name(allowed) != "bool":
+            fail(TypeError, "class_mask", describe(class_mask), "it must be bool: True where the class exists")
+        check_broadcasts("class_mask", allowed, full, "logits")
+        allowed = xp.moveaxis(xp.broadcast_to(allowed, full), axis, -1)
+        keep = conjunction(keep, xp.any(allowed, axis=-1))
+
+    if weights is not None:
+        weights = to_weights("weights", weights, dtype, like)
+        check_broadcasts("weights", weights, entries, what)
+        weights = xp.broadcast_to(weights, entries)
+        keep = conjunction(keep, weights != 0)
+
+    indices = distribution = None
+    if labels is not None:
+        if is_scalar(labels):
+            labels = like.companion("labels", labels)
+        given = shape_of(labels) if library_of(labels) is not None else ()
+        foreign = check_array("labels", labels) == "numpy" and library == "jax"
+        if not foreign:
+            labels = like.companion("labels", labels)
+        kind = dtype_name(labels)
+        if kind in FLOATS:
+            if ignore_index is not None:
+                fail(
+                    ValueError,
+                    "ignore_index",
+                    ignore_index,
+                    "a distribution over classes holds no index to ignore; use mask",
+                )
+            if given != full:
+                fail(
+                    ValueError,
+                    "labels",
+                    describe(labels),
+                    f"floating labels are distributions, of the logits' shape {full}",
+                )
+            distribution = xp.moveaxis(xp.astype(like.companion("labels", labels), dtype, copy=False), axis, -1)
+        elif kind in INTEGERS:
+            if given != entries:
+                hint = "; a one-hot must be floating" if given == full else ""
+                fail(
+                    ValueError,
+                    "labels",
+                    describe(labels),
+                    f"class indices must have the shape {entries} of {what}{hint}",
+                )
+            if ignore_index is not None and (isinstance(ignore_index, bool) or not isinstance(ignore_index, Integral)):
+                fail(TypeError, "ignore_index", describe(ignore_index), "it must be a Python int")
+            indices, in_range, ignored = to_labels(labels, classes, ignore_index, like)
+            keep = keep if ignored is None else conjunction(keep, ~ignored)
+            bad = ~in_range
+            if allowed is not None:
+                bad = bad | ~take_label(allowed, indices, xp=xp)
+            bad = bad if keep is None else bad & keep
+            bad = check_kept(bad, library, validate, xp, lambda at: _label_value(labels, at, classes))
+            wrong = bad if wrong is None else wrong if bad is None else wrong | bad
+        else:
+            accepted = "class indices of an integer dtype, or distributions of a floating one"
+            fail(TypeError, "labels", describe(labels), f"it must hold {accepted}")
+
+    if keep is not None and weights is not None:
+        weights = xp.where(keep, weights, 0.0)
+    if keep is not None and wrong is not None:
+        wrong = wrong & keep
+    if distribution is not None:
+        for chosen in (allowed, None if keep is None else xp.expand_dims(keep, axis=-1)):
+            distribution = distribution if chosen is None else xp.where(chosen, distribution, 0.0)
+    if class_weights is not None:
+        class_weights = to_weights("class_weights", class_weights, dtype, like)
+        if shape_of(class_weights) != (classes,):
+            fail(
+                ValueError,
+                "class_weights",
+                describe(class_weights),
+                f"it must have one weight per class: shape ({classes},)",
+            )
+    return Inputs(library, xp, dtype, x, indices, distribution, keep, wrong, weights, class_weights, allowed)
+
+
+def _label_value(labels: Array, at: tuple[int, ...], classes: int) -> str:
+    value = int(labels[at])
+    place = f"labels{list(at)}" if at else "labels"
+    if 0 <= value < classes:
+        return f"{place} is {value}, a class that class_mask excludes there; mask the entry or admit the class"
+    return f"{place} is {value}, outside the classes [0, {classes}); mask the entry, or name the value in ignore_index"
+
+
+def choose_implementation(implementation: Any, library: str, compiled: bool) -> str:
+    """The implementation that runs: the one named, or an error; None takes the first that can."""
+    if implementation is not None:
+        check_choice("implementation", implementation, tuple(IMPLEMENTATIONS))
+    for name, candidate in IMPLEMENTATIONS.items():
+        reason = candidate.missing.get(library) or (candidate.missing.get(f"{library} compiled") if compiled else None)
+        if implementation == name and reason is not None:
+            fail(ValueError, "implementation", repr(name), f"it cannot run here: {reason}; leave it None")
+        if implementation in (None, name) and reason is None:
+            return name
+    raise AssertionError("an implementation without restriction exists")

@@ -1,0 +1,132 @@
+"""From entries to one number: every reduction and its derivative, in one place, outside bindings and kernels.
+
+In the symbols of the code, entry i of sequence r has the loss l_i, the weight w_i and the mass m_i = sum_c w_c q_ic, its
+unit is u_i = w_i m_i, and both are 0 where it is not kept. With S_r = sum_i w_i l_i and D_r = sum_i u_i over a sequence,
+
+    mean                 S / D      (one sequence holds every entry)
+    mean_over_kept       S / count  mean_over_all    S / number of entries      sum      S
+    mean_over_sequences  sum_r (S_r / D_r) / number of r that kept something
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from ._compat import Array, Namespace
+from ._rows import long_sum
+
+
+class Entries(NamedTuple):
+    """Per entry; None: all kept, all 1."""
+
+    losses: Array
+    keep: Array | None
+    weights: Array | None
+    masses: Array | None
+
+
+def quotient(total: Array, divisor: Array, *, xp: Namespace) -> Array:
+    """total / divisor, and 0 with derivatives that are 0 where the divisor is 0."""
+    nothing = divisor == 0
+    # Replaced before the division as well: the derivative of total / 0 is NaN, which where() would multiply by 0.
+    return xp.where(nothing, 0.0, total / xp.where(nothing, 1.0, divisor))
+
+
+def sum_all(x: Array, *, xp: Namespace) -> Array:
+    return long_sum(xp.reshape(x, (-1,)), xp=xp)
+
+
+def kept_of(entries: Entries, *, xp: Namespace) -> Array:
+    return xp.ones_like(entries.losses, dtype=xp.bool) if entries.keep is None else entries.keep
+
+
+def count_kept(entries: Entries, *, xp: Namespace) -> Array:
+    return xp.sum(xp.astype(kept_of(entries, xp=xp), xp.int32))
+
+
+def weighted_losses(entries: Entries) -> Array:
+    return entries.losses if entries.weights is None else entries.weights * entries.losses
+
+
+def units_of(entries: Entries, *, xp: Namespace) -> Array:
+    units = xp.ones_like(entries.losses) if entries.weights is None else entries.weights
+    if entries.masses is not None:
+        units = units * entries.masses
+    return units if entries.keep is None else xp.where(entries.keep, units, 0.0)
+
+
+def by_sequence(x: Array, *, xp: Namespace) -> Array:
+    """(sequences, entries of one): no or one entry axis is one sequence."""
+    shape = x.shape
+    length = shape[-1] if len(shape) > 1 else math.prod(shape)
+    return xp.reshape(x, (math.prod(shape[:-1]), length))
+
+
+def total_and_divisor(entries: Entries, reduction: str, *, xp: Namespace) -> tuple[Array, Array]:
+    """Numerator and divisor of the reduction; for "sum" and "none" the divisor is that of "mean"."""
+    each = weighted_losses(entries)
+    if reduction == "mean_over_sequences":
+        total = long_sum(by_sequence(each, xp=xp), xp=xp)
+        divisor = long_sum(by_sequence(units_of(entries, xp=xp), xp=xp), xp=xp)
+        kept = xp.any(by_sequence(kept_of(entries, xp=xp), xp=xp), axis=-1)
+        return sum_all(quotient(total, divisor, xp=xp), xp=xp), sum_all(xp.astype(kept, each.dtype), xp=xp)
+    total = sum_all(each, xp=xp)
+    if reduction == "mean_over_all":
+        return total, xp.full_like(total, float(math.prod(each.shape)))
+    if reduction == "mean_over_kept":
+        return total, xp.astype(count_kept(entries, xp=xp), each.dtype)
+    return total, sum_all(units_of(entries, xp=xp), xp=xp)
+
+
+def reduce_entries(entries: Entries, reduction: str, denominator: Array | None, *, xp: Namespace) -> Array:
+    if reduction == "none":
+        return weighted_losses(entries)
+    total, divisor = total_and_divisor(entries, reduction, xp=xp)
+    if reduction == "sum":
+        return total
+    return quotient(total, divisor if denominator is None else denominator, xp=xp)
+
+
+class Derivatives(NamedTuple):
+    """Of a scalar reduction with respect to each part."""
+
+    losses: Array
+    weights: Array
+    masses: Array
+    denominator: Array
+
+
+def reduction_derivatives(
+    entries: Entries, reduction: str, denominator: Array | None, *, xp: Namespace
+) -> tuple[Array, Derivatives]:
+    """The value L and its derivatives. With d_each = dL/d(w_i l_i) and d_unit = dL/du_i:
+
+    dL/dl_i = d_each w_i      dL/dw_i = d_each l_i + d_unit m_i      dL/dm_i = d_unit w_i      dL/ddenominator = -L / denominator
+
+    and d_each = 1 / divisor, d_unit = -L / D for "mean"; for sequences both again with S_r / D_r inside, by the chain rule.
+    """
+    total, own = total_and_divisor(entries, reduction, xp=xp)
+    divisor = xp.ones_like(total) if reduction == "sum" else own if denominator is None else denominator
+    value = quotient(total, divisor, xp=xp)
+    d_total = quotient(xp.ones_like(total), divisor, xp=xp)
+    d_divisor = -quotient(value, divisor, xp=xp)
+    zeros = xp.zeros_like(entries.losses)
+    d_each, d_unit = zeros + d_total, zeros
+    if reduction == "mean" and denominator is None:
+        d_unit = zeros + d_divisor
+    if reduction == "mean_over_sequences":
+        sequence_total = long_sum(by_sequence(weighted_losses(entries), xp=xp), xp=xp)
+        sequence_units = long_sum(by_sequence(units_of(entries, xp=xp), xp=xp), xp=xp)
+        mean = quotient(sequence_total, sequence_units, xp=xp)
+        d_sequence_total = quotient(xp.ones_like(mean), sequence_units, xp=xp) * d_total
+        d_sequence_units = -quotient(mean, sequence_units, xp=xp) * d_total
+        spread = by_sequence(zeros, xp=xp)
+        d_each = xp.reshape(spread + xp.expand_dims(d_sequence_total, axis=-1), zeros.shape)
+        d_unit = xp.reshape(spread + xp.expand_dims(d_sequence_units, axis=-1), zeros.shape)
+    keep, weights, masses = entries.keep, entries.weights, entries.masses
+    d_weights = d_each * entries.losses + (d_unit if masses is None else d_unit * masses)
+    d_losses, d_masses = (d_each, d_unit) if weights is None else (d_each * weights, d_unit * weights)
+    if keep is not None:
+        d_losses, d_weights, d_masses = (xp.where(keep, d, 0.0) for d in (d_losses, d_weights, d_masses))
+    return value, Derivatives(d_losses, d_weights, d_masses, d_divisor)

@@ -1,0 +1,63 @@
+"""The rows' mathematics as a torch.autograd.Function: from forward to backward only its inputs and two numbers a row are kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from . import _rows
+from ._compat import Namespace
+
+Tensor = Any
+
+
+class _Rows(torch.autograd.Function):
+    # vmap is derived from forward, backward and jvp, which are plain torch operations.
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*inputs: Any) -> tuple[Any, ...]:
+        rows, _, xp = _unpack(inputs)
+        return tuple(_rows.forward(rows, xp=xp))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+        *tensors, ctx.softcap, ctx.dtype, ctx.xp = inputs
+        _, _, _, log_sum, shift = output
+        # log_sum is saved as an output that has a derivative of its own, not as a number: double backward is exact so.
+        ctx.mark_non_differentiable(shift)
+        ctx.save_for_backward(*tensors, log_sum, shift)
+        ctx.save_for_forward(*tensors, log_sum, shift)
+
+    @staticmethod
+    def backward(ctx: Any, g_nll: Any, g_dot: Any, g_lse: Any, g_log_sum: Any, _: Any) -> tuple[Any, ...]:
+        rows, classes, xp, log_sum, shift = _saved(ctx)
+        # The derivative of log_sum is that of lse: the shift is a constant.
+        d_logits, d_targets = _rows.backward(
+            rows, log_sum, shift, g_nll, g_dot, g_lse + g_log_sum, classes, targets_too=ctx.needs_input_grad[1], xp=xp
+        )
+        if d_targets is not None:
+            d_targets = d_targets.sum_to_size(rows.targets.shape)
+        return (d_logits, d_targets, *[None] * 7)
+
+    @staticmethod
+    def jvp(ctx: Any, t_logits: Any, t_targets: Any, *_: Any) -> tuple[Any, ...]:
+        rows, _, xp, log_sum, shift = _saved(ctx)
+        return _rows.tangents(rows, log_sum, shift, t_logits, t_targets, xp=xp)
+
+
+def _unpack(inputs: Any) -> tuple[_rows.Rows, Any, Namespace]:
+    logits, targets, labels, keep, class_mask, classes, softcap, dtype, xp = inputs
+    return _rows.Rows(logits, labels, targets, keep, class_mask, softcap, dtype), classes, xp
+
+
+def _saved(ctx: Any) -> tuple[_rows.Rows, Any, Namespace, Tensor, Tensor]:
+    *tensors, log_sum, shift = ctx.saved_tensors
+    return *_unpack((*tensors, ctx.softcap, ctx.dtype, ctx.xp)), log_sum, shift
+
+
+def forward(rows: _rows.Rows, classes: Tensor, *, xp: Namespace) -> _rows.Forward:
+    """_rows.forward with _rows.backward as its derivative."""
+    logits, labels, targets, keep, class_mask, softcap, dtype = rows
+    return _rows.Forward(*_Rows.apply(logits, targets, labels, keep, class_mask, classes, softcap, dtype, xp))

@@ -1,0 +1,276 @@
+"""The losses: cross_entropy, label_log_probs and entropy."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any, Literal
+
+from . import _rows
+from ._compat import Array, is_compiling, quiet
+from ._entries import Options, class_indices_of, entry_losses, stats_of
+from ._inputs import (
+    Inputs,
+    Like,
+    check_choice,
+    check_number,
+    check_reduction,
+    choose_implementation,
+    prepare,
+    to_denominator,
+)
+from ._reduce import reduce_entries
+
+Reduction = Literal["none", "sum", "mean", "mean_over_kept", "mean_over_all", "mean_over_sequences"]
+
+
+def check_options(label_smoothing: Any, z_loss: Any, softcap: Any) -> Options:
+    return Options(
+        check_number("label_smoothing", label_smoothing, 0.0, 1.0, "a number in [0, 1]"),
+        check_number("z_loss", z_loss, 0.0, _LARGEST, "a finite number that is not negative"),
+        check_softcap(softcap),
+    )
+
+
+_LARGEST = math.nextafter(math.inf, 0.0)
+_SMALLEST = math.nextafter(0.0, 1.0)
+
+
+def check_softcap(softcap: Any) -> float | None:
+    return (
+        None
+        if softcap is None
+        else check_number("softcap", softcap, _SMALLEST, _LARGEST, "None or a finite positive number")
+    )
+
+
+def rows_forward_of(inputs: Inputs, implementation: str | None) -> Any:
+    """The forward of the rows that runs: under autograd the pair, elsewhere the expression."""
+    name = choose_implementation(implementation, inputs.library, is_compiling(inputs.library))
+    if name == "analytic" and inputs.library == "torch":
+        from . import _torch
+
+        return partial(_torch.forward, classes=class_indices_of(inputs))
+    return _rows.forward
+
+
+def cross_entropy(
+    logits: Array,
+    labels: Array,
+    *,
+    mask: Array | None = None,
+    weights: Array | float | None = None,
+    class_weights: Array | None = None,
+    class_mask: Array | None = None,
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+    axis: int = -1,
+    reduction: Reduction = "mean",
+    denominator: Array | float | None = None,
+    with_stats: bool = False,
+    validate: bool | Literal["auto"] = "auto",
+    implementation: str | None = None,
+) -> Any:
+    r"""Masked cross-entropy between logits and labels.
+
+    For a kept entry with logits :math:`x`, target distribution :math:`q`, class weights :math:`w` and :math:`K` allowed
+    classes,
+
+    .. math::
+
+        \mathrm{lse} &= \log \textstyle\sum_{c\ \mathrm{allowed}} e^{x_c} \\
+        q'_c &= \left((1 - \epsilon)\, q_c + \epsilon / K\right) w_c \\
+        \mathrm{loss} &= \textstyle\sum_c q'_c\, (\mathrm{lse} - x_c) + z\, \mathrm{lse}^2
+
+    with :math:`\epsilon` = ``label_smoothing`` and :math:`z` = ``z_loss``. What is not kept reaches neither the value nor
+    any gradient, whatever it holds; where nothing is kept the loss is 0, with gradients that are 0.
+
+    Parameters
+    ----------
+    logits : array, shape (..., C), real floating
+        Scores before softmax; the classes lie along `axis`, the other axes are the *entries*. They decide the library and
+        the device; every other array must be of the same (NumPy arrays beside JAX logits are converted).
+    labels : array
+        Class indices, of any integer dtype and the entries' shape; or, floating and of the logits' shape, distributions.
+    mask : array, optional
+        bool, or integer 0/1, broadcast to the entries. True: the entry counts.
+    weights : array or number, optional
+        Real, of any sign, broadcast to the entries. 0 is the same as masked.
+    class_weights : array, shape (C,), optional
+        Real weight of each class.
+    class_mask : array, optional
+        bool, broadcast to the logits. False: the class does not exist for this entry.
+    ignore_index : int, optional
+        Label value that marks an entry as not counting. There is none by default.
+    label_smoothing : float
+        In [0, 1]: the share of the target that is spread evenly over the allowed classes.
+    z_loss : float
+        Coefficient of :math:`\mathrm{lse}^2`.
+    softcap : float, optional
+        The logits become ``softcap * tanh(logits / softcap)`` before anything else.
+    axis : int
+        The class axis of the logits.
+    reduction : str
+        ``"none"``: :math:`w_i \mathrm{loss}_i` per entry. ``"sum"``: their sum S. ``"mean"``: the weighted mean
+        :math:`S / \sum_i w_i \sum_c w_c q_{ic}`. ``"mean_over_kept"``: S / kept entries. ``"mean_over_all"``: S / entries.
+        ``"mean_over_sequences"``: the weighted mean along the last entry axis, then the mean over the rows that kept something.
+    denominator : number or 0-d array, optional
+        Replaces the divisor of any ``"mean..."``: gradient accumulation, data parallel.
+    with_stats : bool
+        Return ``(loss, LossStats)``.
+    validate : bool or "auto"
+        Whether a kept label that is no class raises. ``"auto"``: wherever the values can be read without waiting for a
+        device and outside a tracer. True: always, waiting if need be. False: never. Where it does not raise, the loss and
+        the gradient of that entry are NaN.
+    implementation : str, optional
+        ``"analytic"`` (the analytic forward and backward pair) or ``"autodiff"`` (one expression, differentiated by the
+        framework). None chooses the first that can run; one that is named runs or raises.
+
+    Returns
+    -------
+    array
+        0-d, or of the entries' shape for ``"none"``; float32 for half precision, else of the logits' dtype. With
+        `with_stats`, a pair of it and :class:`LossStats`.
+
+    Raises
+    ------
+    TypeError
+        An argument of a wrong kind, dtype or library.
+    ValueError
+        An argument of a wrong shape, value or device; a kept label outside [0, C) or of a class that `class_mask` excludes.
+
+    Notes
+    -----
+    Differentiable with respect to logits, weights, class_weights, floating labels and denominator.
+
+    Examples
+    --------
+    Next-sentence prediction for three entries, of which the last has no second sentence:
+
+    >>> import numpy as np
+    >>> import maskloss as ml
+    >>> logits = np.asarray([[0.3797, 0.6203], [0.4363, 0.5637], [0.3797, 0.6203]])
+    >>> loss = ml.cross_entropy(logits, np.asarray([0, 1, 1]), mask=np.asarray([True, True, False]))
+    >>> print(round(float(loss), 4))
+    0.7261
+    """
+    check_reduction(reduction, denominator)
+    check_choice("with_stats", with_stats, (True, False))
+    options = check_options(label_smoothing, z_loss, softcap)
+    inputs = prepare(
+        logits,
+        labels,
+        mask=mask,
+        weights=weights,
+        class_weights=class_weights,
+        class_mask=class_mask,
+        ignore_index=ignore_index,
+        axis=axis,
+        validate=validate,
+    )
+    divisor = denominator_of(denominator, logits, inputs)
+    forward = rows_forward_of(inputs, implementation)
+    with quiet(inputs.library):
+        entries, _, out = entry_losses(inputs, options, forward)
+        loss = reduce_entries(entries, reduction, divisor, xp=inputs.xp)
+        if not with_stats:
+            return loss
+        return loss, stats_of(inputs, options, entries, out, reduction)
+
+
+def denominator_of(denominator: Any, logits: Array, inputs: Inputs) -> Array | None:
+    if denominator is None:
+        return None
+    return to_denominator(denominator, inputs.dtype, Like("logits", logits, inputs.library, inputs.xp))
+
+
+def label_log_probs(
+    logits: Array,
+    labels: Array,
+    *,
+    mask: Array | None = None,
+    class_mask: Array | None = None,
+    ignore_index: int | None = None,
+    softcap: float | None = None,
+    axis: int = -1,
+    validate: bool | Literal["auto"] = "auto",
+) -> Array:
+    r"""Log-probability of each entry's label, :math:`\log p_y = x_y - \mathrm{lse}`; 0 where not kept.
+
+    Parameters
+    ----------
+    logits : array, shape (..., C), real floating
+        As in :func:`cross_entropy`, and so are `mask`, `class_mask`, `ignore_index`, `softcap`, `axis` and `validate`.
+    labels : array
+        Class indices of the entries' shape; or, floating and of the logits' shape, distributions :math:`q`, which give
+        :math:`\sum_c q_c \log p_c`.
+
+    Returns
+    -------
+    array
+        Of the entries' shape; float32 for half precision, else of the logits' dtype.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`cross_entropy`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import maskloss as ml
+    >>> logits = np.log(np.asarray([[0.25, 0.75], [0.5, 0.5]]))
+    >>> print(np.exp(ml.label_log_probs(logits, np.asarray([1, 0]))))
+    [0.75 0.5 ]
+    """
+    options = Options(0.0, 0.0, check_softcap(softcap))
+    inputs = prepare(
+        logits, labels, mask=mask, class_mask=class_mask, ignore_index=ignore_index, axis=axis, validate=validate
+    )
+    forward = rows_forward_of(inputs, None)
+    with quiet(inputs.library):
+        entries, _, _ = entry_losses(inputs, options, forward)
+        # 0 - loss, not -loss: what is not kept is 0, not -0.
+        return 0.0 - entries.losses
+
+
+def entropy(
+    logits: Array,
+    *,
+    mask: Array | None = None,
+    class_mask: Array | None = None,
+    softcap: float | None = None,
+    axis: int = -1,
+) -> Array:
+    r"""Entropy of each entry's softmax, :math:`-\sum_c p_c \log p_c` in nats; 0 where not kept.
+
+    Parameters
+    ----------
+    logits : array, shape (..., C), real floating
+        As in :func:`cross_entropy`, and so are `mask`, `class_mask`, `softcap` and `axis`.
+
+    Returns
+    -------
+    array
+        Of the entries' shape; float32 for half precision, else of the logits' dtype. A class of probability 0 adds 0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`cross_entropy`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import maskloss as ml
+    >>> print(round(float(ml.entropy(np.asarray([0.0, 0.0, -np.inf]))), 6))  # log 2
+    0.693147
+    """
+    cap = check_softcap(softcap)
+    inputs = prepare(logits, None, mask=mask, class_mask=class_mask, axis=axis)
+    rows = _rows.Rows(inputs.logits, None, None, inputs.keep, inputs.class_mask, cap, inputs.dtype)
+    with quiet(inputs.library):
+        result = _rows.entropy(rows, xp=inputs.xp)
+        return result if inputs.keep is None else inputs.xp.where(inputs.keep, result, 0.0)

@@ -1,0 +1,62 @@
+"""What with_stats returns beside the loss."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from ._compat import Array, namespace_of
+from ._reduce import quotient
+
+
+class LossStats(NamedTuple):
+    """Sums over one batch that add up across batches; all 0-d arrays.
+
+    A NamedTuple, hence a pytree in JAX and in PyTorch. ``a + b`` adds field by field, so that ``sum(stats).mean`` over the
+    batches of an evaluation, or over the shards of a data-parallel step, is the mean over all their entries, and not the
+    mean of means. The fields stay connected to the gradient of the loss.
+
+    Attributes
+    ----------
+    total : array
+        Numerator of the mean: the sum of ``weights * loss`` over kept entries (for ``"mean_over_sequences"``, the sum of
+        the sequences' means).
+    denominator : array
+        Divisor of the batch's own mean under the reduction asked for (that of ``"mean"`` for ``"sum"`` and ``"none"``). The
+        ``denominator`` argument never enters it.
+    count : array
+        Kept entries, integer.
+    correct : array
+        Kept entries whose label is the first arg-max of the logits over the allowed classes, integer.
+    z_loss : array
+        The part of ``total`` (under ``"mean_over_sequences"`` too: the plain weighted sum) that ``z_loss`` added.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import maskloss as ml
+    >>> logits = np.log(np.asarray([[0.5, 0.5], [0.25, 0.75], [0.5, 0.5]]))
+    >>> _, a = ml.cross_entropy(logits[:1], np.asarray([0]), with_stats=True)
+    >>> _, b = ml.cross_entropy(logits[1:], np.asarray([1, 0]), with_stats=True)
+    >>> print((a + b).count, (a + b).correct, round(float((a + b).mean), 6))  # (log 2 + log 4/3 + log 2) / 3
+    3 3 0.557992
+    """
+
+    total: Array
+    denominator: Array
+    count: Array
+    correct: Array
+    z_loss: Array
+
+    def __add__(self, other: Any) -> LossStats:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if not isinstance(other, LossStats):
+            return NotImplemented
+        return LossStats(*(a + b for a, b in zip(self, other, strict=True)))
+
+    def __radd__(self, other: Any) -> LossStats:
+        """sum() starts from 0."""
+        return self if isinstance(other, int) and other == 0 else NotImplemented
+
+    @property
+    def mean(self) -> Array:
+        """total / denominator; 0 where the denominator is 0."""
+        return quotient(self.total, self.denominator, xp=namespace_of(self.total))
