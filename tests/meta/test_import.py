@@ -70,11 +70,11 @@ assert abs(float(gradient[0, 1]) - (0.25 - 1) / 2) < 1e-6
 """
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_runs_without_the_other_libraries(backend):
-    if importlib.util.find_spec(backend) is None:
-        pytest.skip(f"{backend} is not installed")
-    run(ALONE.format(absent=set(LIBRARIES) - NEEDED[backend], setup=BACKENDS[backend]))
+@pytest.mark.parametrize("library", BACKENDS)
+def test_runs_without_the_other_libraries(library):
+    if importlib.util.find_spec(library) is None:
+        pytest.skip(f"{library} is not installed")
+    run(ALONE.format(absent=set(LIBRARIES) - NEEDED[library], setup=BACKENDS[library]))
 
 
 def test_absence_can_fail():

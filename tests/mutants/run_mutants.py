@@ -97,9 +97,8 @@ def main(names: list[str]) -> int:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for mutant, (why, seconds) in zip(chosen, pool.map(judge, chosen), strict=True):
             survivors += why is not None
-            print(f"{mutant.name:{width}}  {seconds:5.1f} s  {'found' if why is None else 'NOT FOUND: ' + why}", flush=True)
-            if why is not None:
-                print(f"{'':{width}}  it breaks: {mutant.breaks}")
+            verdict = "found" if why is None else f"NOT FOUND: {why}; it breaks {mutant.breaks}"
+            print(f"{mutant.name:{width}}  {seconds:5.1f} s  {verdict}", flush=True)
     print(f"{len(chosen) - survivors} passed, {survivors} failed")
     return 1 if survivors else 0
 
