@@ -49,9 +49,11 @@ def uses_of(tree):
 
 
 def documented_signatures(function, name):
-    """Parameter names of each `name(...)` line of the docstring: what a function compiled in C has for a signature."""
-    for inside in re.findall(rf"^\W*(?:\w+\.)*{name}\((.*?)\)(?: ->|$)", inspect.getdoc(function) or "", flags=re.M):
-        yield [part.split("=")[0].split(":")[0].strip(" *[]") for part in inside.split(",")]
+    """Parameter names of each `name(...) ->` of the docstring: what a function compiled in C has for a signature."""
+    for inside in re.findall(rf"\b{name}\(([^()]*)\)(?: ->|$)", inspect.getdoc(function) or "", flags=re.M):
+        names = [part.split("=")[0].split(":")[0].strip(" *[]") for part in inside.split(",")]
+        # torch documents its own names, and takes NumPy's for them.
+        yield [{"dim": "axis", "keepdim": "keepdims"}.get(n, n) for n in names]
 
 
 def refusal(function, name, call):

@@ -1,4 +1,4 @@
-"""Defects to plant, as data. Each has been, or could be, somebody's bug; `tests` are the few that are expected to find it."""
+"""Defects to plant, as data. Each has been, or could be, somebody's bug; `tests` are those expected to find it."""
 
 from typing import NamedTuple
 

@@ -2,8 +2,8 @@
 
     python tests/mutants/run_mutants.py [NAME...]
 
-A mutant whose text is not in the source exactly once, whose tests do not run, or which its tests do not find, fails the run;
-so does a test that is red without any mutant.
+A mutant whose text is not in the source exactly once, whose tests do not run, or which its tests do not find, fails the
+run; so does a test that is red without any mutant.
 """
 
 from __future__ import annotations
