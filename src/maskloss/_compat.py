@@ -6,7 +6,7 @@ import sys
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from array_api_compat import array_namespace, is_cupy_array, is_jax_array, is_numpy_array, is_torch_array
+from array_api_compat import array_namespace, is_cupy_array, is_jax_array, is_numpy_array
 
 Array = Any
 Namespace = Any
@@ -18,8 +18,9 @@ FLOATS = HALVES | {"float32", "float64"}
 
 def library_of(x: object) -> str | None:
     """Name of the array library of `x`, or None where `x` is no array of a library known here."""
-    # By isinstance against modules already imported, never by importing one; torch first, since torch.compile traces this.
-    if is_torch_array(x):
+    # array-api-compat's own tests are behind lru_cache, of which torch.compile warns when it traces them: torch goes first.
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(x, torch.Tensor):
         return "torch"
     if is_numpy_array(x):
         return "numpy"
@@ -33,6 +34,10 @@ def library_of(x: object) -> str | None:
 
 
 def namespace_of(x: Array) -> Namespace:
+    if library_of(x) == "torch":
+        from array_api_compat import torch
+
+        return torch
     return array_namespace(x)
 
 
@@ -98,6 +103,13 @@ def class_indices(classes: int, *, dtype: Any, like: Array, library: str, xp: Na
     return xp.arange(classes, dtype=dtype) if device is None else xp.arange(classes, dtype=dtype, device=device)
 
 
+def moved_axis(x: Array, source: int, destination: int, *, xp: Namespace) -> Array:
+    """moveaxis by permute_dims: torch.vmap has no rule for moveaxis of integers."""
+    order = [axis for axis in range(x.ndim) if axis != source % x.ndim]
+    order.insert(destination % x.ndim, source % x.ndim)
+    return x if order == sorted(order) else xp.permute_dims(x, tuple(order))
+
+
 def take_label(x: Array, labels: Array, *, xp: Namespace) -> Array:
     """x[..., labels], one element per row of the last axis; `labels` already lie in [0, C)."""
     labels = xp.expand_dims(labels, axis=-1)
@@ -109,7 +121,7 @@ def take_label(x: Array, labels: Array, *, xp: Namespace) -> Array:
 def subtract_at_label(x: Array, labels: Array, values: Array, classes: Array, *, xp: Namespace) -> Array:
     """x with x[..., labels] -= values, for an `x` that the caller owns; `classes` is arange(C)."""
     labels, values = xp.expand_dims(labels, axis=-1), xp.expand_dims(values, axis=-1)
-    if is_torch_array(x):
+    if library_of(x) == "torch":
         return x.scatter_add(-1, labels, -values)
     if is_numpy_array(x):
         numpy = sys.modules["numpy"]
@@ -119,7 +131,7 @@ def subtract_at_label(x: Array, labels: Array, values: Array, classes: Array, *,
 
 
 def stop_gradient(x: Array, *, xp: Namespace) -> Array:
-    if is_torch_array(x):
+    if library_of(x) == "torch":
         return x.detach()
     if is_jax_array(x):
         return sys.modules["jax"].lax.stop_gradient(x)

@@ -19,6 +19,7 @@ from ._compat import (
     index_dtype,
     is_tracer,
     library_of,
+    moved_axis,
     namespace_of,
     on_other_device,
     reads_without_sync,
@@ -281,7 +282,7 @@ def prepare(
         fail(ValueError, "logits", describe(logits), f"its class axis ({axis}) must hold at least one class")
     what = f"the entries (logits {full} without class axis {axis})"
     dtype = compute_dtype(logits, xp)
-    x = xp.moveaxis(logits, axis, -1)
+    x = moved_axis(logits, axis, -1, xp=xp)
 
     keep = wrong = None
     if mask is not None:
@@ -293,7 +294,7 @@ def prepare(
         if dtype_name(allowed) != "bool":
             fail(TypeError, "class_mask", describe(class_mask), "it must be bool: True where the class exists")
         check_broadcasts("class_mask", allowed, full, "logits")
-        allowed = xp.moveaxis(xp.broadcast_to(allowed, full), axis, -1)
+        allowed = moved_axis(xp.broadcast_to(allowed, full), axis, -1, xp=xp)
         keep = conjunction(keep, xp.any(allowed, axis=-1))
 
     if weights is not None:
@@ -326,7 +327,7 @@ def prepare(
                     describe(labels),
                     f"floating labels are distributions, of the logits' shape {full}",
                 )
-            distribution = xp.moveaxis(xp.astype(like.companion("labels", labels), dtype, copy=False), axis, -1)
+            distribution = moved_axis(xp.astype(like.companion("labels", labels), dtype, copy=False), axis, -1, xp=xp)
         elif kind in INTEGERS:
             if given != entries:
                 hint = "; a one-hot must be floating" if given == full else ""

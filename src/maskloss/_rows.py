@@ -171,15 +171,14 @@ def backward(
 
 def tangents(
     rows: Rows, log_sum: Array, shift: Array, t_logits: Array | None, t_targets: Array | None, *, xp: Namespace
-) -> Forward:
+) -> tuple[Array | None, Array | None, Array, Array]:
     """Derivative of forward along dx = t_logits and dt = t_targets (None: zero). With u = sum_c p_c dx_c:
 
     d nll = u - dx_y        d dot = sum_c t_c (u - dx_c) + dt_c (lse - x_c)        d lse = d log_sum = u
     """
     x, slope = selected_logits(rows, xp=xp)
-    zero = xp.zeros_like(log_sum)
     if t_logits is None:
-        t_x, u = xp.zeros_like(x), zero
+        t_x, u = xp.zeros_like(x), xp.zeros_like(log_sum)
     else:
         t_x = xp.astype(t_logits, rows.dtype, copy=False)
         allowed = allowed_of(rows, xp=xp)
@@ -197,7 +196,7 @@ def tangents(
         if t_targets is not None:
             t_targets = t_targets if rows.class_mask is None else xp.where(rows.class_mask, t_targets, 0.0)
             t_dot = t_dot + xp.sum(t_targets * costs(x, targets, log_sum, shift, xp=xp), axis=-1)
-    return Forward(t_nll, t_dot, u, u, zero)
+    return t_nll, t_dot, u, u
 
 
 def entropy(rows: Rows, *, xp: Namespace) -> Array:

@@ -44,7 +44,8 @@ class _Rows(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, t_logits: Any, t_targets: Any, *_: Any) -> tuple[Any, ...]:
         rows, _, xp, log_sum, shift = _saved(ctx)
-        return _rows.tangents(rows, log_sum, shift, t_logits, t_targets, xp=xp)
+        # None for the shift, which has no derivative.
+        return (*_rows.tangents(rows, log_sum, shift, t_logits, t_targets, xp=xp), None)
 
 
 def _unpack(inputs: Any) -> tuple[_rows.Rows, Any, Namespace]:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ._capabilities import LIBRARIES, NO_AUTODIFF
-from ._compat import Array, dtype_name, library_of, quiet
+from ._compat import Array, dtype_name, library_of, moved_axis, quiet
 from ._entries import sum_to, value_and_gradients
 from ._inputs import (
     FLOATS,
@@ -236,5 +236,5 @@ def _restored(gradient: Array, name: str, given: dict[str, Any], inputs: Inputs)
     """In the argument's own axis order, shape and dtype."""
     xp, argument = inputs.xp, given[name]
     if name in ("logits", "labels"):
-        gradient = xp.moveaxis(gradient, -1, given["axis"])
+        gradient = moved_axis(gradient, -1, given["axis"], xp=xp)
     return xp.astype(sum_to(gradient, tuple(argument.shape), inputs), argument.dtype, copy=False)
