@@ -42,9 +42,15 @@ def plant(mutant: Mutant, package: Path) -> str | None:
     return None
 
 
-def pytest(folder: Path, tests: tuple[str, ...], root: Path = ROOT) -> tuple[int, str]:
-    """Runs tests on the package in `folder`, from `root`."""
-    environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+def pytest(folder: Path, tests: tuple[str, ...], backend: str, root: Path = ROOT) -> tuple[int, str]:
+    """Runs tests on the package in `folder`, from `root`; pytest's exit code and output."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(folder),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "OMP_NUM_THREADS": "1",
+        "MASKLOSS_BACKENDS": backend,
+    }
     where = "import maskloss; print(maskloss.__file__)"
     imported = subprocess.run([sys.executable, "-c", where], env=environment, cwd=root, capture_output=True, text=True)
     if not Path(imported.stdout.strip()).is_relative_to(folder):
@@ -62,7 +68,7 @@ def survival(mutant: Mutant, package: Path = PACKAGE, root: Path = ROOT) -> str 
         shutil.copytree(package, copy, ignore=shutil.ignore_patterns("__pycache__"))
         if (why := plant(mutant, copy)) is not None:
             return why
-        code, output = pytest(folder, mutant.tests, root)
+        code, output = pytest(folder, mutant.tests, mutant.backend, root)
     if code == 0:
         return "its tests pass"
     return None if code == TESTS_FAILED else f"its tests did not run (exit code {code}): {output[-600:]}"
@@ -70,12 +76,15 @@ def survival(mutant: Mutant, package: Path = PACKAGE, root: Path = ROOT) -> str 
 
 def red_without(mutants: list[Mutant], package: Path = PACKAGE, root: Path = ROOT) -> str | None:
     """What fails on the source as it is, of all the tests that the mutants name."""
-    tests = tuple(dict.fromkeys(test for mutant in mutants for test in mutant.tests))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name).resolve()
         shutil.copytree(package, folder / package.name)
-        code, output = pytest(folder, tests, root)
-    return None if code == 0 else f"red without a mutant (exit code {code}): {output[-3000:]}"
+        for backend in {mutant.backend for mutant in mutants}:
+            tests = dict.fromkeys(test for mutant in mutants if mutant.backend == backend for test in mutant.tests)
+            code, output = pytest(folder, tuple(tests), backend, root)
+            if code:
+                return f"red on {backend} without a mutant (exit code {code}): {output[-3000:]}"
+    return None
 
 
 def main(names: list[str]) -> int:

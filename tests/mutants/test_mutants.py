@@ -53,7 +53,7 @@ def test_source_is_left_as_it_was(project):
 def test_red_tests_are_told_from_mutants(project):
     assert run.red_without([mutant()], *project) is None
     (project[0] / "__init__.py").write_text("def value():\n    return 5\n")
-    assert "red without a mutant" in run.red_without([mutant()], *project)
+    assert "without a mutant" in run.red_without([mutant()], *project)
 
 
 def test_list_is_sound():
