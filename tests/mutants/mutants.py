@@ -42,7 +42,8 @@ MUTANTS = [
         "x = xp.where(allowed, x, 0.0)\n    slope",
         "x = x * xp.astype(allowed, x.dtype)\n    slope",
         "0 * NaN is NaN: what is masked reaches the gradient",
-        gradients("garbage-mean"),
+        gradients("garbage-mean", backend="torch", mode="autodiff"),
+        "torch",
     ),
     Mutant(
         "select after the exp",

@@ -8,6 +8,7 @@ run; so does a test that is red without any mutant.
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import subprocess
@@ -87,26 +88,30 @@ def red_without(mutants: list[Mutant], package: Path = PACKAGE, root: Path = ROO
     return None
 
 
+def judged(mutant: Mutant, package: Path) -> tuple[str | None, float]:
+    start = time.perf_counter()
+    return survival(mutant, package), time.perf_counter() - start
+
+
 def main(names: list[str]) -> int:
     unknown = set(names) - {mutant.name for mutant in MUTANTS}
     if unknown:
         print(f"no mutant is named {sorted(unknown)}")
         return 2
     chosen = [mutant for mutant in MUTANTS if not names or mutant.name in names]
-    if (why := red_without(chosen)) is not None:
-        print(why)
-        return 1
     width = max(len(mutant.name) for mutant in chosen)
-
-    def judge(mutant: Mutant) -> tuple[str | None, float]:
-        start = time.perf_counter()
-        return survival(mutant), time.perf_counter() - start
-
     survivors = 0
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for mutant, (why, seconds) in zip(chosen, pool.map(judge, chosen), strict=True):
+    with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(os.cpu_count()) as pool:
+        # The source as it is now, so that an edit meanwhile does not count as a mutant.
+        package = Path(name) / PACKAGE.name
+        shutil.copytree(PACKAGE, package)
+        if (why := red_without(chosen, package)) is not None:
+            print(why)
+            return 1
+        verdicts = pool.map(functools.partial(judged, package=package), chosen)
+        for mutant, (why, seconds) in zip(chosen, verdicts, strict=True):
             survivors += why is not None
-            verdict = "found" if why is None else f"NOT FOUND: {why}; it breaks {mutant.breaks}"
+            verdict = "found" if why is None else f"NOT FOUND: {why}; it breaks: {mutant.breaks}"
             print(f"{mutant.name:{width}}  {seconds:5.1f} s  {verdict}", flush=True)
     print(f"{len(chosen) - survivors} passed, {survivors} failed")
     return 1 if survivors else 0
