@@ -130,7 +130,7 @@ bad("a mask with a class axis", ValueError, "mask", "(2, 3)", "(2,)", mask=given
 bad("a mask of more dimensions", ValueError, "mask", "(1, 2)", "(2,)", mask=given([[True, True]], "bool"))
 bad("weights of other entries", ValueError, "weights", "(3,)", "(2,)", weights=given([1.0, 1.0, 1.0]))
 bad("class weights of fewer classes", ValueError, "class_weights", "(2,)", "(3,)", class_weights=given([1.0, 2.0]))
-bad("one number as class weights", ValueError, "class_weights", "()", "(3,)", class_weights=1.0)
+bad("one number as class weights", TypeError, "class_weights", "1.0", "array", class_weights=1.0)
 bad("class weights per entry", ValueError, "class_weights", "(2, 3)", "(3,)", class_weights=given(ROWS))
 bad("a class mask of entries", ValueError, "class_mask", "(2,)", "(2, 3)", class_mask=given([True, False], "bool"))
 bad(
@@ -416,7 +416,7 @@ bad(
     reduction="none",
     denominator=4,
 )
-bad("two denominators", ValueError, "denominator", "(2,)", "0-d", denominator=given([1.0, 2.0]))
+bad("two denominators", ValueError, "denominator", "(2,)", "number", denominator=given([1.0, 2.0]))
 bad("a denominator of NaN", ValueError, "denominator", "nan", "finite", denominator=math.nan)
 bad("an infinite denominator", ValueError, "denominator", "inf", "finite", denominator=math.inf)
 bad("a bool denominator", TypeError, "denominator", "True", "number", denominator=True)
