@@ -19,13 +19,7 @@ class Implementation(NamedTuple):
     missing: dict[str, str]  # library, or library + " compiled" -> why it cannot run there
 
 
-LIBRARIES = {
-    "numpy": "NumPy",
-    "torch": "PyTorch",
-    "jax": "JAX",
-    "cupy": "CuPy",
-    "array_api_strict": "array-api-strict",
-}
+LIBRARIES = {"numpy": "NumPy", "torch": "PyTorch", "jax": "JAX", "cupy": "CuPy", "array_api_strict": "array-api-strict"}
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
@@ -88,10 +82,7 @@ IMPLEMENTATIONS = {
             "torch compiled": "torch.compile takes no autograd.Function that has a jvp; it fuses the plain expression itself",
         },
     ),
-    "autodiff": Implementation(
-        "one array-API expression, differentiated by the framework",
-        {},
-    ),
+    "autodiff": Implementation("one array-API expression, differentiated by the framework", {}),
 }
 
 

@@ -50,9 +50,9 @@ def dtype_name(x: Array) -> str:
     return name if isinstance(name, str) else str(x.dtype).rpartition(".")[2]
 
 
-def device_of(x: Array, library: str) -> Any:
-    """The device of `x`; None where the library places arrays itself (JAX: tracers, and uncommitted or sharded arrays)."""
-    return None if library == "jax" else x.device
+def placement(x: Array) -> dict[str, Any]:
+    """The `device` argument for new arrays beside `x`. JAX places arrays itself: a tracer has no device."""
+    return {} if library_of(x) == "jax" else {"device": x.device}
 
 
 def on_other_device(x: Array, logits: Array, library: str) -> bool:
@@ -93,14 +93,8 @@ def index_dtype(library: str, xp: Namespace) -> Any:
     return xp.__array_namespace_info__().default_dtypes()["indexing"] if library == "jax" else xp.int64
 
 
-def constant(value: object, *, dtype: Any, like: Array, library: str, xp: Namespace) -> Array:
-    device = device_of(like, library)
-    return xp.asarray(value, dtype=dtype) if device is None else xp.asarray(value, dtype=dtype, device=device)
-
-
-def class_indices(classes: int, *, dtype: Any, like: Array, library: str, xp: Namespace) -> Array:
-    device = device_of(like, library)
-    return xp.arange(classes, dtype=dtype) if device is None else xp.arange(classes, dtype=dtype, device=device)
+def class_indices(x: Array, dtype: Any, *, xp: Namespace) -> Array:
+    return xp.arange(x.shape[-1], dtype=dtype, **placement(x))
 
 
 def moved_axis(x: Array, source: int, destination: int, *, xp: Namespace) -> Array:
@@ -118,8 +112,8 @@ def take_label(x: Array, labels: Array, *, xp: Namespace) -> Array:
     return taken[..., 0]
 
 
-def subtract_at_label(x: Array, labels: Array, values: Array, classes: Array, *, xp: Namespace) -> Array:
-    """x with x[..., labels] -= values, for an `x` that the caller owns; `classes` is arange(C)."""
+def subtract_at_label(x: Array, labels: Array, values: Array, *, xp: Namespace) -> Array:
+    """x with x[..., labels] -= values, for an `x` that the caller owns."""
     labels, values = xp.expand_dims(labels, axis=-1), xp.expand_dims(values, axis=-1)
     if library_of(x) == "torch":
         return x.scatter_add(-1, labels, -values)
@@ -127,7 +121,7 @@ def subtract_at_label(x: Array, labels: Array, values: Array, classes: Array, *,
         numpy = sys.modules["numpy"]
         numpy.put_along_axis(x, labels, numpy.take_along_axis(x, labels, axis=-1) - values, axis=-1)
         return x
-    return xp.where(classes == labels, x - values, x)
+    return xp.where(class_indices(x, labels.dtype, xp=xp) == labels, x - values, x)
 
 
 def stop_gradient(x: Array, *, xp: Namespace) -> Array:

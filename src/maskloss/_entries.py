@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from . import _rows
-from ._compat import Array, class_indices, index_dtype, take_label
+from ._compat import Array, class_indices, placement, take_label
 from ._inputs import Inputs
 from ._reduce import Entries, count_kept, reduction_derivatives, sum_all, total_and_divisor, weighted_losses
 from .stats import LossStats
@@ -63,7 +63,7 @@ def terms_of(inputs: Inputs, options: Options) -> Terms:
         if share is not None:
             targets = class_weights
             if targets is None:
-                targets = xp.ones_like(class_indices_of(inputs), dtype=inputs.dtype)
+                targets = xp.ones(inputs.logits.shape[-1:], dtype=inputs.dtype, **placement(inputs.logits))
         # At eps = 1 the label has no part in the loss: with its cost infinite, 0 * inf would be NaN.
         rows = rows._replace(labels=inputs.labels if eps < 1 else None, targets=targets)
         return Terms(rows, alpha if eps < 1 else None, share, masses)
@@ -73,11 +73,6 @@ def terms_of(inputs: Inputs, options: Options) -> Terms:
     if class_weights is not None:
         targets, masses = targets * class_weights, masses * class_weights
     return Terms(rows._replace(targets=targets), None, 1.0, _rows.long_sum(masses, xp=xp))
-
-
-def class_indices_of(inputs: Inputs) -> Array:
-    dtype = index_dtype(inputs.library, inputs.xp)
-    return class_indices(inputs.logits.shape[-1], dtype=dtype, like=inputs.logits, library=inputs.library, xp=inputs.xp)
 
 
 def weighed_nll(nll: Array, alpha: Array | float, inputs: Inputs) -> Array:
@@ -159,7 +154,6 @@ def value_and_gradients(
         g = g * xp.where(inputs.wrong, math.nan, xp.ones_like(g))
     g_lse = 2.0 * options.z_loss * out.lse * g if options.z_loss else xp.zeros_like(g)
     gradients = {"weights": d.weights, "denominator": d.denominator}
-    classes = class_indices_of(inputs)
     about_targets = bool(wanted & {"class_weights", "labels"})
     logits, d_targets = _rows.backward(
         terms.rows,
@@ -168,7 +162,6 @@ def value_and_gradients(
         None if out.nll is None else g * terms.alpha,
         None if out.dot is None else g * terms.beta,
         g_lse,
-        classes,
         targets_too=about_targets,
         xp=xp,
     )
@@ -187,7 +180,7 @@ def value_and_gradients(
         d_weight = d.masses
         if out.nll is not None:
             d_weight = d_weight + (1.0 - eps) * weighed_nll(out.nll, terms.alpha, inputs) * g
-        at_label = classes == xp.expand_dims(inputs.labels, axis=-1)
+        at_label = class_indices(inputs.logits, inputs.labels.dtype, xp=xp) == xp.expand_dims(inputs.labels, axis=-1)
         d_weights = sum_to(xp.where(at_label, xp.expand_dims(d_weight, axis=-1), 0.0), weights.shape, inputs)
         gradients["class_weights"] = (
             d_weights if d_targets is None else d_weights + sum_to(d_targets, weights.shape, inputs)

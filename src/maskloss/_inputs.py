@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from numbers import Integral, Real
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn, get_args
 
 from ._capabilities import DTYPES, IMPLEMENTATIONS, LIBRARIES
 from ._compat import (
@@ -14,35 +14,22 @@ from ._compat import (
     INTEGERS,
     Array,
     Namespace,
-    constant,
     dtype_name,
     index_dtype,
+    is_compiling,
     is_tracer,
     library_of,
     moved_axis,
     namespace_of,
     on_other_device,
+    placement,
     reads_without_sync,
     take_label,
 )
 
-REDUCTIONS = ("none", "sum", "mean", "mean_over_kept", "mean_over_all", "mean_over_sequences")
-
-
-class Inputs(NamedTuple):
-    """The arrays of one call, checked and neutralised. The class axis is last; None: not given, or no entry affected."""
-
-    library: str
-    xp: Namespace
-    dtype: Any  # of the computation and the loss
-    logits: Array
-    labels: Array | None  # class indices in [0, C), 0 where the label given is none
-    distribution: Array | None  # 0 where not kept or not allowed
-    keep: Array | None
-    wrong: Array | None  # kept entries to answer NaN: a label or mask value that is none, and could not be read
-    weights: Array | None  # shape of the entries, 0 where not kept
-    class_weights: Array | None
-    class_mask: Array | None  # shape of the logits
+Reduction = Literal["none", "sum", "mean", "mean_over_kept", "mean_over_all", "mean_over_sequences"]
+REDUCTIONS = get_args(Reduction)
+NO_LABELS = object()
 
 
 def fail(kind: type[Exception], name: str, given: object, accepted: str) -> NoReturn:
@@ -67,12 +54,17 @@ def is_scalar(value: object) -> bool:
     return isinstance(value, Real) or type(value).__name__ == "bool"
 
 
-def check_number(name: str, value: Any, low: float, high: float, accepted: str) -> float:
+def check_real(name: str, value: Any, accepted: str = "of any value") -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
         fail(TypeError, name, describe(value), f"it must be a Python number, {accepted}")
+    return float(value)
+
+
+def check_number(name: str, value: Any, low: float, high: float, accepted: str) -> float:
+    value = check_real(name, value, accepted)
     if not low <= value <= high:  # NaN fails too
         fail(ValueError, name, value, f"it must be {accepted}")
-    return float(value)
+    return value
 
 
 def check_choice(name: str, value: Any, accepted: tuple[Any, ...]) -> None:
@@ -133,25 +125,36 @@ class Like(NamedTuple):
     library: str
     xp: Namespace
 
-    def constant(self, value: object, dtype: Any) -> Array:
-        return constant(value, dtype=dtype, like=self.array, library=self.library, xp=self.xp)
-
     def companion(self, name: str, x: Any) -> Array:
         """`x` as an array of this library on this device."""
         if is_scalar(x):
-            return self.constant(x.item() if hasattr(x, "item") else x, None)
+            return self.xp.asarray(x.item() if hasattr(x, "item") else x, **placement(self.array))
         library = check_array(name, x)
         if library != self.library:
             if library == "numpy" and self.library == "jax":
                 return self.xp.asarray(x)
-            both = f"a {LIBRARIES[library]} array, but {self.name} is of {LIBRARIES[self.library]}"
-            fail(
-                TypeError, name, both, f"it must be of the same library: convert it to {LIBRARIES[self.library]} first"
-            )
+            given = f"a {LIBRARIES[library]} array beside {LIBRARIES[self.library]} {self.name}"
+            fail(TypeError, name, given, f"convert it to {LIBRARIES[self.library]}")
         if on_other_device(x, self.array, library):
-            both = f"on device {x.device}, but {self.name} is on {self.array.device}"
-            fail(ValueError, name, both, f"move it to {self.array.device}")
+            given = f"on device {x.device} beside {self.name} on {self.array.device}"
+            fail(ValueError, name, given, f"move it to {self.array.device}")
         return x
+
+
+class Inputs(NamedTuple):
+    """The arrays of one call, checked and neutralised; the class axis is last. None: not given, or no entry affected."""
+
+    like: Like
+    xp: Namespace
+    dtype: Any  # of the computation and the loss
+    logits: Array
+    labels: Array | None  # class indices in [0, C), 0 where the label given is none
+    distribution: Array | None  # 0 where not kept or not allowed
+    keep: Array | None
+    wrong: Array | None  # kept entries to answer NaN: a label or mask value that is none, and could not be read
+    weights: Array | None  # shape of the entries, 0 where not kept
+    class_weights: Array | None
+    class_mask: Array | None  # shape of the logits
 
 
 def floating_like(name: str, x: Any) -> Like:
@@ -187,11 +190,12 @@ def _mask_value(mask: Array, at: tuple[int, ...]) -> str:
     return f"mask{list(at) or ''} is {int(mask[at])}; it must be bool or integer 0/1"
 
 
-def to_weights(name: str, weights: Any, dtype: Any, like: Like) -> Array:
+def to_weights(name: str, weights: Any, dtype: Any, like: Like, shape: tuple[int, ...], what: str) -> Array:
     x = like.companion(name, weights)
     if dtype_name(x) not in FLOATS | INTEGERS:
         fail(TypeError, name, describe(weights), "its dtype must be real: floating or integer")
-    return like.xp.astype(x, dtype, copy=False)
+    check_broadcasts(name, x, shape, what)
+    return like.xp.broadcast_to(like.xp.astype(x, dtype, copy=False), shape)
 
 
 def to_denominator(denominator: Any, dtype: Any, like: Like) -> Array:
@@ -199,10 +203,7 @@ def to_denominator(denominator: Any, dtype: Any, like: Like) -> Array:
         fail(TypeError, "denominator", denominator, "it must be a number or a 0-d array")
     if is_scalar(denominator) and not math.isfinite(denominator):
         fail(ValueError, "denominator", denominator, "it must be finite")
-    x = to_weights("denominator", denominator, dtype, like)
-    if x.ndim:
-        fail(ValueError, "denominator", describe(denominator), "it must be a number or a 0-d array")
-    return x
+    return to_weights("denominator", denominator, dtype, like, (), "a number")
 
 
 def check_kept(wrong: Array, library: str, validate: Any, xp: Namespace, message: Any) -> Array | None:
@@ -228,33 +229,64 @@ def check_kept(wrong: Array, library: str, validate: Any, xp: Namespace, message
     raise ValueError(message(tuple(at)))
 
 
-def to_labels(labels: Any, classes: int, ignore_index: int | None, like: Like) -> tuple[Array, Array, Array | None]:
-    """Indices in [0, C) (0 for what is none), where the label is one, and where it is ignore_index.
-
-    Done in the labels' own library: JAX without x64 would truncate a NumPy 2**40 to 0.
-    """
-    library = library_of(labels) or like.library
-    xp = namespace_of(labels)
-    indices = xp.astype(labels, index_dtype(library, xp), copy=False)
-    ignored = None
-    # Compared only where the labels' own dtype can hold it: -100 cast to uint8 is 156, a class.
-    if ignore_index is not None:
-        limits = xp.iinfo(labels.dtype)
-        if int(limits.min) <= ignore_index <= int(limits.max):
-            ignored = indices == ignore_index
-    in_range = (indices >= 0) & (indices < classes)
-    indices = xp.where(in_range, indices, xp.zeros_like(indices))
-    if library != like.library:
-        indices = like.xp.asarray(indices, dtype=index_dtype(like.library, like.xp))
-        in_range = like.xp.asarray(in_range)
-        ignored = None if ignored is None else like.xp.asarray(ignored)
-    return indices, in_range, ignored
-
-
 def conjunction(first: Array | None, second: Array | None) -> Array | None:
     if first is None or second is None:
         return second if first is None else first
     return first & second
+
+
+def disjunction(first: Array | None, second: Array | None) -> Array | None:
+    if first is None or second is None:
+        return second if first is None else first
+    return first | second
+
+
+def to_indices(labels: Array, classes: int, ignore_index: int | None, like: Like) -> tuple[Array, Array, Array | None]:
+    """Class indices (0 for what is none), where the label is one, and where it is ignore_index.
+
+    Found in the labels' own library: JAX without x64 would make 0 of a NumPy 2**40.
+    """
+    library, xp = library_of(labels) or like.library, namespace_of(labels)
+    indices = xp.astype(labels, index_dtype(library, xp), copy=False)
+    limits = xp.iinfo(labels.dtype)
+    ignored = None
+    # Compared only where the labels' own dtype can hold it: -100 as uint8 is 156, a class.
+    if ignore_index is not None and int(limits.min) <= ignore_index <= int(limits.max):
+        ignored = indices == ignore_index
+    in_range = (indices >= 0) & (indices < classes)
+    indices = xp.where(in_range, indices, xp.zeros_like(indices))
+    if library != like.library:
+        indices = like.xp.asarray(indices, dtype=index_dtype(like.library, like.xp))
+        in_range, ignored = like.xp.asarray(in_range), None if ignored is None else like.xp.asarray(ignored)
+    return indices, in_range, ignored
+
+
+def check_labels(labels: Any, ignore_index: Any, entries: tuple[int, ...], full: tuple[int, ...], like: Like) -> Array:
+    """The labels as an array: of integers and the entries' shape, or floating and of the logits' shape."""
+    if is_scalar(labels):
+        labels = like.companion("labels", labels)
+    # NumPy labels beside JAX logits stay NumPy's until to_indices has seen all their digits.
+    x = (
+        labels
+        if check_array("labels", labels) == "numpy" and like.library == "jax"
+        else like.companion("labels", labels)
+    )
+    kind = dtype_name(x)
+    if kind in FLOATS:
+        if ignore_index is not None:
+            fail(ValueError, "ignore_index", ignore_index, "labels that are distributions hold no index; use mask")
+        if shape_of(x) != full:
+            fail(ValueError, "labels", describe(x), f"floating labels are distributions, of the logits' shape {full}")
+        return like.companion("labels", x)
+    if kind not in INTEGERS:
+        accepted = "class indices of an integer dtype, or distributions of a floating one"
+        fail(TypeError, "labels", describe(x), f"it must hold {accepted}")
+    if shape_of(x) != entries:
+        hint = "; a one-hot must be floating" if shape_of(x) == full else ""
+        fail(ValueError, "labels", describe(x), f"class indices must have the entries' shape {entries}{hint}")
+    if ignore_index is not None and (isinstance(ignore_index, bool) or not isinstance(ignore_index, Integral)):
+        fail(TypeError, "ignore_index", describe(ignore_index), "it must be a Python int")
+    return x
 
 
 def prepare(
@@ -269,123 +301,80 @@ def prepare(
     axis: Any = -1,
     validate: Any = "auto",
 ) -> Inputs:
-    """Checks and normalises. `labels` None: the function has none (entropy)."""
+    """Checks and normalises; `labels` is NO_LABELS for a function that has none."""
     check_choice("validate", validate, ("auto", True, False))
     like = floating_like("logits", logits)
-    xp, library = like.xp, like.library
-    if logits.ndim == 0:
+    xp, full = like.xp, shape_of(logits)
+    if not full:
         fail(ValueError, "logits", describe(logits), "it needs a class axis: at least one dimension")
-    axis = check_axis(axis, logits.ndim)
-    full = shape_of(logits)
+    axis = check_axis(axis, len(full))
     classes, entries = full[axis], full[:axis] + full[axis + 1 :]
     if classes == 0:
         fail(ValueError, "logits", describe(logits), f"its class axis ({axis}) must hold at least one class")
     what = f"the entries (logits {full} without class axis {axis})"
     dtype = compute_dtype(logits, xp)
-    x = moved_axis(logits, axis, -1, xp=xp)
 
     keep = wrong = None
     if mask is not None:
         keep, wrong = to_mask(mask, entries, what, like, validate)
-
-    allowed = None
     if class_mask is not None:
-        allowed = like.companion("class_mask", class_mask)
-        if dtype_name(allowed) != "bool":
-            fail(TypeError, "class_mask", describe(class_mask), "it must be bool: True where the class exists")
-        check_broadcasts("class_mask", allowed, full, "logits")
-        allowed = moved_axis(xp.broadcast_to(allowed, full), axis, -1, xp=xp)
-        keep = conjunction(keep, xp.any(allowed, axis=-1))
-
+        given, class_mask = class_mask, like.companion("class_mask", class_mask)
+        if dtype_name(class_mask) != "bool":
+            fail(TypeError, "class_mask", describe(given), "it must be bool: True where the class exists")
+        check_broadcasts("class_mask", class_mask, full, "logits")
+        class_mask = moved_axis(xp.broadcast_to(class_mask, full), axis, -1, xp=xp)
+        keep = conjunction(keep, xp.any(class_mask, axis=-1))
     if weights is not None:
-        weights = to_weights("weights", weights, dtype, like)
-        check_broadcasts("weights", weights, entries, what)
-        weights = xp.broadcast_to(weights, entries)
+        weights = to_weights("weights", weights, dtype, like, entries, what)
         keep = conjunction(keep, weights != 0)
+    if class_weights is not None:
+        check_array("class_weights", class_weights)
+        if shape_of(class_weights) != (classes,):
+            accepted = f"it must hold one weight per class: shape ({classes},)"
+            fail(ValueError, "class_weights", describe(class_weights), accepted)
+        class_weights = to_weights("class_weights", class_weights, dtype, like, (classes,), "the classes")
 
     indices = distribution = None
-    if labels is not None:
-        if is_scalar(labels):
-            labels = like.companion("labels", labels)
-        given = shape_of(labels) if library_of(labels) is not None else ()
-        foreign = check_array("labels", labels) == "numpy" and library == "jax"
-        if not foreign:
-            labels = like.companion("labels", labels)
-        kind = dtype_name(labels)
-        if kind in FLOATS:
-            if ignore_index is not None:
-                fail(
-                    ValueError,
-                    "ignore_index",
-                    ignore_index,
-                    "a distribution over classes holds no index to ignore; use mask",
-                )
-            if given != full:
-                fail(
-                    ValueError,
-                    "labels",
-                    describe(labels),
-                    f"floating labels are distributions, of the logits' shape {full}",
-                )
-            distribution = moved_axis(xp.astype(like.companion("labels", labels), dtype, copy=False), axis, -1, xp=xp)
-        elif kind in INTEGERS:
-            if given != entries:
-                hint = "; a one-hot must be floating" if given == full else ""
-                fail(
-                    ValueError,
-                    "labels",
-                    describe(labels),
-                    f"class indices must have the shape {entries} of {what}{hint}",
-                )
-            if ignore_index is not None and (isinstance(ignore_index, bool) or not isinstance(ignore_index, Integral)):
-                fail(TypeError, "ignore_index", describe(ignore_index), "it must be a Python int")
-            indices, in_range, ignored = to_labels(labels, classes, ignore_index, like)
-            keep = keep if ignored is None else conjunction(keep, ~ignored)
-            bad = ~in_range
-            if allowed is not None:
-                bad = bad | ~take_label(allowed, indices, xp=xp)
-            bad = bad if keep is None else bad & keep
-            bad = check_kept(bad, library, validate, xp, lambda at: _label_value(labels, at, classes))
-            wrong = bad if wrong is None else wrong if bad is None else wrong | bad
+    if labels is not NO_LABELS:
+        labels = check_labels(labels, ignore_index, entries, full, like)
+        if dtype_name(labels) in FLOATS:
+            distribution = moved_axis(xp.astype(labels, dtype, copy=False), axis, -1, xp=xp)
         else:
-            accepted = "class indices of an integer dtype, or distributions of a floating one"
-            fail(TypeError, "labels", describe(labels), f"it must hold {accepted}")
+            indices, in_range, ignored = to_indices(labels, classes, ignore_index, like)
+            keep = conjunction(keep, None if ignored is None else ~ignored)
+            allowed = in_range if class_mask is None else in_range & take_label(class_mask, indices, xp=xp)
+            bad = ~allowed if keep is None else ~allowed & keep
+            bad = check_kept(bad, like.library, validate, xp, lambda at: _label_value(labels, at, classes))
+            wrong = disjunction(wrong, bad)
 
-    if keep is not None and weights is not None:
-        weights = xp.where(keep, weights, 0.0)
-    if keep is not None and wrong is not None:
-        wrong = wrong & keep
+    if keep is not None:
+        wrong = None if wrong is None else wrong & keep
+        weights = None if weights is None else xp.where(keep, weights, 0.0)
     if distribution is not None:
-        for chosen in (allowed, None if keep is None else xp.expand_dims(keep, axis=-1)):
-            distribution = distribution if chosen is None else xp.where(chosen, distribution, 0.0)
-    if class_weights is not None:
-        class_weights = to_weights("class_weights", class_weights, dtype, like)
-        if shape_of(class_weights) != (classes,):
-            fail(
-                ValueError,
-                "class_weights",
-                describe(class_weights),
-                f"it must have one weight per class: shape ({classes},)",
-            )
-    return Inputs(library, xp, dtype, x, indices, distribution, keep, wrong, weights, class_weights, allowed)
+        for selected in (class_mask, None if keep is None else xp.expand_dims(keep, axis=-1)):
+            distribution = distribution if selected is None else xp.where(selected, distribution, 0.0)
+    x = moved_axis(logits, axis, -1, xp=xp)
+    return Inputs(like, xp, dtype, x, indices, distribution, keep, wrong, weights, class_weights, class_mask)
 
 
 def _label_value(labels: Array, at: tuple[int, ...], classes: int) -> str:
-    value = int(labels[at])
-    place = f"labels{list(at)}" if at else "labels"
+    value, place = int(labels[at]), f"labels{list(at) or ''}"
     if 0 <= value < classes:
         return f"{place} is {value}, a class that class_mask excludes there; mask the entry or admit the class"
     return f"{place} is {value}, outside the classes [0, {classes}); mask the entry, or name the value in ignore_index"
 
 
-def choose_implementation(implementation: Any, library: str, compiled: bool) -> str:
+def choose_implementation(implementation: Any, library: str) -> str:
     """The implementation that runs: the one named, or an error; None takes the first that can."""
     if implementation is not None:
         check_choice("implementation", implementation, tuple(IMPLEMENTATIONS))
-    for name, candidate in IMPLEMENTATIONS.items():
-        reason = candidate.missing.get(library) or (candidate.missing.get(f"{library} compiled") if compiled else None)
-        if implementation == name and reason is not None:
-            fail(ValueError, "implementation", repr(name), f"it cannot run here: {reason}; leave it None")
-        if implementation in (None, name) and reason is None:
-            return name
-    raise AssertionError("an implementation without restriction exists")
+    runs = [name for name in IMPLEMENTATIONS if reason_not_run(name, library) is None]
+    if implementation in (None, *runs):
+        return implementation or runs[0]
+    reason = reason_not_run(implementation, library)
+    fail(ValueError, "implementation", repr(implementation), f"here only {runs} can run: {reason}")
+
+
+def reason_not_run(implementation: str, library: str) -> str | None:
+    missing = IMPLEMENTATIONS[implementation].missing
+    return missing.get(library) or (missing.get(f"{library} compiled") if is_compiling(library) else None)

@@ -133,15 +133,11 @@ def backward(
     g_nll: Array | None,
     g_dot: Array | None,
     g_lse: Array,
-    classes: Array,
     *,
     targets_too: bool,
     xp: Namespace,
 ) -> tuple[Array, Array | None]:
-    """Gradients of the logits, in their dtype, and (asked for) of the targets, not yet summed to their shape.
-
-    `classes` is arange(C).
-    """
+    """Gradients of the logits, in their dtype, and (asked for) of the targets, not yet summed to their shape."""
     x, slope = selected_logits(rows, xp=xp)
     p = probabilities(x, log_sum, shift, xp=xp)
     coefficient = g_lse
@@ -153,7 +149,7 @@ def backward(
         coefficient = coefficient + g_dot * xp.sum(targets, axis=-1)
     d_logits = xp.expand_dims(coefficient, axis=-1) * p
     if g_nll is not None:
-        d_logits = subtract_at_label(d_logits, rows.labels, g_nll, classes, xp=xp)
+        d_logits = subtract_at_label(d_logits, rows.labels, g_nll, xp=xp)
     if g_dot is not None:
         g_dot = xp.expand_dims(g_dot, axis=-1)
         d_logits = d_logits - g_dot * targets

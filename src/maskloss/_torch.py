@@ -1,4 +1,4 @@
-"""The rows' mathematics as a torch.autograd.Function: from forward to backward only its inputs and two numbers a row are kept."""
+"""The rows' mathematics as a torch.autograd.Function, which keeps its inputs and two numbers a row for the backward."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class _Rows(torch.autograd.Function):
 
     @staticmethod
     def forward(*inputs: Any) -> tuple[Any, ...]:
-        rows, _, xp = _unpack(inputs)
+        rows, xp = _unpack(inputs)
         return tuple(_rows.forward(rows, xp=xp))
 
     @staticmethod
@@ -32,33 +32,33 @@ class _Rows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g_nll: Any, g_dot: Any, g_lse: Any, g_log_sum: Any, _: Any) -> tuple[Any, ...]:
-        rows, classes, xp, log_sum, shift = _saved(ctx)
+        rows, xp, log_sum, shift = _saved(ctx)
         # The derivative of log_sum is that of lse: the shift is a constant.
         d_logits, d_targets = _rows.backward(
-            rows, log_sum, shift, g_nll, g_dot, g_lse + g_log_sum, classes, targets_too=ctx.needs_input_grad[1], xp=xp
+            rows, log_sum, shift, g_nll, g_dot, g_lse + g_log_sum, targets_too=ctx.needs_input_grad[1], xp=xp
         )
         if d_targets is not None:
             d_targets = d_targets.sum_to_size(rows.targets.shape)
-        return (d_logits, d_targets, *[None] * 7)
+        return (d_logits, d_targets, *[None] * 6)
 
     @staticmethod
     def jvp(ctx: Any, t_logits: Any, t_targets: Any, *_: Any) -> tuple[Any, ...]:
-        rows, _, xp, log_sum, shift = _saved(ctx)
+        rows, xp, log_sum, shift = _saved(ctx)
         # None for the shift, which has no derivative.
         return (*_rows.tangents(rows, log_sum, shift, t_logits, t_targets, xp=xp), None)
 
 
-def _unpack(inputs: Any) -> tuple[_rows.Rows, Any, Namespace]:
-    logits, targets, labels, keep, class_mask, classes, softcap, dtype, xp = inputs
-    return _rows.Rows(logits, labels, targets, keep, class_mask, softcap, dtype), classes, xp
+def _unpack(inputs: Any) -> tuple[_rows.Rows, Namespace]:
+    logits, targets, labels, keep, class_mask, softcap, dtype, xp = inputs
+    return _rows.Rows(logits, labels, targets, keep, class_mask, softcap, dtype), xp
 
 
-def _saved(ctx: Any) -> tuple[_rows.Rows, Any, Namespace, Tensor, Tensor]:
+def _saved(ctx: Any) -> tuple[_rows.Rows, Namespace, Tensor, Tensor]:
     *tensors, log_sum, shift = ctx.saved_tensors
     return *_unpack((*tensors, ctx.softcap, ctx.dtype, ctx.xp)), log_sum, shift
 
 
-def forward(rows: _rows.Rows, classes: Tensor, *, xp: Namespace) -> _rows.Forward:
+def forward(rows: _rows.Rows, *, xp: Namespace) -> _rows.Forward:
     """_rows.forward with _rows.backward as its derivative."""
     logits, labels, targets, keep, class_mask, softcap, dtype = rows
-    return _rows.Forward(*_Rows.apply(logits, targets, labels, keep, class_mask, classes, softcap, dtype, xp))
+    return _rows.Forward(*_Rows.apply(logits, targets, labels, keep, class_mask, softcap, dtype, xp))

@@ -4,34 +4,23 @@ from __future__ import annotations
 
 import functools
 import inspect
-import operator
 import sys
 from collections.abc import Callable
 from typing import Any
 
+from . import _inputs
 from ._capabilities import LIBRARIES, NO_AUTODIFF
-from ._compat import Array, dtype_name, library_of, moved_axis, quiet
+from ._compat import FLOATS, dtype_name, library_of, moved_axis, quiet
 from ._entries import sum_to, value_and_gradients
-from ._inputs import (
-    FLOATS,
-    Inputs,
-    check_array,
-    check_choice,
-    check_reduction,
-    choose_implementation,
-    describe,
-    fail,
-    prepare,
-)
-from .losses import check_options, cross_entropy, denominator_of
+from ._inputs import fail
+from .losses import check_options, cross_entropy
 
-Argument = int | str
-
-_PER_ENTRY = ("logits", "labels", "mask", "weights", "class_weights", "class_mask", "ignore_index", "axis", "validate")
+Place = int | str
+DIFFERENTIABLE = ("logits", "labels", "weights", "class_weights", "denominator")
 
 
 def value_and_grad(
-    loss_function: Callable[..., Any], argnums: Argument | tuple[Argument, ...] = 0, *, has_aux: bool = False
+    loss_function: Callable[..., Any], argnums: Place | tuple[Place, ...] = 0, *, has_aux: bool = False
 ) -> Callable[..., Any]:
     """A function that returns the loss and its gradient, on any backend.
 
@@ -76,165 +65,111 @@ def value_and_grad(
     [[ 0.25 -0.25]
      [ 0.    0.  ]]
     """
-    check_choice("has_aux", has_aux, (True, False))
+    _inputs.check_choice("has_aux", has_aux, (True, False))
+    if not callable(loss_function):
+        fail(TypeError, "loss_function", _inputs.describe(loss_function), "it must be callable")
     places = argnums if isinstance(argnums, tuple) else (argnums,)
-    if not places or not all(isinstance(p, str | int) and not isinstance(p, bool) for p in places):
-        fail(
-            TypeError,
-            "argnums",
-            repr(argnums),
-            "it must be a position, the name of a keyword argument, or a tuple of these",
-        )
+    if not places or not all(isinstance(place, int | str) and not isinstance(place, bool) for place in places):
+        accepted = "it must be a position, the name of a keyword argument, or a tuple of these"
+        fail(TypeError, "argnums", repr(argnums), accepted)
 
     @functools.wraps(loss_function)
     def value_and_gradient(*args: Any, **kwargs: Any) -> Any:
-        values = [_argument(place, args, kwargs) for place in places]
-        library = next((name for name in map(library_of, values) if name), None)
-        if library is None:
-            fail(TypeError, "argnums", repr(argnums), f"it must name an array; it names {describe(values[0])}")
-        differentiate = {"torch": _torch_gradients, "jax": _jax_gradients}.get(library, _analytic_gradients)
-        value, gradients = differentiate(loss_function, places, values, args, kwargs, has_aux)
-        return value, gradients if isinstance(argnums, tuple) else gradients[0]
+        keys = [_key(place, args, kwargs) for place in places]
+        if len(set(keys)) < len(keys):
+            fail(ValueError, "argnums", repr(argnums), "it must name each argument once")
+        arguments: dict[Place, Any] = {**dict(enumerate(args)), **kwargs}
+        values = [arguments[key] for key in keys]
+        for place, value in zip(places, values, strict=True):
+            if library_of(value) is None or dtype_name(value) not in FLOATS:
+                given = f"{place!r}, an argument that is {_inputs.describe(value)}"
+                fail(TypeError, "argnums", given, "it must name a floating array")
+
+        def of_values(variables: list[Any]) -> Any:
+            called = {**arguments, **dict(zip(keys, variables, strict=True))}
+            result = loss_function(*(called[i] for i in range(len(args))), **{name: called[name] for name in kwargs})
+            _check_scalar(result[0] if has_aux else result)
+            return result
+
+        library = library_of(values[0])
+        if library == "torch":
+            result, gradients = _torch_value_and_grad(of_values, values, has_aux)
+        elif library == "jax":
+            result, gradients = sys.modules["jax"].value_and_grad(of_values, has_aux=has_aux)(values)
+        else:
+            result, gradients = _analytic_value_and_grad(loss_function, keys, args, kwargs, has_aux)
+        return result, tuple(gradients) if isinstance(argnums, tuple) else gradients[0]
 
     return value_and_gradient
 
 
-def _argument(place: Argument, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _key(place: Place, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Place:
     if isinstance(place, str):
         if place not in kwargs:
             fail(ValueError, "argnums", repr(place), f"the call has the keyword arguments {sorted(kwargs)}")
-        return kwargs[place]
+        return place
     if not -len(args) <= place < len(args):
         fail(
-            ValueError,
-            "argnums",
-            place,
-            f"the call has {len(args)} positional arguments; a keyword one is named as a str",
+            ValueError, "argnums", place, f"the call has {len(args)} positional arguments; name a keyword one by a str"
         )
-    return args[place]
-
-
-def _called(
-    loss_function: Callable[..., Any],
-    places: tuple[Argument, ...],
-    values: Any,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> Any:
-    positional, keyword = list(args), dict(kwargs)
-    for place, value in zip(places, values, strict=True):
-        if isinstance(place, str):
-            keyword[place] = value
-        else:
-            positional[operator.index(place)] = value
-    return loss_function(*positional, **keyword)
-
-
-def _torch_gradients(
-    loss_function: Any, places: Any, values: list[Any], args: Any, kwargs: Any, has_aux: bool
-) -> tuple[Any, tuple[Any, ...]]:
-    torch = sys.modules["torch"]
-    for place, value in zip(places, values, strict=True):
-        _check_differentiable(place, value)
-    variables = [value.detach().requires_grad_() for value in values]
-    with torch.enable_grad():
-        result = _called(loss_function, places, variables, args, kwargs)
-        loss = result[0] if has_aux else result
-        _check_scalar(loss)
-        gradients = torch.autograd.grad(loss, variables, allow_unused=True)
-    filled = tuple(torch.zeros_like(v) if g is None else g for v, g in zip(variables, gradients, strict=True))
-    return torch.utils._pytree.tree_map_only(torch.Tensor, torch.Tensor.detach, result), filled
-
-
-def _jax_gradients(
-    loss_function: Any, places: Any, values: list[Any], args: Any, kwargs: Any, has_aux: bool
-) -> tuple[Any, tuple[Any, ...]]:
-    jax = sys.modules["jax"]
-    for place, value in zip(places, values, strict=True):
-        _check_differentiable(place, value)
-
-    def of_values(variables: list[Any]) -> Any:
-        result = _called(loss_function, places, variables, args, kwargs)
-        _check_scalar(result[0] if has_aux else result)
-        return result
-
-    value, gradients = jax.value_and_grad(of_values, has_aux=has_aux)(values)
-    return value, tuple(gradients)
-
-
-def _check_differentiable(place: Argument, value: Any) -> None:
-    if library_of(value) is None or dtype_name(value) not in FLOATS:
-        fail(
-            TypeError,
-            "argnums",
-            repr(place),
-            f"it must name a floating array to differentiate; that one is {describe(value)}",
-        )
+    return place % len(args)
 
 
 def _check_scalar(loss: Any) -> None:
     if library_of(loss) is None or loss.ndim:
-        fail(
-            ValueError,
-            "loss_function",
-            f"one that returns {describe(loss)}",
-            "its loss must be a 0-d array (has_aux for a pair)",
-        )
+        given = f"a function that returns {_inputs.describe(loss)}"
+        fail(ValueError, "loss_function", given, "its loss must be a 0-d array (one of a pair: has_aux=True)")
 
 
-def _analytic_gradients(
-    loss_function: Any, places: Any, values: list[Any], args: Any, kwargs: Any, has_aux: bool
-) -> tuple[Any, tuple[Any, ...]]:
-    function, keywords = loss_function, kwargs
-    held = 0
+def _torch_value_and_grad(of_values: Callable[..., Any], values: list[Any], has_aux: bool) -> tuple[Any, list[Any]]:
+    torch = sys.modules["torch"]
+    variables = [value.detach().requires_grad_() for value in values]
+    with torch.enable_grad():
+        result = of_values(variables)
+        # An argument that the loss does not depend on has the gradient 0, as in JAX.
+        gradients = torch.autograd.grad(result[0] if has_aux else result, variables, materialize_grads=True)
+    return torch.utils._pytree.tree_map_only(torch.Tensor, torch.Tensor.detach, result), list(gradients)
+
+
+def _analytic_value_and_grad(
+    loss_function: Any, keys: list[Place], args: tuple[Any, ...], kwargs: dict[str, Any], has_aux: bool
+) -> tuple[Any, list[Any]]:
+    """For the libraries without automatic differentiation: the derivative of cross_entropy, and of it alone."""
+    function, held = loss_function, 0
     while isinstance(function, functools.partial):
-        args, held, keywords = function.args + args, held + len(function.args), {**function.keywords, **keywords}
+        args, kwargs, held = function.args + args, {**function.keywords, **kwargs}, held + len(function.args)
         function = function.func
     if function is not cross_entropy:
-        library = LIBRARIES[check_array("argnums", values[0])]
-        name = getattr(function, "__qualname__", repr(function))
-        fail(TypeError, "loss_function", name, f"with {library} arrays {NO_AUTODIFF}")
-    call = inspect.signature(cross_entropy).bind(*args, **keywords)
+        fail(TypeError, "loss_function", getattr(function, "__qualname__", repr(function)), NO_AUTODIFF)
+    call = inspect.signature(cross_entropy).bind(*args, **kwargs)
     call.apply_defaults()
-    positional = list(call.arguments)[held : len(args)]
-    names = [place if isinstance(place, str) else positional[place] for place in places]
-    return _cross_entropy_gradients(call.arguments, names, has_aux)
-
-
-def _cross_entropy_gradients(given: dict[str, Any], names: list[str], has_aux: bool) -> tuple[Any, tuple[Any, ...]]:
-    reduction, denominator = given["reduction"], given["denominator"]
-    check_reduction(reduction, denominator)
-    options = check_options(given["label_smoothing"], given["z_loss"], given["softcap"])
-    if reduction == "none":
-        fail(ValueError, "reduction", "'none'", "the gradient needs a loss that is 0-d; name another")
-    if has_aux is not given["with_stats"]:
-        fail(ValueError, "has_aux", has_aux, f"with_stats is {given['with_stats']}; the two must agree")
+    given = call.arguments
+    names = [key if isinstance(key, str) else list(given)[held + key] for key in keys]
     for name in names:
-        if (
-            name not in ("logits", "labels", "weights", "class_weights", "denominator")
-            or library_of(given[name]) is None
-        ):
-            differentiable = "logits, weights, class_weights, floating labels, denominator, given as arrays"
-            fail(TypeError, "argnums", repr(name), f"the gradient is known with respect to {differentiable}")
-        _check_differentiable(name, given[name])
-    inputs = prepare(**{name: given[name] for name in _PER_ENTRY})
-    if choose_implementation(given["implementation"], inputs.library, False) != "analytic":
-        fail(
-            ValueError,
-            "implementation",
-            repr(given["implementation"]),
-            f"with {LIBRARIES[inputs.library]} arrays {NO_AUTODIFF}",
-        )
-    divisor = denominator_of(denominator, given["logits"], inputs)
-    with quiet(inputs.library):
+        if name not in DIFFERENTIABLE:
+            fail(TypeError, "argnums", repr(name), f"the gradient is known for {', '.join(DIFFERENTIABLE)}")
+    if given["reduction"] == "none":
+        fail(ValueError, "reduction", "'none'", "the gradient needs a loss that is a 0-d array")
+    if given["with_stats"] is not has_aux:
+        fail(ValueError, "has_aux", has_aux, f"with_stats is {given['with_stats']}, and the two must agree")
+
+    reduction, denominator = given.pop("reduction"), given.pop("denominator")
+    implementation, _ = given.pop("implementation"), given.pop("with_stats")
+    _inputs.check_reduction(reduction, denominator)
+    options = check_options(*(given.pop(name) for name in ("label_smoothing", "z_loss", "softcap")))
+    inputs = _inputs.prepare(**given)
+    if _inputs.choose_implementation(implementation, inputs.like.library) != "analytic":
+        accepted = f"it cannot run with {LIBRARIES[inputs.like.library]} arrays: {NO_AUTODIFF}"
+        fail(ValueError, "implementation", repr(implementation), accepted)
+    divisor = None if denominator is None else _inputs.to_denominator(denominator, inputs.dtype, inputs.like)
+    with quiet(inputs.like.library):
         value, gradients, stats = value_and_gradients(inputs, options, reduction, divisor, frozenset(names))
-        results = tuple(_restored(gradients[name], name, given, inputs) for name in names)
+        results: list[Any] = []
+        for name in names:
+            argument = denominator if name == "denominator" else given[name]
+            gradient = gradients[name]
+            if name in ("logits", "labels"):
+                gradient = moved_axis(gradient, -1, given["axis"], xp=inputs.xp)
+            gradient = sum_to(gradient, _inputs.shape_of(argument), inputs)
+            results.append(inputs.xp.astype(gradient, argument.dtype, copy=False))
     return ((value, stats) if has_aux else value), results
-
-
-def _restored(gradient: Array, name: str, given: dict[str, Any], inputs: Inputs) -> Array:
-    """In the argument's own axis order, shape and dtype."""
-    xp, argument = inputs.xp, given[name]
-    if name in ("logits", "labels"):
-        gradient = moved_axis(gradient, -1, given["axis"], xp=xp)
-    return xp.astype(sum_to(gradient, tuple(argument.shape), inputs), argument.dtype, copy=False)

@@ -2,55 +2,39 @@
 
 from __future__ import annotations
 
-import math
-from functools import partial
+import sys
+from collections.abc import Callable
 from typing import Any, Literal
 
-from . import _rows
-from ._compat import Array, is_compiling, quiet
-from ._entries import Options, class_indices_of, entry_losses, stats_of
-from ._inputs import (
-    Inputs,
-    Like,
-    check_choice,
-    check_number,
-    check_reduction,
-    choose_implementation,
-    prepare,
-    to_denominator,
-)
+from . import _inputs, _rows
+from ._compat import Array, quiet
+from ._entries import Options, entry_losses, stats_of
+from ._inputs import Reduction
 from ._reduce import reduce_entries
-
-Reduction = Literal["none", "sum", "mean", "mean_over_kept", "mean_over_all", "mean_over_sequences"]
 
 
 def check_options(label_smoothing: Any, z_loss: Any, softcap: Any) -> Options:
     return Options(
-        check_number("label_smoothing", label_smoothing, 0.0, 1.0, "a number in [0, 1]"),
-        check_number("z_loss", z_loss, 0.0, _LARGEST, "a finite number that is not negative"),
+        _inputs.check_number("label_smoothing", label_smoothing, 0.0, 1.0, "a number in [0, 1]"),
+        _inputs.check_number("z_loss", z_loss, 0.0, sys.float_info.max, "a finite number that is not negative"),
         check_softcap(softcap),
     )
 
 
-_LARGEST = math.nextafter(math.inf, 0.0)
-_SMALLEST = math.nextafter(0.0, 1.0)
-
-
 def check_softcap(softcap: Any) -> float | None:
-    return (
-        None
-        if softcap is None
-        else check_number("softcap", softcap, _SMALLEST, _LARGEST, "None or a finite positive number")
-    )
+    if softcap is None:
+        return None
+    accepted = "None or a finite positive number"
+    return _inputs.check_number("softcap", softcap, sys.float_info.min, sys.float_info.max, accepted)
 
 
-def rows_forward_of(inputs: Inputs, implementation: str | None) -> Any:
+def rows_forward_of(inputs: _inputs.Inputs, implementation: str | None) -> Callable[..., _rows.Forward]:
     """The forward of the rows that runs: under autograd the pair, elsewhere the expression."""
-    name = choose_implementation(implementation, inputs.library, is_compiling(inputs.library))
-    if name == "analytic" and inputs.library == "torch":
+    name = _inputs.choose_implementation(implementation, inputs.like.library)
+    if name == "analytic" and inputs.like.library == "torch":
         from . import _torch
 
-        return partial(_torch.forward, classes=class_indices_of(inputs))
+        return _torch.forward
     return _rows.forward
 
 
@@ -156,10 +140,10 @@ def cross_entropy(
     >>> print(round(float(loss), 4))
     0.7261
     """
-    check_reduction(reduction, denominator)
-    check_choice("with_stats", with_stats, (True, False))
+    _inputs.check_reduction(reduction, denominator)
+    _inputs.check_choice("with_stats", with_stats, (True, False))
     options = check_options(label_smoothing, z_loss, softcap)
-    inputs = prepare(
+    inputs = _inputs.prepare(
         logits,
         labels,
         mask=mask,
@@ -170,20 +154,14 @@ def cross_entropy(
         axis=axis,
         validate=validate,
     )
-    divisor = denominator_of(denominator, logits, inputs)
+    divisor = None if denominator is None else _inputs.to_denominator(denominator, inputs.dtype, inputs.like)
     forward = rows_forward_of(inputs, implementation)
-    with quiet(inputs.library):
+    with quiet(inputs.like.library):
         entries, _, out = entry_losses(inputs, options, forward)
         loss = reduce_entries(entries, reduction, divisor, xp=inputs.xp)
         if not with_stats:
             return loss
         return loss, stats_of(inputs, options, entries, out, reduction)
-
-
-def denominator_of(denominator: Any, logits: Array, inputs: Inputs) -> Array | None:
-    if denominator is None:
-        return None
-    return to_denominator(denominator, inputs.dtype, Like("logits", logits, inputs.library, inputs.xp))
 
 
 def label_log_probs(
@@ -226,11 +204,11 @@ def label_log_probs(
     [0.75 0.5 ]
     """
     options = Options(0.0, 0.0, check_softcap(softcap))
-    inputs = prepare(
+    inputs = _inputs.prepare(
         logits, labels, mask=mask, class_mask=class_mask, ignore_index=ignore_index, axis=axis, validate=validate
     )
     forward = rows_forward_of(inputs, None)
-    with quiet(inputs.library):
+    with quiet(inputs.like.library):
         entries, _, _ = entry_losses(inputs, options, forward)
         # 0 - loss, not -loss: what is not kept is 0, not -0.
         return 0.0 - entries.losses
@@ -269,8 +247,8 @@ def entropy(
     0.693147
     """
     cap = check_softcap(softcap)
-    inputs = prepare(logits, None, mask=mask, class_mask=class_mask, axis=axis)
+    inputs = _inputs.prepare(logits, _inputs.NO_LABELS, mask=mask, class_mask=class_mask, axis=axis)
     rows = _rows.Rows(inputs.logits, None, None, inputs.keep, inputs.class_mask, cap, inputs.dtype)
-    with quiet(inputs.library):
+    with quiet(inputs.like.library):
         result = _rows.entropy(rows, xp=inputs.xp)
         return result if inputs.keep is None else inputs.xp.where(inputs.keep, result, 0.0)
