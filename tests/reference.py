@@ -84,6 +84,11 @@ def class_rows(a, like, axis):
     return None if a is None else np.moveaxis(spread(a, np.shape(like)), axis, -1)
 
 
+def first_largest(values, indices):
+    top = max(values[c] for c in indices)
+    return next(c for c in indices if values[c] == top or top != top)
+
+
 def entry(xs, q, allowed, class_weights, weight, *, eps, z_loss, softcap):
     """One kept entry. q maps class to probability; classes that are not allowed have left it already."""
     r = softmax_row(xs, allowed, softcap)
@@ -99,12 +104,12 @@ def entry(xs, q, allowed, class_weights, weight, *, eps, z_loss, softcap):
         loss = mp.fsum(times(prime[c], r.cost[xs[c]]) for c in prime) + z_term
         targets = mp.fsum(abs(times(prime[c], r.x[xs[c]])) for c in prime)
         scale = max(abs(times(total, r.lse)), targets, abs(z_term), abs(loss))
-    best = max(classes, key=lambda c: (xs[c], -c))
-    wanted = max(q, key=lambda c: (q[c], -c), default=None)
+    best = first_largest(xs, classes)
+    wanted = first_largest(q, q)
     return SimpleNamespace(
         kept=True, row=r, q=q, s=s, class_weights=w, prime=prime, total=total, loss=loss, scale=scale, weight=weight,
         m=mp.fsum(w[c] * q[c] for c in q), z_term=z_term, z_slope=ZERO if z_loss == 0 else 2 * z_loss * r.lse,
-        correct=best == wanted, classes=classes)
+        correct=None if r.lse != r.lse else best == wanted, classes=classes)
 
 
 DROPPED = SimpleNamespace(kept=False, loss=ZERO, scale=ZERO, weight=ZERO, m=ZERO, z_term=ZERO, correct=False)
@@ -207,18 +212,25 @@ def reduced(shape, records, *, reduction="mean", denominator=None, upstream=1):
 
 
 def statistics(shape, records, reduction):
-    """The batch's own total and divisor for the reduction asked; `denominator` never enters."""
+    """The batch's own total and divisor for the reduction asked (`denominator` never enters), counts, and scales.
+
+    `correct` is None, for anything, where a kept entry's logits hold a NaN.
+    """
     own = reduction if reduction.startswith("mean") else "mean"
     groups, outer = groups_of(shape, records, own, None)
-    if own == "mean_over_sequences":
-        total = mp.fsum(over(mp.fsum(records[i].weight * records[i].loss for i in g), d) for g, d, _ in groups)
-        denominator = outer
-    else:
-        total = mp.fsum(r.weight * r.loss for r in records.values() if r.kept)
-        denominator = groups[0][1]
     kept = [r for r in records.values() if r.kept]
-    return SimpleNamespace(total=total, denominator=denominator, count=len(kept),
-                           correct=sum(r.correct for r in kept), z_loss=mp.fsum(r.weight * r.z_term for r in kept))
+    divisors = [d if own == "mean_over_sequences" else ONE for _, d, _ in groups]
+    pairs = [(g, d) for (g, _, _), d in zip(groups, divisors, strict=True)]
+    total = mp.fsum(over(mp.fsum(records[i].weight * records[i].loss for i in g), d) for g, d in pairs)
+    scale = mp.fsum(over(mp.fsum(abs(records[i].weight) * records[i].scale for i in g), abs(d)) for g, d in pairs)
+    weighed = own == "mean"
+    denominator = outer if own == "mean_over_sequences" else groups[0][1]
+    scales = SimpleNamespace(
+        total=scale, denominator=mp.fsum(abs(r.weight * r.m) for r in kept) if weighed else denominator,
+        z_loss=mp.fsum(abs(r.weight * r.z_term) for r in kept))
+    return SimpleNamespace(total=total, denominator=denominator, count=len(kept), scales=scales,
+                           correct=None if any(r.correct is None for r in kept) else sum(r.correct for r in kept),
+                           z_loss=mp.fsum(r.weight * r.z_term for r in kept))
 
 
 def logit_gradient(xs, r, a):
@@ -243,9 +255,9 @@ def logit_gradient(xs, r, a):
 
 
 def target_slope(r, xs, c):
-    """d loss / d q'_c: the cost, but lse where x_c is -inf and q'_c is 0: that target term is 0, and its derivative."""
+    """d loss / d q'_c: the cost; 0 where x_c is -inf and q'_c is 0, a term that is 0 with its derivatives."""
     cost = r.row.cost[xs[c]]
-    return r.row.lse if mp.isinf(cost) and r.prime.get(c, ZERO) == 0 else cost
+    return ZERO if mp.isinf(cost) and r.prime.get(c, ZERO) == 0 else cost
 
 
 def cross_entropy(logits, labels, *, reduction="mean", denominator=None, upstream=1, gradients=(), **options):
@@ -273,7 +285,7 @@ def cross_entropy(logits, labels, *, reduction="mean", denominator=None, upstrea
                 u = target_slope(r, xs_of[i], c)
                 s, q = r.s.get(c, ZERO), r.q.get(c, ZERO)
                 value[c] += times(p.a * s, u) + p.c * q
-                scale[c] += abs(times(p.a * s, max(abs(u), abs(r.row.lse)))) + abs(p.c * q)
+                scale[c] += abs(times(p.a * s, max(abs(u), abs(r.row.lse) if u else ZERO))) + abs(p.c * q)
         out.gradients["class_weights"] = value, scale
     if "labels" in gradients:
         moved = np.moveaxis(np.asarray(labels), axis, -1).shape
@@ -284,7 +296,7 @@ def cross_entropy(logits, labels, *, reduction="mean", denominator=None, upstrea
             for c in r.classes:
                 u, w = target_slope(r, xs_of[i], c), r.class_weights[c]
                 value[i][c] = times(p.a * rest * w, u) + p.c * w
-                scale[i][c] = abs(times(p.a * rest * w, max(abs(u), abs(r.row.lse)))) + abs(p.c * w)
+                scale[i][c] = abs(times(p.a * rest * w, max(abs(u), abs(r.row.lse) if u else ZERO))) + abs(p.c * w)
         out.gradients["labels"] = np.moveaxis(value, -1, axis), np.moveaxis(scale, -1, axis)
     if "denominator" in gradients:
         out.gradients["denominator"] = out.denominator, abs(over(out.scale * upstream, number(float(denominator))))

@@ -67,9 +67,10 @@ def entropy(logits, *, mask=None, class_mask=None, softcap=None, axis=-1, upstre
         u = {c: row.cost[xs[c]] for c in classes}
         h = mp.fsum(times(p[c], u[c]) for c in classes)
         d = {c: p[c] if p[c] == 0 else p[c] * (u[c] - h) for c in classes}
-        d_scale = {c: p[c] if p[c] == 0 else p[c] * (u[c] + h) * (1 + u[c]) for c in classes}
         weighed = mp.fsum(abs(times(p[c], row.x[xs[c]])) for c in classes)
-        return h, NAN if row.lse != row.lse else max(h, abs(times(row.lse, ONE)), weighed), d, d_scale
+        scale = NAN if row.lse != row.lse else max(h, abs(row.lse), weighed)
+        d_scale = {c: p[c] if p[c] == 0 else p[c] * ((u[c] + h) * (1 + u[c]) + scale) for c in classes}
+        return h, scale, d, d_scale
 
     kept = kept_rows(logits, mask=mask, class_mask=class_mask, axis=axis)
     return per_entry(logits, axis, upstream, kept, softcap, of_row)
@@ -223,7 +224,7 @@ def masked_softmax(x, mask=None, *, axis=-1, upstream=1, gradients=(), log=False
         for c in kept:
             steep = times(p[c], 1 + u[c])
             value[i][c] = -u[c] if log else p[c]
-            scale[i][c] = u[c] if log else steep
+            scale[i][c] = max(u[c], abs(row.x[xs[c]]), abs(row.lse)) if log else steep
             slope[i][c] = g[c] - p[c] * through if log else p[c] * (g[c] - through)
             slope_scale[i][c] = abs(g[c]) + steep * sizes if log else steep * (abs(g[c]) + sizes)
     back = [np.moveaxis(a, -1, axis) for a in (value, scale, slope, slope_scale)]

@@ -1,0 +1,143 @@
+"""The backends of the conformance matrix, as data, and how to put an array on each and take it back."""
+
+import contextlib
+import importlib
+import importlib.util
+from typing import NamedTuple
+
+import numpy as np
+
+FLOATS = ("float32", "float64")
+HALVES = ("float16", "bfloat16")
+
+
+class Backend(NamedTuple):
+    name: str
+    library: str  # the package, and what the arrays say they belong to
+    dtypes: tuple[str, ...]
+    modes: tuple[str, ...]
+    gradient: str  # value_and_grad, autograd, vjp
+    accelerator: bool = False
+    device: str | None = None
+    x64: bool = True
+    limited: bool = False  # boolean indexing and data-dependent shapes off
+    readonly: bool = False
+    shapes_only: bool = False
+
+
+BACKENDS = {
+    b.name: b
+    for b in (
+        Backend("numpy", "numpy", FLOATS + HALVES, ("eager", "autodiff"), "value_and_grad"),
+        Backend("numpy-readonly", "numpy", FLOATS, ("eager",), "value_and_grad", readonly=True),
+        Backend("strict", "array_api_strict", FLOATS, ("eager", "autodiff"), "value_and_grad"),
+        Backend("strict-limited", "array_api_strict", FLOATS, ("eager",), "value_and_grad", limited=True),
+        Backend("strict-device", "array_api_strict", FLOATS, ("eager",), "value_and_grad", device="device1"),
+        Backend("torch", "torch", FLOATS + HALVES, ("eager", "autodiff", "vmap", "compile"), "autograd", device="cpu"),
+        Backend("torch-meta", "torch", FLOATS, ("eager",), "autograd", device="meta", shapes_only=True),
+        Backend("torch-cuda", "torch", FLOATS + HALVES, ("eager", "autodiff", "vmap"), "autograd", True, "cuda"),
+        Backend("jax", "jax", FLOATS + HALVES, ("eager", "jit", "vmap"), "vjp", device="cpu"),
+        Backend("jax-x32", "jax", ("float32", *HALVES), ("eager", "jit"), "vjp", device="cpu", x64=False),
+        Backend("jax-gpu", "jax", FLOATS + HALVES, ("eager", "jit", "vmap"), "vjp", True, "gpu"),
+        Backend("cupy", "cupy", (*FLOATS, "float16"), ("eager", "autodiff"), "value_and_grad", True),
+    )
+}
+
+
+def missing(backend):
+    """Why the backend cannot run here, or None."""
+    if importlib.util.find_spec(backend.library) is None:
+        return f"the package {backend.library} is not installed"
+    if not backend.accelerator:
+        return None
+    if backend.library == "torch":
+        torch = importlib.import_module("torch")
+        return None if torch.cuda.is_available() else "torch.cuda.is_available() is False"
+    if backend.library == "cupy":
+        try:
+            cupy = importlib.import_module("cupy")
+        except ImportError as error:
+            return f"cupy does not import: {error}"
+        return None if cupy.cuda.is_available() else "cupy.cuda.is_available() is False"
+    try:
+        importlib.import_module("jax").devices("gpu")
+    except RuntimeError as error:
+        return f"jax has no GPU: {error}"
+    return None
+
+
+def chosen(names):
+    """The backends asked for; with none named, every CPU backend whose package is installed."""
+    if names:
+        unknown = sorted(set(names) - set(BACKENDS))
+        if unknown:
+            raise ValueError(f"no backend {', '.join(unknown)}: choose from {', '.join(BACKENDS)}")
+        return tuple(names)
+    return tuple(b.name for b in BACKENDS.values() if not b.accelerator and missing(b) is None)
+
+
+@contextlib.contextmanager
+def settings(backend):
+    """x64 on or off, flags of array-api-strict, JAX's device: whatever is global in the library."""
+    if backend.library == "jax":
+        jax = importlib.import_module("jax")
+        with jax.enable_x64(backend.x64), jax.default_device(jax.devices(backend.device)[0]):
+            yield
+    elif backend.limited:
+        strict = importlib.import_module("array_api_strict")
+        with strict.ArrayAPIStrictFlags(boolean_indexing=False, data_dependent_shapes=False):
+            yield
+    else:
+        yield
+
+
+def asarray(backend, a):
+    """A fresh array on the backend from a NumPy array."""
+    a = np.array(a, order="C")
+    if backend.library == "numpy":
+        a.flags.writeable = not backend.readonly
+        return a
+    if backend.library == "torch":
+        torch = importlib.import_module("torch")
+        if a.dtype.name == "bfloat16":
+            return torch.from_numpy(a.astype(np.float32)).to(torch.bfloat16).to(backend.device)
+        return torch.from_numpy(a).to(backend.device)
+    if backend.library == "jax":
+        return importlib.import_module("jax.numpy").asarray(a)
+    if backend.library == "cupy":
+        return importlib.import_module("cupy").asarray(a)
+    strict = importlib.import_module("array_api_strict")
+    return strict.asarray(a, device=strict.Device(backend.device) if backend.device else None)
+
+
+def to_numpy(backend, x):
+    """The numbers held, as a NumPy array of the same dtype (torch's bfloat16 as float32, which holds it)."""
+    if backend.library == "torch":
+        torch = importlib.import_module("torch")
+        x = x.detach().cpu()
+        return (x.to(torch.float32) if x.dtype is torch.bfloat16 else x).numpy().copy()
+    if backend.library == "cupy":
+        return x.get()
+    if backend.library == "array_api_strict" and backend.device:
+        strict = importlib.import_module("array_api_strict")
+        x = strict.asarray(x, device=strict.Device("CPU_DEVICE"))
+    return np.array(x)
+
+
+def dtype_name(x):
+    return str(x.dtype).rpartition(".")[2]
+
+
+def library(x):
+    return {"jaxlib": "jax"}.get(type(x).__module__.partition(".")[0], type(x).__module__.partition(".")[0])
+
+
+def device(x):
+    """The device, as something that compares equal on the same device."""
+    return "cpu" if library(x) == "numpy" else x.device
+
+
+def same(backend, x, before):
+    """Whether the array still holds what `before` (of to_numpy) held."""
+    return backend.shapes_only or np.array_equal(
+        to_numpy(backend, x), before, equal_nan=before.dtype.kind not in "iub")

@@ -1,0 +1,190 @@
+"""How each library runs a case in each mode: {entries, value, again, stats, gradients}, arrays of that library.
+
+`entries` is reduction "none", `value` and `stats` the case's own reduction, `again` the same value by another call that
+must not differ. `gradients` is {input: array}, or an exception for the gradients' test to raise.
+"""
+
+import functools
+import importlib
+
+import numpy as np
+from runs import REDUCED, UPSTREAM, call, leaves, mapped, reduction_of, upstream_of
+
+import maskloss as ml
+
+
+def forward(case, arrays, **more):
+    reduction = reduction_of(case)
+    out = {"value": call(case, arrays, reduction, **more)}
+    if case.function == "cross_entropy":
+        out["entries"] = call(case, arrays, "none", **more)
+        out["again"], out["stats"] = call(case, arrays, reduction, with_stats=True, **more)
+    return out
+
+
+def split(case, arrays):
+    names = leaves(case, reduction_of(case))
+    return names, tuple(arrays[n] for n in names)
+
+
+def upstream(case, shape):
+    return np.asarray(UPSTREAM) if case.function in REDUCED and not shape else upstream_of(shape)
+
+
+def array_api_eager(case, arrays):
+    out = forward(case, arrays)
+    names = leaves(case, reduction_of(case))
+    if case.function == "cross_entropy" and names:
+        try:
+            out["gradients"] = with_value_and_grad(case, arrays, names)
+        except Exception as error:
+            out["gradients"] = error
+    return out
+
+
+def with_value_and_grad(case, arrays, names):
+    """ml.value_and_grad, of the sum for "none", with respect to every floating input."""
+    reduction = "sum" if reduction_of(case) == "none" else reduction_of(case)
+    argnums = tuple({"logits": 0, "labels": 1}.get(n, n) for n in names)
+    function = functools.partial(ml.cross_entropy, **dict(case.options) | {"reduction": reduction})
+    if reduction == "sum":
+        arrays = {n: a for n, a in arrays.items() if n != "denominator"}
+    rest = {n: a for n, a in arrays.items() if n not in ("logits", "labels")}
+    _, gradients = ml.value_and_grad(function, argnums)(arrays["logits"], arrays["labels"], **rest)
+    return dict(zip(names, gradients, strict=True))
+
+
+def array_api_autodiff(case, arrays):
+    return forward(case, arrays, implementation="autodiff")
+
+
+def torch_gradients(case, value, arrays):
+    torch = importlib.import_module("torch")
+    names, values = split(case, arrays)
+    if not names:
+        return {}
+    up = torch.from_numpy(upstream(case, tuple(value.shape)).copy()).to(value)
+    try:
+        return dict(zip(names, torch.autograd.grad(value, values, up), strict=True))
+    except RuntimeError as error:
+        return error
+
+
+def torch_leaves(case, arrays):
+    for a in split(case, arrays)[1]:
+        a.requires_grad_()
+    return arrays
+
+
+def torch_eager(case, arrays, **more):
+    arrays = torch_leaves(case, arrays)
+    out = forward(case, arrays, **more)
+    return out | {"gradients": torch_gradients(case, out["value"], arrays)}
+
+
+def torch_compile(case, arrays):
+    torch = importlib.import_module("torch")
+    torch._dynamo.reset()
+    arrays = torch_leaves(case, arrays)
+    names = [n for n, a in arrays.items() if isinstance(a, torch.Tensor)]
+
+    def function(*tensors):
+        given = arrays | dict(zip(names, tensors, strict=True))
+        if case.function != "cross_entropy":
+            return {"value": call(case, given, reduction_of(case))}
+        value, stats = call(case, given, reduction_of(case), with_stats=True)
+        return {"entries": call(case, given, "none"), "value": value, "stats": stats}
+
+    out = torch.compile(function, backend="aot_eager", fullgraph=True)(*(arrays[n] for n in names))
+    return out | {"gradients": torch_gradients(case, out["value"], arrays)}
+
+
+def sliced(case, arrays, is_array):
+    """The function of one slice, the arrays in order, and each one's batch axis (0 or None)."""
+    one, split_names, squeezed = mapped(case)
+    names = [n for n, a in arrays.items() if is_array(a)]
+
+    def function(*values):
+        given = arrays | dict(zip(names, values, strict=True))
+        given |= {n: given[n][0] for n in squeezed}
+        return call(one, given, "none" if case.function == "cross_entropy" else None)
+
+    return function, [arrays[n] for n in names], tuple(0 if n in split_names else None for n in names)
+
+
+def torch_vmap(case, arrays):
+    torch = importlib.import_module("torch")
+    case = reduced_to_none(case)
+    arrays = torch_leaves(case, arrays)
+    function, values, axes = sliced(case, arrays, lambda a: isinstance(a, torch.Tensor))
+    value = torch.func.vmap(function, in_dims=axes)(*values)
+    return {"value": value, "gradients": torch_gradients(case, value, arrays)}
+
+
+def reduced_to_none(case):
+    return case._replace(options=dict(case.options) | {"reduction": "none"}) if case.function in REDUCED else case
+
+
+def jax_gradients(case, arrays, function):
+    """The value and the gradients by jax.vjp of function(arrays)."""
+    jax = importlib.import_module("jax")
+    names, values = split(case, arrays)
+    value, back = jax.vjp(lambda *v: function(arrays | dict(zip(names, v, strict=True))), *values)
+    up = jax.numpy.asarray(upstream(case, value.shape), dtype=value.dtype)
+    return value, dict(zip(names, back(up), strict=True))
+
+
+def jax_eager(case, arrays):
+    out = forward(case, arrays)
+    try:
+        gradients = jax_gradients(case, arrays, lambda a: call(case, a, reduction_of(case)))[1]
+    except Exception as error:
+        gradients = error
+    return out | {"gradients": gradients}
+
+
+def traced(arrays, function):
+    """jit(function) of the arrays that are JAX's; Python numbers stay as they are."""
+    jax = importlib.import_module("jax")
+    given = {n: a for n, a in arrays.items() if isinstance(a, jax.Array)}
+    return jax.jit(lambda a: function(arrays | a))(given)
+
+
+def jax_jit(case, arrays):
+    def function(a):
+        out = {}
+        if case.function == "cross_entropy":
+            out["entries"] = call(case, a, "none")
+            out["again"], out["stats"] = call(case, a, reduction_of(case), with_stats=True)
+        out["value"], out["gradients"] = jax_gradients(case, a, lambda b: call(case, b, reduction_of(case)))
+        return out
+
+    return traced(arrays, function)
+
+
+def jax_vmap(case, arrays):
+    jax = importlib.import_module("jax")
+    case = reduced_to_none(case)
+
+    def function(a):
+        def batched(b):
+            of_slice, values, axes = sliced(case, b, lambda x: isinstance(x, jax.Array))
+            return jax.vmap(of_slice, in_axes=axes)(*values)
+
+        value, gradients = jax_gradients(case, a, batched)
+        return {"value": value, "gradients": gradients}
+
+    return traced(arrays, function)
+
+
+MODES = {
+    ("value_and_grad", "eager"): array_api_eager,
+    ("value_and_grad", "autodiff"): array_api_autodiff,
+    ("autograd", "eager"): torch_eager,
+    ("autograd", "autodiff"): functools.partial(torch_eager, implementation="autodiff"),
+    ("autograd", "compile"): torch_compile,
+    ("autograd", "vmap"): torch_vmap,
+    ("vjp", "eager"): jax_eager,
+    ("vjp", "jit"): jax_jit,
+    ("vjp", "vmap"): jax_vmap,
+}

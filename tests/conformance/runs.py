@@ -1,0 +1,152 @@
+"""One case on one backend: its arrays there, the calls it stands for, and the numbers expected of them."""
+
+import functools
+from typing import Any, NamedTuple
+
+import array_api_compat
+import backends
+import ml_dtypes  # noqa: F401  (names bfloat16 to NumPy)
+import numpy as np
+import reference
+import reference_masked
+from case import Case
+from cases import CASES
+from closeness import Expected, expected
+
+import maskloss as ml
+
+POSITIONAL = {"cross_entropy": ("logits", "labels"), "label_log_probs": ("logits", "labels"), "entropy": ("logits",),
+              "reduce": ("values",)}
+REDUCED = ("cross_entropy", "reduce")
+# The upstream gradient of a 0-d loss where the library takes one: not 1, and a power of two, so that it scales exactly.
+UPSTREAM = -0.5
+
+
+class Run(NamedTuple):
+    backend: backends.Backend
+    mode: str
+    dtype: str
+    case: Case
+
+
+class Wanted(NamedTuple):
+    value: Expected
+    condition: float  # of the divisors
+    stats: Any
+
+
+def positional(case):
+    return POSITIONAL.get(case.function, ("x",))
+
+
+def is_array(a):
+    return isinstance(a, np.ndarray)
+
+
+def cast(case, dtype):
+    wide = dtype if dtype in backends.FLOATS else "float32"
+    narrow = ("logits", "labels", "values", "x")
+    return {n: a.astype(np.dtype(dtype if n in narrow else wide))
+            if is_array(a) and a.dtype.kind == "f" and n not in case.fixed else a for n, a in case.inputs.items()}
+
+
+def reduction_of(case):
+    return case.options.get("reduction", "mean") if case.function in REDUCED else None
+
+
+def leaves(case, reduction):
+    """The inputs that derivatives are taken of."""
+    return tuple(n for n, a in case.inputs.items() if is_array(a) and a.dtype.kind == "f" and n not in case.held
+                 and not (n == "denominator" and reduction in ("none", "sum")))
+
+
+def upstream_of(shape):
+    """Powers of two of both signs, a different one beside the next."""
+    n = int(np.prod(shape, dtype=int))
+    return np.array([(-1.0) ** i * 2.0 ** (i % 3 - 1) for i in range(n)]).reshape(shape)
+
+
+def options_of(case, reduction):
+    """The options for a reduction, which may differ from the case's own; "none" and "sum" take no denominator."""
+    options = dict(case.options)
+    if case.function in REDUCED:
+        options["reduction"] = reduction
+        if reduction in ("none", "sum"):
+            options.pop("denominator", None)
+    return options
+
+
+def expectation(name, dtype, reduction):
+    """The reference's function, its arguments bound, for a case and a reduction that may not be its own."""
+    case = CASES[name]
+    module = reference if case.function in REDUCED else reference_masked
+    inputs = {n: a for n, a in cast(case, dtype).items() if n != "denominator" or reduction not in ("none", "sum")}
+    return functools.partial(getattr(module, case.function), **inputs, **options_of(case, reduction))
+
+
+@functools.cache
+def wanted(name, dtype, reduction):
+    out = expectation(name, dtype, reduction)()
+    return Wanted(expected(out.value, np.maximum(out.scale, CASES[name].floor) if CASES[name].floor else out.scale),
+                  float(getattr(out, "condition", 1.0)), getattr(out, "stats", None))
+
+
+@functools.cache
+def wanted_gradients(name, dtype, reduction):
+    """{input: Expected} for upstream_of(value), and for 1 where the value is 0-d and REDUCED."""
+    shape = wanted(name, dtype, reduction).value.hi.shape
+    names = leaves(CASES[name], reduction)
+    upstream = 1 if CASES[name].function in REDUCED and not shape else upstream_of(shape)
+    out = expectation(name, dtype, reduction)(gradients=names, upstream=upstream)
+    return {n: expected(*out.gradients[n]) for n in names}
+
+
+def call(case, arrays, reduction=None, **more):
+    """maskloss on the case's arrays."""
+    first = positional(case)
+    options = options_of(case, reduction) | more
+    if reduction in ("none", "sum"):
+        arrays = {n: a for n, a in arrays.items() if n != "denominator"}
+    rest = {n: a for n, a in arrays.items() if n not in first}
+    return getattr(ml, case.function)(*(arrays[n] for n in first), **rest, **options)
+
+
+def namespace(x):
+    return array_api_compat.array_namespace(x)
+
+
+def laid_out(backend, a, layout):
+    """An array of the backend with the numbers of `a`, in the memory layout asked for."""
+    if a.ndim == 0 or layout == "plain":
+        return backends.asarray(backend, a)
+    if layout == "strided":
+        return backends.asarray(backend, np.repeat(a, 2, axis=-1))[..., ::2]
+    if layout == "transposed":
+        x = backends.asarray(backend, np.transpose(a))
+        return namespace(x).permute_dims(x, tuple(reversed(range(a.ndim))))
+    x = backends.asarray(backend, a[:1])
+    return namespace(x).broadcast_to(x, a.shape)
+
+
+def placed(backend, case, dtype):
+    return {n: laid_out(backend, a, case.layout) if is_array(a) else a for n, a in cast(case, dtype).items()}
+
+
+def mapped(case):
+    """For vmap over the entries' first axis: the case for one slice, and the inputs that have that axis.
+
+    None where there is no such axis. An axis of length 1 that broadcasts stays, and is taken off inside.
+    """
+    axis = case.options.get("axis", -1)
+    ndim = case.inputs["logits"].ndim
+    if ndim < 2 or axis % ndim == 0 or case.inputs["logits"].shape[0] == 0:
+        return None
+    length = case.inputs["logits"].shape[0]
+    full = {"logits": ndim, "labels": case.inputs["labels"].ndim if is_array(case.inputs.get("labels")) else None,
+            "mask": ndim - 1, "weights": ndim - 1, "class_mask": ndim}
+    split, squeezed = set(), set()
+    for n, a in case.inputs.items():
+        if is_array(a) and a.ndim and a.ndim == full.get(n):
+            (split if a.shape[0] == length else squeezed).add(n)
+    options = dict(case.options) | ({"axis": axis - 1} if axis > 0 else {})
+    return case._replace(options=options), split, squeezed

@@ -1,0 +1,47 @@
+"""Values: every case on every backend in every mode, against scalar loops in 50 digits, in units in the last place."""
+
+from closeness import expected, summation
+from observed import belongs, bound_of, compare, number_of_entries, observe, reduction_in, result_dtype, runs, want
+from reference import number
+
+__all__ = ["runs"]
+
+
+def test_values(run, record):
+    out = observe(run)
+    case, dtype, first = run.case, result_dtype(run), next(iter(out.inputs.values()))
+    assert out.changed == [], "inputs were written to"
+    for name, array in out.outputs.items():
+        belongs(run, array, first, dtype, name)
+    key = run.backend.name, run.dtype, run.mode, case.name
+    reduction = reduction_in(run)
+    if "entries" in out.outputs:
+        worst = compare(run, out.outputs["entries"], want(run, "none").value, case.ulps, dtype, "per entry")
+        record(case.function, *key, worst)
+    wanted = want(run, reduction)
+    reduced = case.function in ("cross_entropy", "reduce") and reduction != "none"
+    bound = bound_of(run, reduction, wanted.condition)
+    worst = compare(run, out.outputs["value"], wanted.value, bound, dtype, "value")
+    record(case.function + (", reduced" if reduced else ""), *key, worst)
+    if "again" in out.outputs:
+        compare(run, out.outputs["again"], wanted.value, bound, dtype, "value beside statistics")
+        statistics(run, out, wanted.stats, first)
+
+
+def statistics(run, out, wanted_stats, first):
+    for name, array in out.stats.items():
+        integer = name in ("count", "correct")
+        assert array.shape == (), name
+        belongs(run, array, first, array.dtype if integer else result_dtype(run), name)
+        assert array.dtype.startswith(("int", "uint")) == integer, name
+        value = getattr(wanted_stats, name)
+        if array.numbers is None or value is None:
+            continue
+        if integer:
+            assert array.numbers == value, name
+        else:
+            floor = number(run.case.floor) * number_of_entries(run)
+            wanted = expected(number(value), max(getattr(wanted_stats.scales, name), floor))
+            bound = run.case.ulps + 1 + summation(number_of_entries(run))
+            compare(run, array, wanted, bound, array.dtype, name)
+

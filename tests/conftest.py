@@ -1,0 +1,88 @@
+"""Which backends a run covers, and the record of the worst errors.
+
+`--backend NAME[,NAME]` (or MASKLOSS_BACKENDS) chooses. A chosen backend that is missing fails; one not chosen is one
+visible skip per test function. Without a choice: every CPU backend whose package is installed.
+"""
+
+import json
+import os
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+from backends import BACKENDS, chosen, missing
+
+OBSERVED = defaultdict(lambda: {"cases": 0, "worst": 0.0, "case": ""})
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("maskloss")
+    group.addoption("--backend", help=f"comma-separated, from {', '.join(BACKENDS)}")
+    group.addoption("--conformance-report", help="write the worst errors, in units in the last place, to this JSON")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "missing(reason): a backend that was asked for is not here, which is a failure")
+    names = config.getoption("--backend") or os.environ.get("MASKLOSS_BACKENDS") or ""
+    try:
+        config.maskloss_backends = chosen([name.strip() for name in names.split(",") if name.strip()])
+    except ValueError as error:
+        raise pytest.UsageError(str(error)) from None
+
+
+def backend_params(config, of_backend):
+    """of_backend(backend) lists the parameters for a backend that runs; the others get one that skips or fails."""
+    for backend in BACKENDS.values():
+        if backend.name not in config.maskloss_backends:
+            reason = f"{backend.name} was not asked for (--backend)"
+            yield pytest.param(None, id=f"{backend.name}-not-asked", marks=pytest.mark.skip(reason=reason))
+        elif reason := missing(backend):
+            yield pytest.param(None, id=f"{backend.name}-missing", marks=pytest.mark.missing(reason))
+        else:
+            yield from of_backend(backend)
+
+
+def pytest_generate_tests(metafunc):
+    for name, of_backend in (("backend", lambda b: [pytest.param(b, id=b.name)]), ("run", runs_of(metafunc))):
+        if name in metafunc.fixturenames and of_backend:
+            metafunc.parametrize(name, list(backend_params(metafunc.config, of_backend)))
+
+
+def runs_of(metafunc):
+    """A module with a `run` argument says what it runs: runs(backend) lists (id, run)."""
+    runs = getattr(metafunc.module, "runs", None)
+    return runs and (lambda backend: [pytest.param(run, id=name) for name, run in runs(backend)])
+
+
+def pytest_runtest_setup(item):
+    for mark in item.iter_markers("missing"):
+        pytest.fail(f"a backend was asked for and is missing: {mark.args[0]}", pytrace=False)
+
+
+@pytest.fixture
+def record(request):
+    """record(function, backend, dtype, mode, case, ulps): travels with the report, also from an xdist worker."""
+
+    def add(*row):
+        request.node.user_properties.append(("ulps", row))
+
+    return add
+
+
+def pytest_runtest_logreport(report):
+    if report.when == "call":
+        for name, row in report.user_properties:
+            if name == "ulps":
+                *key, case, ulps = row
+                seen = OBSERVED[tuple(key)]
+                seen["cases"] += 1
+                if ulps >= seen["worst"]:
+                    seen["worst"], seen["case"] = ulps, case
+
+
+def pytest_sessionfinish(session):
+    path = session.config.getoption("--conformance-report")
+    if path and not hasattr(session.config, "workerinput"):
+        rows = [dict(zip(("function", "backend", "dtype", "mode"), key, strict=True)) | seen
+                for key, seen in sorted(OBSERVED.items())]
+        Path(path).write_text(json.dumps(rows, indent=1) + "\n")
