@@ -11,6 +11,9 @@ def runs(backend):
     ]
 
 
+@pytest.mark.filterwarnings(
+    "ignore::UserWarning", "ignore::PendingDeprecationWarning"
+)  # of nested tensors, numpy.matrix
 def test_the_call_is_refused(run):
     backend, call = run
     if call.needs:

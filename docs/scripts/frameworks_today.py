@@ -16,6 +16,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import ml_dtypes  # noqa: F401  (names bfloat16 to NumPy)
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,9 +42,7 @@ WIDE_LABELS = rng.integers(0, 2000, 512)
 
 
 def wide_logits():
-    import ml_dtypes
-
-    return (2 * np.random.default_rng(1).standard_normal((512, 2000))).astype(ml_dtypes.bfloat16)
+    return (2 * np.random.default_rng(1).standard_normal((512, 2000))).astype("bfloat16")
 
 
 def one_hot(labels, classes=3):
@@ -111,7 +110,8 @@ def describe(outcome, expected):
     right_value, right_gradient = expected
     text = number(value)
     if not math.isnan(value) and not np.isclose(value, right_value, rtol=1e-5, atol=1e-7):
-        text = f"wrong: {text} (right {number(right_value)})"
+        nearest = value == float(np.asarray(right_value, "bfloat16"))
+        text = f"{'rounded' if nearest else 'wrong'}: {text} (right {number(right_value)})"
     if gradient is None or right_gradient is None:
         return text
     gradient = np.asarray(gradient, "float64")

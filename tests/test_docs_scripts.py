@@ -1,0 +1,91 @@
+"""The scripts that write tables of the documentation: what is stale, or wrong, they say."""
+
+import importlib.util
+import json
+import math
+from pathlib import Path
+
+import bad_calls
+import numpy as np
+import pytest
+
+SCRIPTS = Path(__file__).resolve().parents[1] / "docs" / "scripts"
+
+
+def script(name):
+    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_stale_table_of_errors_is_told(tmp_path):
+    errors, written, calls = script("errors"), tmp_path / "errors.md", bad_calls.CALLS[:3]
+    assert errors.main(["--check"], written, calls) == 1
+    assert errors.main(["--write"], written, calls) == 0
+    assert errors.main(["--check"], written, calls) == 0
+    assert written.read_text().count("\n| ") == 4
+    written.write_text(written.read_text().replace("ValueError", "TypeError", 1))
+    assert errors.main(["--check"], written, calls) == 1
+
+
+def test_a_call_that_is_not_refused_makes_no_table():
+    errors = script("errors")
+    accepted = bad_calls.CALLS[0]._replace(call=lambda backend, *args: 0.0)
+    with pytest.raises(AssertionError, match="is not refused"):
+        errors.render([accepted])
+
+
+def test_stale_answers_of_frameworks_are_told():
+    today = script("frameworks_today")
+    record = json.loads(today.RECORD.read_text())
+    markdown, readme = today.MARKDOWN.read_text(), f"a\n{today.BEGIN}\nold\n{today.END}\nb\n"
+    rows = record["rows"]
+    assert today.stale(rows, record, markdown, None) == []
+    assert today.stale(rows, record, markdown, "no markers") == []
+    assert today.stale(rows, record, markdown, today.in_readme(readme, markdown)) == []
+    assert len(today.stale(rows, record, markdown, readme)) == 1
+    assert len(today.stale(rows, record, markdown + "x", None)) == 1
+    changed = {**rows, today.NOTHING: {**rows[today.NOTHING], "maskloss": "NaN"}}
+    assert len(today.stale(changed, record, markdown, None)) == 1
+    assert len(today.stale({today.NOTHING: rows[today.NOTHING]}, record, markdown, None)) == len(rows) - 1
+
+
+def test_the_readme_outside_the_markers_is_kept():
+    today = script("frameworks_today")
+    assert today.in_readme(f"a\n{today.BEGIN}\nold\n{today.END}\nb\n", "new\n") == (
+        f"a\n{today.BEGIN}\nnew\n{today.END}\nb\n"
+    )
+    assert today.in_readme("a\n", "new\n") is None
+
+
+ZERO, ONE = np.zeros(2), np.ones(2)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "expected", "text"),
+    [
+        ((1.5, ONE), (1.5, ONE), "1.5"),
+        ((1.5, ONE), (1.25, ONE), "wrong: 1.5 (right 1.25)"),
+        ((9.5, None), (9.525, None), "rounded: 9.5 (right 9.525)"),  # bfloat16 has 9.5, then 9.5625
+        ((9.5625, None), (9.525, None), "wrong: 9.562 (right 9.525)"),
+        ((1.5, 2 * ONE), (1.5, ONE), "1.5, gradient wrong"),
+        ((1.5, math.nan * ONE), (1.5, ONE), "1.5, gradient NaN"),
+        ((math.nan, ONE), (1.5, ONE), "NaN"),
+        ((0.0, ZERO), (0.0, ZERO), "0, gradient 0"),
+        ((0.0, ONE), (0.0, ZERO), "0, gradient not 0"),
+        ((math.inf, ONE), (math.inf, ONE), "inf"),
+        ((1.5, None), (1.25, None), "wrong: 1.5 (right 1.25)"),
+        ((1.5, ONE), None, "1.5, no error"),
+        ((math.nan, ONE), None, "NaN"),
+        (IndexError("out of range"), None, "IndexError"),
+        ("not offered", None, "not offered"),
+    ],
+)
+def test_the_text_of_a_cell(outcome, expected, text):
+    assert script("frameworks_today").describe(outcome, expected) == text
+
+
+def test_ways_that_disagree_are_told_apart():
+    ways = {"one": lambda: (1.5, None), "two": lambda: (1.5, None), "three": lambda: 1 / 0}
+    assert script("frameworks_today").cell(ways, (1.5, None)) == "`one`, `two`: 1.5; `three`: ZeroDivisionError"
