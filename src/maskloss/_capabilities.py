@@ -79,7 +79,7 @@ IMPLEMENTATIONS = {
         "the analytic forward and backward pair; keeps two numbers a row between them",
         {
             "jax": "JAX's forward-mode derivatives need the plain expression",
-            "torch compiled": "torch.compile takes no autograd.Function that has a jvp; it fuses the plain expression itself",
+            "torch compiled": "torch.compile takes no autograd.Function with a jvp; it fuses the expression itself",
         },
     ),
     "autodiff": Implementation("one array-API expression, differentiated by the framework", {}),

@@ -18,7 +18,7 @@ FLOATS = HALVES | {"float32", "float64"}
 
 def library_of(x: object) -> str | None:
     """Name of the array library of `x`, or None where `x` is no array of a library known here."""
-    # array-api-compat's own tests are behind lru_cache, of which torch.compile warns when it traces them: torch goes first.
+    # torch first: array-api-compat's tests are behind lru_cache, and torch.compile warns of it when it traces them.
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(x, torch.Tensor):
         return "torch"
@@ -69,7 +69,7 @@ def is_tracer(x: Array, library: str) -> bool:
         return isinstance(x, sys.modules["jax"].core.Tracer)
     if library == "torch":
         torch = sys.modules["torch"]
-        # A subclass may hold no values (FakeTensor, FunctionalTensor) or hold them elsewhere (DTensor): not read either.
+        # A subclass may hold no values (FakeTensor, FunctionalTensor) or hold them elsewhere (DTensor).
         return (
             torch.compiler.is_compiling()
             or type(x) not in (torch.Tensor, torch.nn.Parameter)
@@ -133,7 +133,7 @@ def stop_gradient(x: Array, *, xp: Namespace) -> Array:
 
 
 def quiet(library: str) -> AbstractContextManager[object]:
-    """NumPy warns of inf - inf, overflow and the like; here their results are defined, so there is nothing to warn of."""
+    """NumPy warns of inf - inf, overflow and the like; here their results are defined."""
     return sys.modules["numpy"].errstate(all="ignore") if library in ("numpy", "array_api_strict") else nullcontext()
 
 

@@ -1,6 +1,6 @@
 """From checked inputs to one loss per entry, and back: the terms around the mathematics of the rows.
 
-In the symbols of the code, an entry with target distribution q, class weights w_c, smoothing eps and K allowed classes has
+With target distribution q, class weights w_c, smoothing eps and K allowed classes, an entry has
 
     t_c  = ((1 - eps) q_c + eps / K) w_c
     loss = sum_c t_c (lse - x_c) + z_loss lse**2
@@ -75,7 +75,7 @@ def terms_of(inputs: Inputs, options: Options) -> Terms:
     return Terms(rows._replace(targets=targets), None, 1.0, _rows.long_sum(masses, xp=xp))
 
 
-def weighed_nll(nll: Array, alpha: Array | float, inputs: Inputs) -> Array:
+def weighed_nll(nll: Array, alpha: Array | float | None, inputs: Inputs) -> Array:
     """nll, and 0 where it is infinite but weighs nothing: 0 * inf is 0."""
     if isinstance(alpha, float):
         return nll
@@ -143,8 +143,9 @@ def value_and_gradients(
 ) -> tuple[Array, dict[str, Array], LossStats]:
     """The analytic derivative of the whole loss, for libraries without one. The chain rule over the module's equations:
 
-    dL/dnll = alpha g, dL/ddot = beta g, dL/dlse = 2 z_loss lse g with g = dL/dloss; and for the targets t, given dL/dt,
-    dL/dw_y = (1 - eps) nll g + dL/dm,  dL/dq_c = (1 - eps) w_c dL/dt_c + w_c dL/dm,  dL/dw_c = (t_c / w_c) dL/dt_c + q_c dL/dm.
+    with g = dL/dloss   dL/dnll = alpha g       dL/ddot = beta g       dL/dlse = 2 z_loss lse g
+    class indices       dL/dw_y = (1 - eps) nll g + dL/dm       dL/dw_c = dL/dt_c
+    distributions       dL/dq_c = w_c ((1 - eps) dL/dt_c + dL/dm)       dL/dw_c = (t_c / w_c) dL/dt_c + q_c dL/dm
     """
     xp, eps = inputs.xp, options.label_smoothing
     entries, terms, out = entry_losses(inputs, options, _rows.forward)
@@ -153,36 +154,28 @@ def value_and_gradients(
     if inputs.wrong is not None:
         g = g * xp.where(inputs.wrong, math.nan, xp.ones_like(g))
     g_lse = 2.0 * options.z_loss * out.lse * g if options.z_loss else xp.zeros_like(g)
-    gradients = {"weights": d.weights, "denominator": d.denominator}
-    about_targets = bool(wanted & {"class_weights", "labels"})
-    logits, d_targets = _rows.backward(
-        terms.rows,
-        out.log_sum,
-        out.shift,
-        None if out.nll is None else g * terms.alpha,
-        None if out.dot is None else g * terms.beta,
-        g_lse,
-        targets_too=about_targets,
-        xp=xp,
+    g_nll = None if out.nll is None else g * terms.alpha
+    g_dot = None if out.dot is None else g * terms.beta
+    wants_targets = bool(wanted & {"class_weights", "labels"})
+    d_logits, d_targets = _rows.backward(
+        terms.rows, out.log_sum, out.shift, g_nll, g_dot, g_lse, targets_too=wants_targets, xp=xp
     )
-    gradients["logits"] = logits
-    weights, q = inputs.class_weights, inputs.distribution
-    if q is not None and about_targets:
+    gradients = {"logits": d_logits, "weights": d.weights, "denominator": d.denominator}
+    class_weights, q = inputs.class_weights, inputs.distribution
+    if wants_targets and q is not None:
         d_masses = xp.expand_dims(d.masses, axis=-1)
-        d_q = (1.0 - eps) * d_targets + d_masses
-        gradients["labels"] = d_q if weights is None else d_q * weights
-        if inputs.class_mask is not None:
-            gradients["labels"] = xp.where(inputs.class_mask, gradients["labels"], 0.0)
-        if weights is not None:
-            unweighted = terms_of(inputs._replace(class_weights=None), options).rows.targets
-            gradients["class_weights"] = sum_to(unweighted * d_targets + q * d_masses, weights.shape, inputs)
-    elif "class_weights" in wanted and weights is not None:
-        d_weight = d.masses
+        d_q = ((1.0 - eps) * d_targets + d_masses) * (1.0 if class_weights is None else class_weights)
+        gradients["labels"] = d_q if inputs.class_mask is None else xp.where(inputs.class_mask, d_q, 0.0)
+        if class_weights is not None:
+            unweighted: Array = terms_of(inputs._replace(class_weights=None), options).rows.targets
+            gradients["class_weights"] = sum_to(unweighted * d_targets + q * d_masses, class_weights.shape, inputs)
+    elif wants_targets and inputs.labels is not None and class_weights is not None:
+        d_label = d.masses
         if out.nll is not None:
-            d_weight = d_weight + (1.0 - eps) * weighed_nll(out.nll, terms.alpha, inputs) * g
+            d_label = d_label + (1.0 - eps) * weighed_nll(out.nll, terms.alpha, inputs) * g
         at_label = class_indices(inputs.logits, inputs.labels.dtype, xp=xp) == xp.expand_dims(inputs.labels, axis=-1)
-        d_weights = sum_to(xp.where(at_label, xp.expand_dims(d_weight, axis=-1), 0.0), weights.shape, inputs)
-        gradients["class_weights"] = (
-            d_weights if d_targets is None else d_weights + sum_to(d_targets, weights.shape, inputs)
-        )
+        d_weights = sum_to(xp.where(at_label, xp.expand_dims(d_label, axis=-1), 0.0), class_weights.shape, inputs)
+        if d_targets is not None:
+            d_weights = d_weights + sum_to(d_targets, class_weights.shape, inputs)
+        gradients["class_weights"] = d_weights
     return value, gradients, stats_of(inputs, options, entries, out, reduction)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+from functools import partial
 from numbers import Integral, Real
 from typing import Any, Literal, NamedTuple, NoReturn, get_args
 
@@ -142,7 +143,7 @@ class Like(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """The arrays of one call, checked and neutralised; the class axis is last. None: not given, or no entry affected."""
+    """The arrays of one call, checked and neutralised; the class axis is last. None: not given, or of no effect."""
 
     like: Like
     xp: Namespace
@@ -182,7 +183,7 @@ def to_mask(mask: Any, shape: tuple[int, ...], what: str, like: Like, validate: 
     if name == "bool":
         return xp.broadcast_to(x, shape), None
     x = xp.astype(x, index_dtype(like.library, xp))
-    wrong = check_kept((x != 0) & (x != 1), like.library, validate, xp, lambda at: _mask_value(x, at))
+    wrong = check_kept((x != 0) & (x != 1), like.library, validate, xp, partial(_mask_value, x))
     return xp.broadcast_to(x != 0, shape), None if wrong is None else xp.broadcast_to(wrong, shape)
 
 
@@ -207,7 +208,7 @@ def to_denominator(denominator: Any, dtype: Any, like: Like) -> Array:
 
 
 def check_kept(wrong: Array, library: str, validate: Any, xp: Namespace, message: Any) -> Array | None:
-    """Raises for the first wrong entry where values may be read, else returns `wrong`, for these entries to become NaN."""
+    """Raises for the first wrong entry where values may be read; elsewhere returns `wrong`: these become NaN."""
     if validate is False:
         return wrong
     if validate is True and is_tracer(wrong, library):
@@ -304,14 +305,15 @@ def prepare(
     """Checks and normalises; `labels` is NO_LABELS for a function that has none."""
     check_choice("validate", validate, ("auto", True, False))
     like = floating_like("logits", logits)
-    xp, full = like.xp, shape_of(logits)
-    if not full:
+    xp: Namespace = like.xp
+    full = shape_of(logits)
+    if logits.ndim == 0:
         fail(ValueError, "logits", describe(logits), "it needs a class axis: at least one dimension")
-    axis = check_axis(axis, len(full))
-    classes, entries = full[axis], full[:axis] + full[axis + 1 :]
+    at = check_axis(axis, len(full))
+    classes, entries = full[at], full[:at] + full[at + 1 :]
     if classes == 0:
-        fail(ValueError, "logits", describe(logits), f"its class axis ({axis}) must hold at least one class")
-    what = f"the entries (logits {full} without class axis {axis})"
+        fail(ValueError, "logits", describe(logits), f"its class axis ({at}) must hold at least one class")
+    what = f"the entries (logits {full} without class axis {at})"
     dtype = compute_dtype(logits, xp)
 
     keep = wrong = None
@@ -322,7 +324,7 @@ def prepare(
         if dtype_name(class_mask) != "bool":
             fail(TypeError, "class_mask", describe(given), "it must be bool: True where the class exists")
         check_broadcasts("class_mask", class_mask, full, "logits")
-        class_mask = moved_axis(xp.broadcast_to(class_mask, full), axis, -1, xp=xp)
+        class_mask = moved_axis(xp.broadcast_to(class_mask, full), at, -1, xp=xp)
         keep = conjunction(keep, xp.any(class_mask, axis=-1))
     if weights is not None:
         weights = to_weights("weights", weights, dtype, like, entries, what)
@@ -338,13 +340,13 @@ def prepare(
     if labels is not NO_LABELS:
         labels = check_labels(labels, ignore_index, entries, full, like)
         if dtype_name(labels) in FLOATS:
-            distribution = moved_axis(xp.astype(labels, dtype, copy=False), axis, -1, xp=xp)
+            distribution = moved_axis(xp.astype(labels, dtype, copy=False), at, -1, xp=xp)
         else:
             indices, in_range, ignored = to_indices(labels, classes, ignore_index, like)
             keep = conjunction(keep, None if ignored is None else ~ignored)
             allowed = in_range if class_mask is None else in_range & take_label(class_mask, indices, xp=xp)
             bad = ~allowed if keep is None else ~allowed & keep
-            bad = check_kept(bad, like.library, validate, xp, lambda at: _label_value(labels, at, classes))
+            bad = check_kept(bad, like.library, validate, xp, partial(_label_value, labels, classes))
             wrong = disjunction(wrong, bad)
 
     if keep is not None:
@@ -353,12 +355,14 @@ def prepare(
     if distribution is not None:
         for selected in (class_mask, None if keep is None else xp.expand_dims(keep, axis=-1)):
             distribution = distribution if selected is None else xp.where(selected, distribution, 0.0)
-    x = moved_axis(logits, axis, -1, xp=xp)
+    x = moved_axis(logits, at, -1, xp=xp)
     return Inputs(like, xp, dtype, x, indices, distribution, keep, wrong, weights, class_weights, class_mask)
 
 
-def _label_value(labels: Array, at: tuple[int, ...], classes: int) -> str:
-    value, place = int(labels[at]), f"labels{list(at) or ''}"
+def _label_value(labels: Array, classes: int, at: tuple[int, ...]) -> str:
+    # A torch uint64 of 2**63 or more is no int, but its item is.
+    label = labels[at]
+    value, place = label.item() if hasattr(label, "item") else int(label), f"labels{list(at) or ''}"
     if 0 <= value < classes:
         return f"{place} is {value}, a class that class_mask excludes there; mask the entry or admit the class"
     return f"{place} is {value}, outside the classes [0, {classes}); mask the entry, or name the value in ignore_index"

@@ -1,7 +1,7 @@
 """From entries to one number: every reduction and its derivative, in one place, outside bindings and kernels.
 
-In the symbols of the code, entry i of sequence r has the loss l_i, the weight w_i and the mass m_i = sum_c w_c q_ic, its
-unit is u_i = w_i m_i, and both are 0 where it is not kept. With S_r = sum_i w_i l_i and D_r = sum_i u_i over a sequence,
+Entry i of sequence r has the loss l_i, the weight w_i and the mass m_i = sum_c w_c q_ic; its unit is u_i = w_i m_i, and
+w_i l_i and u_i are 0 where it is not kept. With S_r = sum_i w_i l_i and D_r = sum_i u_i over a sequence,
 
     mean                 S / D      (one sequence holds every entry)
     mean_over_kept       S / count  mean_over_all    S / number of entries      sum      S
@@ -102,9 +102,10 @@ def reduction_derivatives(
 ) -> tuple[Array, Derivatives]:
     """The value L and its derivatives. With d_each = dL/d(w_i l_i) and d_unit = dL/du_i:
 
-    dL/dl_i = d_each w_i      dL/dw_i = d_each l_i + d_unit m_i      dL/dm_i = d_unit w_i      dL/ddenominator = -L / denominator
+    dL/dl_i = d_each w_i       dL/dw_i = d_each l_i + d_unit m_i       dL/dm_i = d_unit w_i
 
-    and d_each = 1 / divisor, d_unit = -L / D for "mean"; for sequences both again with S_r / D_r inside, by the chain rule.
+    where d_each = 1 / divisor, d_unit = -L / D for "mean", dL/ddenominator = -L / denominator, and for sequences the
+    same again inside, by the chain rule through S_r / D_r.
     """
     total, own = total_and_divisor(entries, reduction, xp=xp)
     divisor = xp.ones_like(total) if reduction == "sum" else own if denominator is None else denominator

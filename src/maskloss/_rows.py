@@ -9,7 +9,7 @@ and with p_c = exp(x_c - lse), T = sum_c t_c, and upstream gradients g_nll, g_do
     dx_c = (g_nll + g_dot T + g_lse) p_c - g_nll [c = y] - g_dot t_c
     dt_c = g_dot (lse - x_c)
 
-Every loss of the package is a sum of these three with coefficients per row, put together by ordinary arithmetic outside.
+Every loss of the package is a sum of these three with coefficients per row, put together outside.
 
 lse - x_c is computed as log_sum - (x_c - shift) with shift = max_c x_c: lse itself would lose what a common offset of
 the logits (1e4, say) takes of the mantissa. The shift cancels, so it is a constant to any differentiation.
@@ -22,13 +22,13 @@ from typing import Any, NamedTuple
 
 from ._compat import Array, Namespace, stop_gradient, subtract_at_label, take_label
 
-# Sums longer than this are taken in two levels: a plain running sum in float32 (XLA's, and NumPy's along a strided axis)
-# errs by up to one rounding per term, which at 2**20 classes is more than the last places of lse can hide.
+# Longer sums are taken in two levels: a running sum in float32 (XLA's, and NumPy's along a strided axis) errs by up to
+# one rounding per term, which at 2**20 classes is more than the last places of lse can hide.
 _SUM_BLOCK = 1024
 
 
 class Rows(NamedTuple):
-    """One block of rows, whole: what forward and backward both need. `labels`, `targets`, `keep`, `class_mask` may be None.
+    """One block of rows: what forward and backward both need.
 
     logits (..., C); labels (...) in [0, C); targets broadcasts to (..., C); keep (...); class_mask (..., C).
     """
@@ -136,18 +136,17 @@ def backward(
     *,
     targets_too: bool,
     xp: Namespace,
-) -> tuple[Array, Array | None]:
-    """Gradients of the logits, in their dtype, and (asked for) of the targets, not yet summed to their shape."""
+) -> tuple[Array, Array]:
+    """Gradients of the logits, in their dtype, and, if asked for, of the targets, not yet summed to their shape."""
     x, slope = selected_logits(rows, xp=xp)
-    p = probabilities(x, log_sum, shift, xp=xp)
+    targets: Array = None if g_dot is None else selected_targets(rows, xp=xp)
     coefficient = g_lse
     if g_nll is not None:
         coefficient = coefficient + g_nll
-    targets = d_targets = None
     if g_dot is not None:
-        targets = selected_targets(rows, xp=xp)
         coefficient = coefficient + g_dot * xp.sum(targets, axis=-1)
-    d_logits = xp.expand_dims(coefficient, axis=-1) * p
+    d_logits: Array = xp.expand_dims(coefficient, axis=-1) * probabilities(x, log_sum, shift, xp=xp)
+    d_targets = None
     if g_nll is not None:
         d_logits = subtract_at_label(d_logits, rows.labels, g_nll, xp=xp)
     if g_dot is not None:

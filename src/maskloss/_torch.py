@@ -23,6 +23,7 @@ class _Rows(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+        ctx.targets_shape = None if inputs[1] is None else inputs[1].shape
         *tensors, ctx.softcap, ctx.dtype, ctx.xp = inputs
         _, _, _, log_sum, shift = output
         # log_sum is saved as an output that has a derivative of its own, not as a number: double backward is exact so.
@@ -31,18 +32,20 @@ class _Rows(torch.autograd.Function):
         ctx.save_for_forward(*tensors, log_sum, shift)
 
     @staticmethod
-    def backward(ctx: Any, g_nll: Any, g_dot: Any, g_lse: Any, g_log_sum: Any, _: Any) -> tuple[Any, ...]:
+    def backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
+        g_nll, g_dot, g_lse, g_log_sum, _ = gradients
         rows, xp, log_sum, shift = _saved(ctx)
         # The derivative of log_sum is that of lse: the shift is a constant.
         d_logits, d_targets = _rows.backward(
             rows, log_sum, shift, g_nll, g_dot, g_lse + g_log_sum, targets_too=ctx.needs_input_grad[1], xp=xp
         )
         if d_targets is not None:
-            d_targets = d_targets.sum_to_size(rows.targets.shape)
+            d_targets = d_targets.sum_to_size(ctx.targets_shape)
         return (d_logits, d_targets, *[None] * 6)
 
     @staticmethod
-    def jvp(ctx: Any, t_logits: Any, t_targets: Any, *_: Any) -> tuple[Any, ...]:
+    def jvp(ctx: Any, *tangents: Any) -> tuple[Any, ...]:
+        t_logits, t_targets, *_ = tangents
         rows, xp, log_sum, shift = _saved(ctx)
         # None for the shift, which has no derivative.
         return (*_rows.tangents(rows, log_sum, shift, t_logits, t_targets, xp=xp), None)
@@ -61,4 +64,5 @@ def _saved(ctx: Any) -> tuple[_rows.Rows, Namespace, Tensor, Tensor]:
 def forward(rows: _rows.Rows, *, xp: Namespace) -> _rows.Forward:
     """_rows.forward with _rows.backward as its derivative."""
     logits, labels, targets, keep, class_mask, softcap, dtype = rows
-    return _rows.Forward(*_Rows.apply(logits, targets, labels, keep, class_mask, softcap, dtype, xp))
+    function: Any = _Rows
+    return _rows.Forward(*function.apply(logits, targets, labels, keep, class_mask, softcap, dtype, xp))

@@ -69,7 +69,7 @@ def value_and_grad(
     if not callable(loss_function):
         fail(TypeError, "loss_function", _inputs.describe(loss_function), "it must be callable")
     places = argnums if isinstance(argnums, tuple) else (argnums,)
-    if not places or not all(isinstance(place, int | str) and not isinstance(place, bool) for place in places):
+    if not places or not all(type(place) in (int, str) for place in places):
         accepted = "it must be a position, the name of a keyword argument, or a tuple of these"
         fail(TypeError, "argnums", repr(argnums), accepted)
 
@@ -166,7 +166,7 @@ def _analytic_value_and_grad(
         value, gradients, stats = value_and_gradients(inputs, options, reduction, divisor, frozenset(names))
         results: list[Any] = []
         for name in names:
-            argument = denominator if name == "denominator" else given[name]
+            argument: Any = denominator if name == "denominator" else given[name]
             gradient = gradients[name]
             if name in ("logits", "labels"):
                 gradient = moved_axis(gradient, -1, given["axis"], xp=inputs.xp)

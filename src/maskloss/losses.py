@@ -68,16 +68,16 @@ def cross_entropy(
         q'_c &= \left((1 - \epsilon)\, q_c + \epsilon / K\right) w_c \\
         \mathrm{loss} &= \textstyle\sum_c q'_c\, (\mathrm{lse} - x_c) + z\, \mathrm{lse}^2
 
-    with :math:`\epsilon` = ``label_smoothing`` and :math:`z` = ``z_loss``. What is not kept reaches neither the value nor
-    any gradient, whatever it holds; where nothing is kept the loss is 0, with gradients that are 0.
+    with :math:`\epsilon` = ``label_smoothing`` and :math:`z` = ``z_loss``. What is not kept reaches neither the value
+    nor any gradient, whatever it holds; where nothing is kept the loss is 0, with gradients that are 0.
 
     Parameters
     ----------
     logits : array, shape (..., C), real floating
-        Scores before softmax; the classes lie along `axis`, the other axes are the *entries*. They decide the library and
-        the device; every other array must be of the same (NumPy arrays beside JAX logits are converted).
+        Scores before softmax; the classes lie along `axis`, the other axes are the *entries*. They decide the library
+        and the device; every other array must be of the same (NumPy arrays beside JAX logits are converted).
     labels : array
-        Class indices, of any integer dtype and the entries' shape; or, floating and of the logits' shape, distributions.
+        Class indices of any integer dtype, in the entries' shape; or floating distributions in the logits' shape.
     mask : array, optional
         bool, or integer 0/1, broadcast to the entries. True: the entry counts.
     weights : array or number, optional
@@ -98,16 +98,17 @@ def cross_entropy(
         The class axis of the logits.
     reduction : str
         ``"none"``: :math:`w_i \mathrm{loss}_i` per entry. ``"sum"``: their sum S. ``"mean"``: the weighted mean
-        :math:`S / \sum_i w_i \sum_c w_c q_{ic}`. ``"mean_over_kept"``: S / kept entries. ``"mean_over_all"``: S / entries.
-        ``"mean_over_sequences"``: the weighted mean along the last entry axis, then the mean over the rows that kept something.
+        :math:`S / \sum_i w_i \sum_c w_c q_{ic}`. ``"mean_over_kept"``: S / kept entries. ``"mean_over_all"``:
+        S / entries. ``"mean_over_sequences"``: the weighted mean along the last entry axis, then the mean over the rows
+        that kept something.
     denominator : number or 0-d array, optional
         Replaces the divisor of any ``"mean..."``: gradient accumulation, data parallel.
     with_stats : bool
         Return ``(loss, LossStats)``.
     validate : bool or "auto"
         Whether a kept label that is no class raises. ``"auto"``: wherever the values can be read without waiting for a
-        device and outside a tracer. True: always, waiting if need be. False: never. Where it does not raise, the loss and
-        the gradient of that entry are NaN.
+        device and outside a tracer. True: always, waiting if need be. False: never. Where it does not raise, the loss
+        and the gradient of that entry are NaN.
     implementation : str, optional
         ``"analytic"`` (the analytic forward and backward pair) or ``"autodiff"`` (one expression, differentiated by the
         framework). None chooses the first that can run; one that is named runs or raises.
@@ -123,7 +124,8 @@ def cross_entropy(
     TypeError
         An argument of a wrong kind, dtype or library.
     ValueError
-        An argument of a wrong shape, value or device; a kept label outside [0, C) or of a class that `class_mask` excludes.
+        An argument of a wrong shape, value or device; a kept label outside [0, C), or of a class that `class_mask`
+        excludes.
 
     Notes
     -----

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from . import _inputs
 from ._compat import Array, Namespace, quiet, stop_gradient
@@ -13,7 +13,7 @@ Axis = int | tuple[int, ...] | None
 
 
 class _Values(NamedTuple):
-    """The array of one call: 0 where not kept, in the dtype of the computation; keep and weights of its shape, or None."""
+    """The array of one call, 0 where not kept, in the dtype of the computation; keep and weights of its shape."""
 
     like: _inputs.Like
     x: Array
@@ -43,7 +43,7 @@ class _Values(NamedTuple):
         return self.xp.where(kept_some, result, empty)
 
     def has_empty_axis(self) -> bool:
-        """No library takes the maximum of an axis of length 0."""
+        """No library takes the maximum of an axis of length 0; a sum over it is 0, and connected to the gradient."""
         return any(self.x.shape[axis] == 0 for axis in self.axes)
 
 
@@ -51,10 +51,10 @@ def _values(x: Any, mask: Any, axis: Any, keepdims: Any, weights: Any = None, na
     like = _inputs.floating_like(name, x)
     xp, shape = like.xp, _inputs.shape_of(x)
     _inputs.check_choice("keepdims", keepdims, (True, False))
-    axes = tuple(range(x.ndim)) if axis is None else axis if isinstance(axis, tuple) else (axis,)
-    axes = tuple(_inputs.check_axis(one, x.ndim) for one in axes)
+    given = range(x.ndim) if axis is None else cast("tuple[Any, ...]", axis if isinstance(axis, tuple) else (axis,))
+    axes = tuple(_inputs.check_axis(one, x.ndim) for one in given)
     if len(set(axes)) < len(axes):
-        _inputs.fail(ValueError, "axis", axis, "it names one axis twice")
+        _inputs.fail(ValueError, "axis", repr(given), "it names one axis twice")
     dtype = _inputs.compute_dtype(x, xp)
     keep = wrong = None
     if mask is not None:
@@ -262,7 +262,7 @@ def _extremum(v: _Values, sign: float, empty: Any) -> Array:
     empty = _inputs.check_real("empty", empty)
     with quiet(v.like.library):
         if v.has_empty_axis():
-            result = v.xp.full_like(v.total(v.x), empty)
+            result = v.total(v.x) + empty
         else:
             largest = v.xp.max(v.selected(sign * v.x, -math.inf), axis=v.axes, keepdims=v.keepdims)
             result = v.unless_empty(sign * largest, empty)
@@ -292,7 +292,7 @@ def masked_logsumexp(
     empty = _inputs.check_real("empty", empty)
     with quiet(v.like.library):
         if v.has_empty_axis():
-            return v.xp.full_like(v.total(v.x), empty)
+            return v.total(v.x) + empty
         _, shift, total = _shifted(v)
         nothing = total == 0
         lse = v.xp.where(nothing, -math.inf, shift + v.xp.log(v.xp.where(nothing, 1.0, total)))
@@ -360,7 +360,7 @@ def masked_log_softmax(x: Array, mask: Any = None, *, axis: int = -1) -> Array:
 
 def _one_axis(x: Any, mask: Any, axis: Any) -> _Values:
     if axis is None or isinstance(axis, tuple):
-        _inputs.fail(TypeError, "axis", axis, "it must be one axis, an integer")
+        _inputs.fail(TypeError, "axis", _inputs.describe(cast(object, axis)), "it must be one axis, an integer")
     return _values(x, mask, axis, True)
 
 

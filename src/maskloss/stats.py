@@ -11,24 +11,24 @@ from ._reduce import quotient
 class LossStats(NamedTuple):
     """Sums over one batch that add up across batches; all 0-d arrays.
 
-    A NamedTuple, hence a pytree in JAX and in PyTorch. ``a + b`` adds field by field, so that ``sum(stats).mean`` over the
-    batches of an evaluation, or over the shards of a data-parallel step, is the mean over all their entries, and not the
+    A NamedTuple, hence a pytree in JAX and in PyTorch. ``a + b`` adds field by field, so that ``sum(stats).mean`` over
+    the batches of an evaluation, or the shards of a data-parallel step, is the mean over all their entries, and not the
     mean of means. The fields stay connected to the gradient of the loss.
 
     Attributes
     ----------
     total : array
-        Numerator of the mean: the sum of ``weights * loss`` over kept entries (for ``"mean_over_sequences"``, the sum of
-        the sequences' means).
+        Numerator of the mean: the sum of ``weights * loss`` over kept entries (for ``"mean_over_sequences"``, the sum
+        of the sequences' means).
     denominator : array
-        Divisor of the batch's own mean under the reduction asked for (that of ``"mean"`` for ``"sum"`` and ``"none"``). The
-        ``denominator`` argument never enters it.
+        Divisor of the batch's own mean under the reduction asked for (that of ``"mean"`` for ``"sum"`` and ``"none"``).
+        The ``denominator`` argument never enters it.
     count : array
         Kept entries, integer.
     correct : array
         Kept entries whose label is the first arg-max of the logits over the allowed classes, integer.
     z_loss : array
-        The part of ``total`` (under ``"mean_over_sequences"`` too: the plain weighted sum) that ``z_loss`` added.
+        The plain weighted sum of the terms that ``z_loss`` added.
 
     Examples
     --------
