@@ -159,6 +159,7 @@ bad("complex logits", TypeError, "logits", "complex64", "real floating", logits=
 bad("an integer class mask", TypeError, "class_mask", "int32", "bool", class_mask=given([1, 0, 1], "int32"))
 bad("a floating class mask", TypeError, "class_mask", "float32", "bool", class_mask=given([1.0, 0.0, 1.0]))
 bad("bool weights", TypeError, "weights", "bool", "real", weights=given([True, False], "bool"))
+bad("weights of True", TypeError, "weights", "True", "real", weights=True)
 bad("complex weights", TypeError, "weights", "complex64", "real", weights=given([1.0, 0.0], "complex64"))
 bad("bool class weights", TypeError, "class_weights", "bool", "real", class_weights=given([True, False, True], "bool"))
 bad(
@@ -380,6 +381,7 @@ bad(
 )
 bad("a list of logits", TypeError, "logits", "list", "array", logits=ROWS)
 bad("a list of labels", TypeError, "labels", "list", "array", labels=[0, 2])
+bad("a string as mask", TypeError, "mask", "'pad'", "array", mask="pad")
 bad("a list as mask", TypeError, "mask", "list", "array", mask=[True, False])
 bad("a tuple of class weights", TypeError, "class_weights", "tuple", "array", class_weights=(1.0, 2.0, 3.0))
 bad("logits of None", TypeError, "logits", "None", "array", logits=None)
@@ -393,6 +395,7 @@ bad("a negative axis out of range", ValueError, "axis", "-3", "[-2, 2)", axis=-3
 bad("an axis of 1.5", TypeError, "axis", "1.5", "integer", axis=1.5)
 bad("an axis in words", TypeError, "axis", "'classes'", "integer", axis="classes")
 bad("two class axes", TypeError, "axis", "(0, 1)", "integer", axis=(0, 1))
+bad("an axis of True", ValueError, "axis", "True", "[-2, 2)", axis=True)
 bad("no axis", TypeError, "axis", "None", "integer", axis=None)
 
 # Options.
@@ -438,6 +441,7 @@ for smoothing in (-0.1, 1.1, math.nan, math.inf):
         "[0, 1]",
         label_smoothing=smoothing,
     )
+bad("an array as label smoothing", TypeError, "label_smoothing", "()", "number", label_smoothing=given(0.1))
 bad("label smoothing in words", TypeError, "label_smoothing", "'0.1'", "[0, 1]", label_smoothing="0.1")
 bad("label smoothing of True", TypeError, "label_smoothing", "True", "[0, 1]", label_smoothing=True)
 for cap in (0.0, -30.0, math.nan, math.inf):
@@ -602,6 +606,32 @@ bad(
     function="value_and_grad(cross_entropy, argnums=(0, 0))",
 )
 
+bad(
+    "has_aux of 1",
+    TypeError,
+    "has_aux",
+    "1",
+    "True",
+    "False",
+    call=graded(has_aux=1),
+    function="value_and_grad(cross_entropy, has_aux=1)",
+)
+bad(
+    "has_aux of a loss alone",
+    ValueError,
+    "has_aux",
+    call=graded(has_aux=True),
+    function="value_and_grad(cross_entropy, has_aux=True)",
+)
+bad(
+    "a pair without has_aux",
+    ValueError,
+    "has_aux",
+    call=graded(),
+    function="value_and_grad(cross_entropy)",
+    with_stats=True,
+)
+
 # The other functions.
 bad(
     "label_log_probs with a floating mask",
@@ -673,6 +703,9 @@ for function in (
     )
     bad(f"{function} along no axis", ValueError, "axis", "2", "[-2, 2)", function=function, axis=2)
     bad(f"{function} along an axis of 0.5", TypeError, "axis", "0.5", "integer", function=function, axis=0.5)
+bad("keepdims of 1", TypeError, "keepdims", "1", "True", "False", function="masked_mean", keepdims=1)
+bad("keepdims in words", ValueError, "keepdims", "'yes'", "True", "False", function="masked_mean", keepdims="yes")
+bad("a softmax along two axes", TypeError, "axis", "(0, 1)", "integer", function="masked_softmax", axis=(0, 1))
 bad("an axis twice", ValueError, "axis", "(0, 0)", function="masked_mean", axis=(0, 0))
 bad("an axis twice, once from the end", ValueError, "axis", "(1, -1)", function="masked_mean", axis=(1, -1))
 bad("one axis of two out of range", ValueError, "axis", "5", "[-2, 2)", function="masked_mean", axis=(0, 5))
