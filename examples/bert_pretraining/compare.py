@@ -1,0 +1,130 @@
+"""One batch of logits on every installed backend, and beside the right value what the usual wrong ways give."""
+
+from importlib.util import find_spec
+
+import numpy as np
+from objective import NO_LABEL, masked_lm, next_sentence, objective
+
+import maskloss as ml
+
+# The mean of the last 50 steps must lie this far below what a uniform guess gives: log V and log 2.
+# 50 steps of some 40 pairs have a standard error of about 0.01.
+LAST, MARGIN = 50, {"mlm": 3.0, "nsp": 0.04}
+
+
+def fell(curves, uniform):
+    """Per objective whether its loss, a number per step, fell."""
+    return {key: bool(np.mean(curve[-LAST:]) < uniform[key] - MARGIN[key]) for key, curve in curves.items()}
+
+
+def backends():
+    """Name to the function that makes an array of it from a NumPy array, for each one that is installed."""
+    found = {"numpy": np.asarray}
+    if find_spec("torch"):
+        import torch
+
+        found["torch"] = torch.from_numpy
+        if torch.cuda.is_available():
+            found["torch cuda"] = lambda array: torch.from_numpy(array).cuda()
+    if find_spec("jax"):
+        import jax
+
+        found["jax"] = jax.numpy.asarray
+    if find_spec("array_api_strict"):
+        import array_api_strict
+
+        found["array-api-strict"] = array_api_strict.asarray
+    if find_spec("cupy"):
+        import cupy
+
+        if cupy.cuda.is_available():
+            found["cupy"] = cupy.asarray
+    return found
+
+
+def to_numpy(array):
+    for method in ("cpu", "get"):
+        array = getattr(array, method)() if hasattr(array, method) else array
+    return np.asarray(array)
+
+
+def losses_and_gradients(asarray, mlm_logits, nsp_logits, batch):
+    """masked-LM loss, next-sentence loss, their sum, and the gradient of the sum with respect to both logits."""
+    mlm_logits, nsp_logits = asarray(mlm_logits), asarray(nsp_logits)
+    batch = {name: asarray(array) for name, array in batch.items()}
+    (mlm, _), mlm_grad = ml.value_and_grad(masked_lm, has_aux=True)(mlm_logits, batch["mlm_labels"])
+    pairs = {"mask": batch["is_pair"]}
+    (nsp, _), nsp_grad = ml.value_and_grad(next_sentence, has_aux=True)(nsp_logits, batch["nsp_labels"], **pairs)
+    both, _ = objective(mlm_logits, nsp_logits, batch)
+    gradients = np.concatenate([to_numpy(mlm_grad).ravel(), to_numpy(nsp_grad).ravel()])
+    return {"mlm": float(mlm), "nsp": float(nsp), "sum": float(both)}, gradients
+
+
+def spread(values):
+    """The largest difference between any two, elementwise; NaN if any is NaN."""
+    return float(np.max(np.ptp(np.stack(values), axis=0)))
+
+
+def agreement(mlm_logits, nsp_logits, batch):
+    """A row per backend in float32, each against NumPy's float64, and the largest difference between any two rows."""
+    exact, exact_grad = losses_and_gradients(np.asarray, np.float64(mlm_logits), np.float64(nsp_logits), batch)
+    rows, gradients = {}, []
+    for name, asarray in backends().items():
+        losses, grad = losses_and_gradients(asarray, mlm_logits, nsp_logits, batch)
+        off = {"value": abs(losses["sum"] - exact["sum"]), "gradient": float(np.max(np.abs(grad - exact_grad)))}
+        rows[name] = {**losses, "off": off}
+        gradients.append(grad)
+    values = [np.asarray([row[key] for key in ("mlm", "nsp", "sum")]) for row in rows.values()]
+    return {
+        "rows": rows,
+        "float64": exact,
+        "largest difference": {"value": spread(values), "gradient": spread(gradients)},
+        "largest gradient": float(np.max(np.abs(exact_grad))),
+    }
+
+
+def plain_losses(logits, labels):
+    """-log softmax at the label, as one writes it by hand."""
+    shifted = logits - logits.max(-1, keepdims=True)
+    log_probs = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return -np.take_along_axis(log_probs, labels[..., None], -1)[..., 0]
+
+
+def wrong_ways(mlm_logits, nsp_logits, batch, sizes):
+    """Rows of objective, what is done, what it gives and the right value, all in NumPy."""
+    labels, is_pair = batch["mlm_labels"], batch["is_pair"]
+    kept = labels != NO_LABEL
+    losses = plain_losses(mlm_logits, np.where(kept, labels, 0))
+    nsp_losses = plain_losses(nsp_logits, batch["nsp_labels"])
+    _, stats = objective(mlm_logits, nsp_logits, batch)
+    mlm, nsp = stats["mlm"].mean, stats["nsp"].mean
+
+    ends = np.cumsum(sizes)
+    assert ends[-1] == len(labels)
+    parts = [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
+    per_part = [masked_lm(mlm_logits[rows], labels[rows])[1] for rows in parts]
+    micro = f"micro-batches of {', '.join(map(str, sizes))} sequences"
+
+    broken = mlm_logits.copy()
+    broken[~kept] = np.nan
+    times_mask = (plain_losses(broken, np.where(kept, labels, 0)) * kept).sum() / kept.sum()
+
+    rows = {
+        "masked-LM": {
+            "maskloss": mlm,
+            "mean over every slot, those without a label counted as 0": (losses * kept).mean(),
+            f"mean of the means of {micro}": np.mean([s.mean for s in per_part]),
+            "maskloss: LossStats of the same micro-batches, added": sum(per_part).mean,
+            "NaN in the slots without a label, times the mask": times_mask,
+            "maskloss: the same NaN": masked_lm(broken, labels)[0],
+        },
+        "next-sentence": {
+            "maskloss": nsp,
+            "mean over every sequence, single ones counted as 0": (nsp_losses * is_pair).mean(),
+            "mean over every sequence, then times the mask, then the mean of that": (
+                nsp_losses.mean() * is_pair
+            ).mean(),
+            "no mask: single ones counted as not next": nsp_losses.mean(),
+        },
+    }
+    return [(name, what, float(x), float(ways["maskloss"])) for name, ways in rows.items() for what, x in ways.items()]

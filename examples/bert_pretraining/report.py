@@ -1,0 +1,82 @@
+"""The run as Markdown tables and as a plot."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+NAMES = {"mlm": "masked-LM", "nsp": "next-sentence"}
+COLOURS = {"PyTorch": "tab:orange", "JAX": "tab:blue"}
+
+
+def table(header, rows):
+    lines = ["| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows)]
+    return "\n".join(lines) + "\n"
+
+
+def training(result):
+    rows = []
+    for name, held_out in result["held out"].items():
+        for key, of in held_out.items():
+            numbers = (result["uniform"][key], result["first"][name][key], result["last"][name][key], of["loss"])
+            correct = f"{of['correct']:.1%} of {of['count']}"
+            rows.append([name, NAMES[key], *(f"{x:.3f}" for x in numbers), correct])
+    last = f"last {result['averaged over the last']} steps"
+    return table(["trained in", "objective", "uniform guess", "first 5 steps", last, "held out", "correct"], rows)
+
+
+def agreement(result):
+    found = result["agreement"]
+    rows = [
+        [name, *(f"{row[key]:.7f}" for key in ("mlm", "nsp", "sum")), *(f"{row['off'][k]:.1e}" for k in row["off"])]
+        for name, row in found["rows"].items()
+    ]
+    exact = [f"{found['float64'][key]:.7f}" for key in ("mlm", "nsp", "sum")]
+    between = [f"**{found['largest difference'][key]:.1e}**" for key in ("value", "gradient")]
+    rows += [["numpy, float64", *exact, "", ""], ["largest difference between any two", "", "", "", *between]]
+    header = ["backend, float32", "masked-LM", "next-sentence", "sum", "value off by", "gradient off by"]
+    return table(header, rows)
+
+
+def wrong_ways(result):
+    rows = []
+    for objective, what, value, right in result["wrong ways"]:
+        off = "NaN" if np.isnan(value) else f"{value / right - 1:+.1%}"
+        what = f"**{what}**" if what.startswith("maskloss") else what
+        rows.append([objective, what, f"{value:.4f}", "" if what.startswith("**") else off])
+    return table(["objective", "what is done", "gives", "off by"], rows)
+
+
+def markdown(result):
+    kept, entries, seconds = result["kept"], result["entries"], result["seconds"]
+    versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
+    times = ", ".join(f"{name} {number:.0f} s" for name, number in seconds.items())
+    return f"""\
+**Training.** {result["steps"]} steps of {result["batch_size"]} sequences, a vocabulary of {result["vocab_size"]}:
+
+{training(result)}
+**One batch of logits on every backend.** Of {entries["mlm"]} slots for masked tokens {kept["mlm"]} have a label; of \
+{entries["nsp"]} sequences {kept["nsp"]} have a second segment. The last two columns compare with NumPy in float64; \
+the largest entry of the gradient is {result["agreement"]["largest gradient"]:.1e}.
+
+{agreement(result)}
+**The same batch, the usual ways.**
+
+{wrong_ways(result)}
+{result["date"]}, {result["machine"]}. {versions}. Times: {times}; {sum(seconds.values()):.0f} s in all.
+"""
+
+
+def plot(result, path):
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    for axis, (key, title) in zip(axes, NAMES.items(), strict=True):
+        for name, curves in result["curves"].items():
+            curve = np.asarray(curves[key])
+            window = min(20, len(curve))
+            smooth = np.convolve(curve, np.full(window, 1 / window), "valid")
+            axis.plot(curve, color=COLOURS[name], alpha=0.2, linewidth=0.8)
+            axis.plot(np.arange(window - 1, len(curve)), smooth, color=COLOURS[name], label=name)
+        guess = result["uniform"][key]
+        axis.axhline(guess, color="gray", linestyle=":", label=f"uniform guess, {guess:.2f}")
+        axis.set(title=title, xlabel="step", ylabel="loss")
+        axis.legend()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
