@@ -66,7 +66,7 @@ def tests_numpy(session: nox.Session) -> None:
 @nox.session
 def lowest(session: nox.Session) -> None:
     """The oldest NumPy and array-api-compat that pyproject.toml admits."""
-    session.install(".[test]", "array-api-compat==1.12.0", "numpy==2.0.0")
+    session.install(".[test]", "array-api-compat==1.13.0", "numpy==2.0.0")
     session.run("pytest", "--backend", "numpy,numpy-readonly", *session.posargs, env=ENV)
 
 
