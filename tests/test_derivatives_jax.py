@@ -1,0 +1,139 @@
+"""JAX: every kind of differentiation, against finite differences, against PyTorch's, and against the analytic pair."""
+
+import numpy as np
+import pytest
+from backends import BACKENDS, asarray, settings, to_numpy
+from derivatives import CALLS, DIFFERENTIABLE, arrays, call
+
+import maskloss as ml
+
+jax = pytest.importorskip("jax")
+jnp = jax.numpy
+
+
+def runs(backend):
+    if backend.library != "jax" or not backend.x64:
+        return []
+    return [(f"{backend.name}-{name}", (backend, name)) for name in CALLS]
+
+
+@pytest.fixture
+def with_settings(request):
+    backend = request.getfixturevalue("run")[0] if "run" in request.fixturenames else request.getfixturevalue("backend")
+    if backend.library != "jax" or not backend.x64:
+        pytest.skip("a test of JAX alone, with x64")
+    with settings(backend):
+        yield backend
+
+
+pytestmark = pytest.mark.usefixtures("with_settings")
+
+
+def at(run):
+    backend, name = run
+    return call(name, lambda a: asarray(backend, a), ml.cross_entropy)
+
+
+def test_finite_differences(run):
+    """First and second derivatives, reverse and forward, plain and under jit."""
+    from jax.test_util import check_grads
+
+    function, xs = at(run)
+
+    def of_arrays(*xs):
+        return function(*map(jnp.asarray, xs))  # check_grads calls with NumPy arrays
+
+    check_grads(of_arrays, xs, order=2)
+    check_grads(jax.jit(of_arrays), xs, order=1)
+
+
+def test_jvp_is_the_inner_product(run):
+    function, xs = at(run)
+    tangents = [jnp.cos(x) for x in xs]
+    gradients = jax.grad(function, tuple(range(len(xs))))(*xs)
+    inner = sum((g * t).sum() for g, t in zip(gradients, tangents, strict=True))
+    np.testing.assert_allclose(jax.jvp(function, xs, tangents)[1], inner, rtol=1e-12, atol=1e-13)
+
+
+def test_transformations_agree(run):
+    """vmap(grad) is the loop, forward over reverse is reverse over reverse, checkpoint changes nothing."""
+    function, xs = at(run)
+    argnums = tuple(range(len(xs)))
+    batches = [jnp.stack([x, x + 0.5, x - 0.25]) for x in xs]
+    gradients = jax.jit(jax.vmap(jax.grad(function, argnums)))(*batches)
+    again = jax.vmap(jax.grad(jax.checkpoint(function), argnums))(*batches)
+    for i in range(3):
+        one = jax.grad(function, argnums)(*(b[i] for b in batches))
+        for batched in (gradients, again):
+            for g, single in zip(batched, one, strict=True):
+                np.testing.assert_allclose(g[i], single, rtol=1e-12, atol=1e-14)
+    reverse = jax.jacrev(jax.grad(function))(*xs)
+    np.testing.assert_allclose(jax.hessian(function)(*xs), reverse, rtol=1e-10, atol=1e-13)
+
+
+def test_equals_the_analytic_pair(run):
+    """JAX's own differentiation of forward against backward, which NumPy's value_and_grad calls."""
+    backend, name = run
+    labels, given, options = CALLS[name]
+    function, xs = at(run)
+    expected = jax.grad(function, tuple(range(len(xs))))(*xs)
+    values = arrays()
+    names = [key for key in ("logits", labels, *given) if key in DIFFERENTIABLE]
+    order = [key for key in values if key in names]
+    argnums = tuple({"logits": 0, "distributions": 1}.get(key, key) for key in order)
+    _, gradients = ml.value_and_grad(ml.cross_entropy, argnums)(
+        values["logits"], values[labels], **{key: values[key] for key in given}, **options
+    )
+    for gradient, of_jax in zip(gradients, expected, strict=True):
+        np.testing.assert_allclose(gradient, to_numpy(backend, of_jax), rtol=1e-12, atol=1e-14)
+
+
+def test_equals_torch(run):
+    """Gradient and Hessian, library against library."""
+    torch = pytest.importorskip("torch")
+    function, xs = at(run)
+    other, ys = call(run[1], lambda a: asarray(BACKENDS["torch"], a), ml.cross_entropy)
+    argnums = tuple(range(len(xs)))
+    for gradient, theirs in zip(jax.grad(function, argnums)(*xs), torch.func.grad(other, argnums)(*ys), strict=True):
+        np.testing.assert_allclose(gradient, theirs, rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(jax.hessian(function)(*xs), torch.func.hessian(other)(*ys), rtol=1e-10, atol=1e-13)
+
+
+def test_reach_of_garbage(backend):
+    """NaN and infinities in what is not kept: derivatives of first and second order are finite, and exactly 0 there."""
+    given = arrays()
+    given["logits"][1] = [np.nan, np.inf, -np.inf, 1e300, np.nan]
+    given["labels"][1] = 10**6
+    logits, labels, mask = (asarray(backend, given[key]) for key in ("logits", "labels", "mask"))
+
+    def loss(x):
+        return ml.cross_entropy(x, labels, mask=mask, softcap=3.0, z_loss=0.1)
+
+    gradient = jax.grad(loss)(logits)
+    second = jax.grad(lambda x: (jax.grad(loss)(x) ** 2).sum())(logits)
+    tangent = jax.jvp(loss, (logits,), (jnp.ones_like(logits).at[1].set(jnp.nan),))[1]
+    assert np.isfinite(tangent)
+    for derivative in map(np.asarray, (gradient, second)):
+        assert np.isfinite(derivative).all()
+        assert (derivative[1] == 0).all()
+        assert (derivative[[0, 2, 3]] != 0).all()
+
+
+def test_scan_over_batches(backend):
+    """Gradient accumulation in a scan: stats are a pytree that adds, and their mean is that of the whole."""
+    given = arrays()
+    logits, labels, mask = (asarray(backend, given[key]) for key in ("logits", "labels", "mask"))
+
+    def mean(x):
+        def step(total, batch):
+            one = ml.cross_entropy(batch[0], batch[1], mask=batch[2], with_stats=True)[1]
+            return total + one, None
+
+        zero = jax.tree.map(jnp.zeros_like, ml.cross_entropy(x[:2], labels[:2], mask=mask[:2], with_stats=True)[1])
+        batches = (x.reshape(2, 2, -1), labels.reshape(2, 2), mask.reshape(2, 2))
+        return jax.lax.scan(step, zero, batches)[0].mean
+
+    value, gradient = jax.value_and_grad(mean)(logits)
+    whole, expected = jax.value_and_grad(lambda x: ml.cross_entropy(x, labels, mask=mask))(logits)
+    np.testing.assert_allclose(value, whole, rtol=1e-14)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-12, atol=1e-15)
