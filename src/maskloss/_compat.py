@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import sys
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 from array_api_compat import array_namespace, is_cupy_array, is_jax_array, is_numpy_array
 
 Array = Any
 Namespace = Any
+F = TypeVar("F", bound=Callable[..., Any])
 
 INTEGERS = frozenset(("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"))
 HALVES = frozenset(("float16", "bfloat16"))
@@ -132,9 +134,30 @@ def stop_gradient(x: Array, *, xp: Namespace) -> Array:
     return x
 
 
-def quiet(library: str) -> AbstractContextManager[object]:
-    """NumPy warns of inf - inf, overflow and the like; here their results are defined."""
-    return sys.modules["numpy"].errstate(all="ignore") if library in ("numpy", "array_api_strict") else nullcontext()
+def on_arrays(function: F) -> F:
+    """Makes a public function behave on NumPy as elsewhere: it returns arrays, and does not warn of what is defined.
+
+    NumPy makes a scalar of a 0-d result, and warns of inf - inf, overflow and the like.
+    """
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        library = next(filter(None, map(library_of, args[:1] or kwargs.values())), None)
+        if library not in ("numpy", "array_api_strict"):
+            return function(*args, **kwargs)
+        with sys.modules["numpy"].errstate(all="ignore"):
+            return as_arrays(function(*args, **kwargs))
+
+    return cast("F", wrapper)
+
+
+def as_arrays(x: Any) -> Any:
+    """Each NumPy scalar in nested tuples as a 0-d array."""
+    if isinstance(x, tuple):
+        given: Any = cast(object, x)
+        items = [as_arrays(item) for item in given]
+        return type(given)(*items) if hasattr(given, "_fields") else tuple(items)
+    return sys.modules["numpy"].asarray(x) if library_of(x) == "numpy" else x
 
 
 def is_compiling(library: str) -> bool:

@@ -55,9 +55,9 @@ def is_scalar(value: object) -> bool:
     return isinstance(value, Real) or type(value).__name__ == "bool"
 
 
-def check_real(name: str, value: Any, accepted: str = "of any value") -> float:
+def check_real(name: str, value: Any, accepted: str = "a number") -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
-        fail(TypeError, name, describe(value), f"it must be a Python number, {accepted}")
+        fail(TypeError, name, describe(value), f"it must be {accepted}, a Python number")
     return float(value)
 
 
@@ -200,8 +200,11 @@ def to_weights(name: str, weights: Any, dtype: Any, like: Like, shape: tuple[int
 
 
 def to_denominator(denominator: Any, dtype: Any, like: Like) -> Array:
+    accepted = "it must be a number or a 0-d array"
     if isinstance(denominator, bool):
-        fail(TypeError, "denominator", denominator, "it must be a number or a 0-d array")
+        fail(TypeError, "denominator", denominator, accepted)
+    if library_of(denominator) is not None and denominator.ndim:
+        fail(ValueError, "denominator", describe(denominator), accepted)
     if is_scalar(denominator) and not math.isfinite(denominator):
         fail(ValueError, "denominator", denominator, "it must be finite")
     return to_weights("denominator", denominator, dtype, like, (), "a number")

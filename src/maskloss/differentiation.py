@@ -6,11 +6,11 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from . import _inputs
 from ._capabilities import LIBRARIES, NO_AUTODIFF
-from ._compat import FLOATS, dtype_name, library_of, moved_axis, quiet
+from ._compat import FLOATS, dtype_name, library_of, moved_axis, on_arrays
 from ._entries import sum_to, value_and_gradients
 from ._inputs import fail
 from .losses import check_options, cross_entropy
@@ -88,7 +88,7 @@ def value_and_grad(
         def of_values(variables: list[Any]) -> Any:
             called = {**arguments, **dict(zip(keys, variables, strict=True))}
             result = loss_function(*(called[i] for i in range(len(args))), **{name: called[name] for name in kwargs})
-            _check_scalar(result[0] if has_aux else result)
+            _check_scalar(result, has_aux)
             return result
 
         library = library_of(values[0])
@@ -97,7 +97,7 @@ def value_and_grad(
         elif library == "jax":
             result, gradients = sys.modules["jax"].value_and_grad(of_values, has_aux=has_aux)(values)
         else:
-            result, gradients = _analytic_value_and_grad(loss_function, keys, args, kwargs, has_aux)
+            result, gradients = _analytic_value_and_grad(values[0], loss_function, keys, args, kwargs, has_aux)
         return result, tuple(gradients) if isinstance(argnums, tuple) else gradients[0]
 
     return value_and_gradient
@@ -115,10 +115,15 @@ def _key(place: Place, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Place:
     return place % len(args)
 
 
-def _check_scalar(loss: Any) -> None:
+def _check_scalar(result: Any, has_aux: bool) -> None:
+    items: tuple[Any, ...] = cast("tuple[Any, ...]", result) if isinstance(result, tuple) else ()
+    pair = len(items) == 2
+    loss: Any = items[0] if pair else cast(object, result)
+    if pair is not has_aux:
+        accepted = f"a loss function that returns {'a pair' if pair else 'no pair'} needs has_aux={pair}"
+        fail(ValueError, "has_aux", has_aux, accepted)
     if library_of(loss) is None or loss.ndim:
-        given = f"a function that returns {_inputs.describe(loss)}"
-        fail(ValueError, "loss_function", given, "its loss must be a 0-d array (one of a pair: has_aux=True)")
+        fail(ValueError, "loss_function", f"one that returns {_inputs.describe(loss)}", "the loss must be a 0-d array")
 
 
 def _torch_value_and_grad(of_values: Callable[..., Any], values: list[Any], has_aux: bool) -> tuple[Any, list[Any]]:
@@ -131,8 +136,9 @@ def _torch_value_and_grad(of_values: Callable[..., Any], values: list[Any], has_
     return torch.utils._pytree.tree_map_only(torch.Tensor, torch.Tensor.detach, result), list(gradients)
 
 
+@on_arrays
 def _analytic_value_and_grad(
-    loss_function: Any, keys: list[Place], args: tuple[Any, ...], kwargs: dict[str, Any], has_aux: bool
+    _: Any, loss_function: Any, keys: list[Place], args: Any, kwargs: Any, has_aux: bool
 ) -> tuple[Any, list[Any]]:
     """For the libraries without automatic differentiation: the derivative of cross_entropy, and of it alone."""
     function, held = loss_function, 0
@@ -162,14 +168,13 @@ def _analytic_value_and_grad(
         accepted = f"it cannot run with {LIBRARIES[inputs.like.library]} arrays: {NO_AUTODIFF}"
         fail(ValueError, "implementation", repr(implementation), accepted)
     divisor = None if denominator is None else _inputs.to_denominator(denominator, inputs.dtype, inputs.like)
-    with quiet(inputs.like.library):
-        value, gradients, stats = value_and_gradients(inputs, options, reduction, divisor, frozenset(names))
-        results: list[Any] = []
-        for name in names:
-            argument: Any = denominator if name == "denominator" else given[name]
-            gradient = gradients[name]
-            if name in ("logits", "labels"):
-                gradient = moved_axis(gradient, -1, given["axis"], xp=inputs.xp)
-            gradient = sum_to(gradient, _inputs.shape_of(argument), inputs)
-            results.append(inputs.xp.astype(gradient, argument.dtype, copy=False))
+    value, gradients, stats = value_and_gradients(inputs, options, reduction, divisor, frozenset(names))
+    results: list[Any] = []
+    for name in names:
+        argument: Any = denominator if name == "denominator" else given[name]
+        gradient = gradients[name]
+        if name in ("logits", "labels"):
+            gradient = moved_axis(gradient, -1, given["axis"], xp=inputs.xp)
+        gradient = sum_to(gradient, _inputs.shape_of(argument), inputs)
+        results.append(inputs.xp.astype(gradient, argument.dtype, copy=False))
     return ((value, stats) if has_aux else value), results

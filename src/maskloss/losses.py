@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from . import _inputs, _rows
-from ._compat import Array, quiet
+from ._compat import Array, on_arrays
 from ._entries import Options, entry_losses, stats_of
 from ._inputs import Reduction
 from ._reduce import reduce_entries
@@ -38,6 +38,7 @@ def rows_forward_of(inputs: _inputs.Inputs, implementation: str | None) -> Calla
     return _rows.forward
 
 
+@on_arrays
 def cross_entropy(
     logits: Array,
     labels: Array,
@@ -158,14 +159,14 @@ def cross_entropy(
     )
     divisor = None if denominator is None else _inputs.to_denominator(denominator, inputs.dtype, inputs.like)
     forward = rows_forward_of(inputs, implementation)
-    with quiet(inputs.like.library):
-        entries, _, out = entry_losses(inputs, options, forward)
-        loss = reduce_entries(entries, reduction, divisor, xp=inputs.xp)
-        if not with_stats:
-            return loss
-        return loss, stats_of(inputs, options, entries, out, reduction)
+    entries, _, out = entry_losses(inputs, options, forward)
+    loss = reduce_entries(entries, reduction, divisor, xp=inputs.xp)
+    if not with_stats:
+        return loss
+    return loss, stats_of(inputs, options, entries, out, reduction)
 
 
+@on_arrays
 def label_log_probs(
     logits: Array,
     labels: Array,
@@ -210,12 +211,12 @@ def label_log_probs(
         logits, labels, mask=mask, class_mask=class_mask, ignore_index=ignore_index, axis=axis, validate=validate
     )
     forward = rows_forward_of(inputs, None)
-    with quiet(inputs.like.library):
-        entries, _, _ = entry_losses(inputs, options, forward)
-        # 0 - loss, not -loss: what is not kept is 0, not -0.
-        return 0.0 - entries.losses
+    entries, _, _ = entry_losses(inputs, options, forward)
+    # 0 - loss, not -loss: what is not kept is 0, not -0.
+    return 0.0 - entries.losses
 
 
+@on_arrays
 def entropy(
     logits: Array,
     *,
@@ -251,6 +252,5 @@ def entropy(
     cap = check_softcap(softcap)
     inputs = _inputs.prepare(logits, _inputs.NO_LABELS, mask=mask, class_mask=class_mask, axis=axis)
     rows = _rows.Rows(inputs.logits, None, None, inputs.keep, inputs.class_mask, cap, inputs.dtype)
-    with quiet(inputs.like.library):
-        result = _rows.entropy(rows, xp=inputs.xp)
-        return result if inputs.keep is None else inputs.xp.where(inputs.keep, result, 0.0)
+    result = _rows.entropy(rows, xp=inputs.xp)
+    return result if inputs.keep is None else inputs.xp.where(inputs.keep, result, 0.0)

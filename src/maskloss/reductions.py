@@ -6,7 +6,7 @@ import math
 from typing import Any, NamedTuple, cast
 
 from . import _inputs
-from ._compat import Array, Namespace, quiet, stop_gradient
+from ._compat import Array, Namespace, on_arrays, stop_gradient
 from ._reduce import Entries, quotient, reduce_entries
 
 Axis = int | tuple[int, ...] | None
@@ -68,6 +68,7 @@ def _values(x: Any, mask: Any, axis: Any, keepdims: Any, weights: Any = None, na
     return v if wrong is None else v._replace(x=v.x * xp.where(wrong, math.nan, xp.ones_like(v.x)))
 
 
+@on_arrays
 def masked_sum(x: Array, mask: Any = None, *, axis: Axis = None, keepdims: bool = False, weights: Any = None) -> Array:
     r"""Weighted sum over what is kept, :math:`\sum_i w_i x_i`; 0 of nothing.
 
@@ -102,10 +103,10 @@ def masked_sum(x: Array, mask: Any = None, *, axis: Axis = None, keepdims: bool 
     4.0
     """
     v = _values(x, mask, axis, keepdims, weights)
-    with quiet(v.like.library):
-        return v.total(v.x if v.weights is None else v.weights * v.x)
+    return v.total(v.x if v.weights is None else v.weights * v.x)
 
 
+@on_arrays
 def masked_mean(
     x: Array, mask: Any = None, *, axis: Axis = None, keepdims: bool = False, weights: Any = None, empty: float = 0.0
 ) -> Array:
@@ -128,11 +129,11 @@ def masked_mean(
     """
     v = _values(x, mask, axis, keepdims, weights)
     empty = _inputs.check_real("empty", empty)
-    with quiet(v.like.library):
-        divisor = v.total(v.units())
-        return v.xp.where(divisor == 0, empty, quotient(v.total(v.units() * v.x), divisor, xp=v.xp))
+    divisor = v.total(v.units())
+    return v.xp.where(divisor == 0, empty, quotient(v.total(v.units() * v.x), divisor, xp=v.xp))
 
 
+@on_arrays
 def masked_var(
     x: Array,
     mask: Any = None,
@@ -163,11 +164,11 @@ def masked_var(
     """
     v = _values(x, mask, axis, keepdims, weights)
     empty = _inputs.check_real("empty", empty)
-    with quiet(v.like.library):
-        variance, undefined = _variance(v, correction)
-        return v.xp.where(undefined, empty, variance)
+    variance, undefined = _variance(v, correction)
+    return v.xp.where(undefined, empty, variance)
 
 
+@on_arrays
 def masked_std(
     x: Array,
     mask: Any = None,
@@ -194,12 +195,11 @@ def masked_std(
     """
     v = _values(x, mask, axis, keepdims, weights)
     empty = _inputs.check_real("empty", empty)
-    with quiet(v.like.library):
-        variance, undefined = _variance(v, correction)
-        zero = variance == 0
-        # The derivative of sqrt at 0 is infinite, and where() would multiply it by 0: replaced before the root.
-        root = v.xp.sqrt(v.xp.where(zero, 1.0, variance))
-        return v.xp.where(undefined, empty, v.xp.where(zero, 0.0, root))
+    variance, undefined = _variance(v, correction)
+    zero = variance == 0
+    # The derivative of sqrt at 0 is infinite, and where() would multiply it by 0: replaced before the root.
+    root = v.xp.sqrt(v.xp.where(zero, 1.0, variance))
+    return v.xp.where(undefined, empty, v.xp.where(zero, 0.0, root))
 
 
 def _variance(v: _Values, correction: Any) -> tuple[Array, Array]:
@@ -213,6 +213,7 @@ def _variance(v: _Values, correction: Any) -> tuple[Array, Array]:
     return quotient(v.total(units * deviation * deviation), xp.where(undefined, 0.0, divisor), xp=xp), undefined
 
 
+@on_arrays
 def masked_max(
     x: Array, mask: Any = None, *, axis: Axis = None, keepdims: bool = False, empty: float = -math.inf
 ) -> Array:
@@ -235,6 +236,7 @@ def masked_max(
     return _extremum(_values(x, mask, axis, keepdims), 1.0, empty)
 
 
+@on_arrays
 def masked_min(
     x: Array, mask: Any = None, *, axis: Axis = None, keepdims: bool = False, empty: float = math.inf
 ) -> Array:
@@ -260,15 +262,15 @@ def masked_min(
 def _extremum(v: _Values, sign: float, empty: Any) -> Array:
     """sign * max(sign * x): with sign -1 the minimum."""
     empty = _inputs.check_real("empty", empty)
-    with quiet(v.like.library):
-        if v.has_empty_axis():
-            result = v.total(v.x) + empty
-        else:
-            largest = v.xp.max(v.selected(sign * v.x, -math.inf), axis=v.axes, keepdims=v.keepdims)
-            result = v.unless_empty(sign * largest, empty)
-        return v.xp.astype(result, v.like.array.dtype, copy=False)
+    if v.has_empty_axis():
+        result = v.total(v.x) + empty
+    else:
+        largest = v.xp.max(v.selected(sign * v.x, -math.inf), axis=v.axes, keepdims=v.keepdims)
+        result = v.unless_empty(sign * largest, empty)
+    return v.xp.astype(result, v.like.array.dtype, copy=False)
 
 
+@on_arrays
 def masked_logsumexp(
     x: Array, mask: Any = None, *, axis: Axis = None, keepdims: bool = False, empty: float = -math.inf
 ) -> Array:
@@ -290,13 +292,12 @@ def masked_logsumexp(
     """
     v = _values(x, mask, axis, keepdims)
     empty = _inputs.check_real("empty", empty)
-    with quiet(v.like.library):
-        if v.has_empty_axis():
-            return v.total(v.x) + empty
-        _, shift, total = _shifted(v)
-        nothing = total == 0
-        lse = v.xp.where(nothing, -math.inf, shift + v.xp.log(v.xp.where(nothing, 1.0, total)))
-        return v.unless_empty(lse if v.keepdims else v.xp.squeeze(lse, axis=v.axes), empty)
+    if v.has_empty_axis():
+        return v.total(v.x) + empty
+    _, shift, total = _shifted(v)
+    nothing = total == 0
+    lse = v.xp.where(nothing, -math.inf, shift + v.xp.log(v.xp.where(nothing, 1.0, total)))
+    return v.unless_empty(lse if v.keepdims else v.xp.squeeze(lse, axis=v.axes), empty)
 
 
 def _shifted(v: _Values) -> tuple[Array, Array, Array]:
@@ -309,6 +310,7 @@ def _shifted(v: _Values) -> tuple[Array, Array, Array]:
     return x - shift, shift, v.total(xp.exp(x - shift), True)
 
 
+@on_arrays
 def masked_softmax(x: Array, mask: Any = None, *, axis: int = -1) -> Array:
     r"""Softmax over what is kept, :math:`e^{x_i} / \sum_j e^{x_j}`; 0 where not kept: a softmax of nothing is zeros.
 
@@ -328,13 +330,13 @@ def masked_softmax(x: Array, mask: Any = None, *, axis: int = -1) -> Array:
      [0.  0.  0. ]]
     """
     v = _one_axis(x, mask, axis)
-    with quiet(v.like.library):
-        if v.has_empty_axis():
-            return v.x
-        shifted, _, total = _shifted(v)
-        return v.selected(v.xp.exp(shifted) / v.xp.where(total == 0, 1.0, total), 0.0)
+    if v.has_empty_axis():
+        return v.x
+    shifted, _, total = _shifted(v)
+    return v.selected(v.xp.exp(shifted) / v.xp.where(total == 0, 1.0, total), 0.0)
 
 
+@on_arrays
 def masked_log_softmax(x: Array, mask: Any = None, *, axis: int = -1) -> Array:
     r"""Logarithm of :func:`masked_softmax`, :math:`x_i - \log \sum_j e^{x_j}`; -inf where not kept.
 
@@ -351,11 +353,10 @@ def masked_log_softmax(x: Array, mask: Any = None, *, axis: int = -1) -> Array:
     [  0. -inf]
     """
     v = _one_axis(x, mask, axis)
-    with quiet(v.like.library):
-        if v.has_empty_axis():
-            return v.x
-        shifted, _, total = _shifted(v)
-        return v.selected(shifted - v.xp.log(v.xp.where(total == 0, 1.0, total)), -math.inf)
+    if v.has_empty_axis():
+        return v.x
+    shifted, _, total = _shifted(v)
+    return v.selected(shifted - v.xp.log(v.xp.where(total == 0, 1.0, total)), -math.inf)
 
 
 def _one_axis(x: Any, mask: Any, axis: Any) -> _Values:
@@ -364,6 +365,7 @@ def _one_axis(x: Any, mask: Any, axis: Any) -> _Values:
     return _values(x, mask, axis, True)
 
 
+@on_arrays
 def reduce(
     values: Array,
     *,
@@ -394,5 +396,4 @@ def reduce(
     _inputs.check_reduction(reduction, denominator)
     v = _values(values, mask, None, False, weights, "values")
     divisor = None if denominator is None else _inputs.to_denominator(denominator, v.x.dtype, v.like)
-    with quiet(v.like.library):
-        return reduce_entries(Entries(v.x, v.keep, v.weights, None), reduction, divisor, xp=v.xp)
+    return reduce_entries(Entries(v.x, v.keep, v.weights, None), reduction, divisor, xp=v.xp)

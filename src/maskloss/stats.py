@@ -50,7 +50,8 @@ class LossStats(NamedTuple):
     def __add__(self, other: Any) -> LossStats:  # pyright: ignore[reportIncompatibleMethodOverride]
         if not isinstance(other, LossStats):
             return NotImplemented
-        return LossStats(*(a + b for a, b in zip(self, other, strict=True)))
+        xp = namespace_of(self.total)
+        return LossStats(*(xp.asarray(a + b) for a, b in zip(self, other, strict=True)))
 
     def __radd__(self, other: Any) -> LossStats:
         """sum() starts from 0."""
