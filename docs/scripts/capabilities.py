@@ -1,0 +1,121 @@
+"""The support tables of the documentation and of the README, from maskloss._capabilities.
+
+python docs/scripts/capabilities.py --write | --check
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import maskloss
+from maskloss import _capabilities
+
+ROOT = Path(__file__).resolve().parents[2]
+GENERATED = ROOT / "docs" / "_generated"
+FUNCTIONS = tuple(sorted(name for name in maskloss.__all__ if name[0].islower() and name != "value_and_grad"))
+
+
+def table(header, rows):
+    return "\n".join("| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows)) + "\n"
+
+
+def library_name(backend):
+    return _capabilities.LIBRARIES[backend.name]
+
+
+def devices(backend):
+    return ", ".join(f"{device}: {backend.verified[device]}" for device in backend.devices)
+
+
+def summary():
+    """One line per library: what the README shows."""
+    header = ["", "devices", "gradient", "compiled by", "vmap", "dtypes"]
+    rows = []
+    for backend in _capabilities.BACKENDS:
+        dtypes = [d for d in _capabilities.DTYPES if not _capabilities.reason_missing("*", backend.name, d)]
+        halves = {"numpy": "bfloat16 (ml_dtypes)"}.get(backend.name, "bfloat16")
+        dtypes = ", ".join(halves if d == "bfloat16" else d for d in dtypes)
+        rows.append(
+            [
+                library_name(backend),
+                devices(backend),
+                backend.gradient,
+                backend.compiled or "no",
+                backend.vmap or "no",
+                dtypes,
+            ]
+        )
+    return table(header, rows)
+
+
+def support():
+    """Function by library: value, gradient, jit; then every dtype; then the reasons for what is missing."""
+    reasons = {}
+
+    def cell(function, library, capability):
+        reason = _capabilities.reason_missing(function, library, capability)
+        return "yes" if reason is None else f"no [^{reasons.setdefault(reason, len(reasons) + 1)}]"
+
+    def cells(function, backend):
+        return ", ".join(f"{what} {cell(function, backend.name, what)}" for what in ("gradient", "jit"))
+
+    header = ["function", *map(library_name, _capabilities.BACKENDS)]
+    rows = [[f"`{f}`", *(f"value yes, {cells(f, b)}" for b in _capabilities.BACKENDS)] for f in FUNCTIONS]
+    dtypes = [[d, *(cell("*", b.name, d) for b in _capabilities.BACKENDS)] for d in _capabilities.DTYPES]
+    verified = [["devices", *map(devices, _capabilities.BACKENDS)]]
+    notes = "".join(f"[^{number}]: {reason}.\n" for reason, number in reasons.items())
+    return table(header, rows) + "\n" + table(["dtype of the logits", *header[1:]], dtypes + verified) + "\n" + notes
+
+
+def implementations():
+    """Which implementation runs by default, and why the others do not."""
+    header = ["implementation", "what it is", *map(library_name, _capabilities.BACKENDS), "torch.compile"]
+    rows = []
+    places = [*(b.name for b in _capabilities.BACKENDS), "torch compiled"]
+    taken = set()
+    for name, implementation in _capabilities.IMPLEMENTATIONS.items():
+        cells = []
+        for place in places:
+            reason = implementation.missing.get(place)
+            cells.append(f"no: {reason}" if reason else "yes" if place in taken else "yes, the default")
+            if not reason:
+                taken.add(place)
+        rows.append([f"`{name}`", implementation.summary, *cells])
+    return table(header, rows)
+
+
+def marked(text, name, block):
+    """`text` with what stands between the markers of `name` replaced."""
+    begin, end = f"<!-- {name}:begin -->\n", f"<!-- {name}:end -->"
+    head, rest = text.split(begin)
+    return head + begin + block + end + rest.split(end)[1]
+
+
+def outputs():
+    readme = ROOT / "README.md"
+    return {
+        GENERATED / "support.md": support(),
+        GENERATED / "implementations.md": implementations(),
+        readme: marked(readme.read_text(), "support", summary()),
+    }
+
+
+def stale(files):
+    return [str(path) for path, text in files.items() if not path.exists() or path.read_text() != text]
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    choice = parser.add_mutually_exclusive_group(required=True)
+    choice.add_argument("--write", action="store_true")
+    choice.add_argument("--check", action="store_true")
+    files = outputs()
+    if parser.parse_args().write:
+        for path, text in files.items():
+            path.write_text(text)
+    elif old := stale(files):
+        sys.exit(f"stale, run python {Path(__file__).name} --write: {', '.join(old)}")
+
+
+if __name__ == "__main__":
+    main()
