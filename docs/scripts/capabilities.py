@@ -49,22 +49,26 @@ def summary():
 
 
 def support():
-    """Function by library: value, gradient, jit; then every dtype; then the reasons for what is missing."""
+    """Function by library: what works of value, gradient, jit; then the dtypes; then why the rest is missing."""
     reasons = {}
 
-    def cell(function, library, capability):
+    def note(function, library, capability):
         reason = _capabilities.reason_missing(function, library, capability)
-        return "yes" if reason is None else f"no [^{reasons.setdefault(reason, len(reasons) + 1)}]"
+        return reason and f"[^{reasons.setdefault(reason, len(reasons) + 1)}]"
 
-    def cells(function, backend):
-        return ", ".join(f"{what} {cell(function, backend.name, what)}" for what in ("gradient", "jit"))
+    def works(function, library):
+        notes = {what: note(function, library, what) for what in ("gradient", "jit")}
+        there = ", ".join(["value", *(what for what, missing in notes.items() if not missing)])
+        return " ".join([there, *filter(None, notes.values())])
 
-    header = ["function", *map(library_name, _capabilities.BACKENDS)]
-    rows = [[f"`{f}`", *(f"value yes, {cells(f, b)}" for b in _capabilities.BACKENDS)] for f in FUNCTIONS]
-    dtypes = [[d, *(cell("*", b.name, d) for b in _capabilities.BACKENDS)] for d in _capabilities.DTYPES]
-    verified = [["devices", *map(devices, _capabilities.BACKENDS)]]
-    notes = "".join(f"[^{number}]: {reason}.\n" for reason, number in reasons.items())
-    return table(header, rows) + "\n" + table(["dtype of the logits", *header[1:]], dtypes + verified) + "\n" + notes
+    libraries = [b.name for b in _capabilities.BACKENDS]
+    header = ["", *map(library_name, _capabilities.BACKENDS)]
+    rows = [[f"`{function}`", *(works(function, library) for library in libraries)] for function in FUNCTIONS]
+    for dtype in _capabilities.DTYPES:
+        notes = [note("*", library, dtype) for library in libraries]
+        rows.append([dtype, *(f"no {missing}" if missing else "yes" for missing in notes)])
+    rows.append(["devices", *map(devices, _capabilities.BACKENDS)])
+    return table(header, rows) + "\n" + "".join(f"[^{number}]: {reason}.\n" for reason, number in reasons.items())
 
 
 def implementations():
