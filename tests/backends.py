@@ -14,9 +14,9 @@ HALVES = ("float16", "bfloat16")
 class Backend(NamedTuple):
     name: str
     library: str  # the package, and what the arrays say they belong to
-    dtypes: tuple[str, ...]
-    modes: tuple[str, ...]
+    modes: dict[str, tuple[str, ...]]  # mode -> dtypes
     gradient: str  # value_and_grad, autograd, vjp
+    few: tuple[str, ...] = ()  # modes that take seconds a case: only the cases that ask for "compile"
     accelerator: bool = False
     device: str | None = None
     x64: bool = True
@@ -25,21 +25,26 @@ class Backend(NamedTuple):
     shapes_only: bool = False
 
 
+ALL = FLOATS + HALVES
+SINGLE = ("float32",)
+TORCH = {"eager": ALL, "autodiff": FLOATS, "vmap": FLOATS}
+JAX = {"eager": ("float64", *HALVES), "jit": ("float32", *HALVES), "vmap": SINGLE}
 BACKENDS = {
     b.name: b
     for b in (
-        Backend("numpy", "numpy", FLOATS + HALVES, ("eager", "autodiff"), "value_and_grad"),
-        Backend("numpy-readonly", "numpy", FLOATS, ("eager",), "value_and_grad", readonly=True),
-        Backend("strict", "array_api_strict", FLOATS, ("eager", "autodiff"), "value_and_grad"),
-        Backend("strict-limited", "array_api_strict", FLOATS, ("eager",), "value_and_grad", limited=True),
-        Backend("strict-device", "array_api_strict", FLOATS, ("eager",), "value_and_grad", device="device1"),
-        Backend("torch", "torch", FLOATS + HALVES, ("eager", "autodiff", "vmap", "compile"), "autograd", device="cpu"),
-        Backend("torch-meta", "torch", FLOATS, ("eager",), "autograd", device="meta", shapes_only=True),
-        Backend("torch-cuda", "torch", FLOATS + HALVES, ("eager", "autodiff", "vmap"), "autograd", True, "cuda"),
-        Backend("jax", "jax", FLOATS + HALVES, ("eager", "jit", "vmap"), "vjp", device="cpu"),
-        Backend("jax-x32", "jax", ("float32", *HALVES), ("eager", "jit"), "vjp", device="cpu", x64=False),
-        Backend("jax-gpu", "jax", FLOATS + HALVES, ("eager", "jit", "vmap"), "vjp", True, "gpu"),
-        Backend("cupy", "cupy", (*FLOATS, "float16"), ("eager", "autodiff"), "value_and_grad", True),
+        Backend("numpy", "numpy", {"eager": ALL, "autodiff": FLOATS}, "value_and_grad"),
+        Backend("numpy-readonly", "numpy", {"eager": SINGLE}, "value_and_grad", readonly=True),
+        Backend("strict", "array_api_strict", {"eager": FLOATS, "autodiff": SINGLE}, "value_and_grad"),
+        Backend("strict-limited", "array_api_strict", {"eager": SINGLE}, "value_and_grad", limited=True),
+        Backend("strict-device", "array_api_strict", {"eager": SINGLE}, "value_and_grad", device="device1"),
+        Backend("torch", "torch", TORCH | {"compile": SINGLE}, "autograd", ("compile",), device="cpu"),
+        Backend("torch-meta", "torch", {"eager": SINGLE}, "autograd", device="meta", shapes_only=True),
+        Backend("torch-cuda", "torch", TORCH, "autograd", accelerator=True, device="cuda"),
+        Backend("jax", "jax", JAX, "vjp", ("jit", "vmap"), device="cpu"),
+        Backend("jax-x32", "jax", {"eager": SINGLE, "jit": SINGLE}, "vjp", ("eager", "jit"), device="cpu", x64=False),
+        Backend("jax-gpu", "jax", JAX, "vjp", ("jit", "vmap"), accelerator=True, device="gpu"),
+        Backend("cupy", "cupy", {"eager": (*FLOATS, "float16"), "autodiff": FLOATS}, "value_and_grad",
+                accelerator=True),
     )
 }
 

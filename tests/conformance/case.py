@@ -23,7 +23,7 @@ class Case(NamedTuple):
     options: Mapping[str, Any] = MappingProxyType({})
     function: str = "cross_entropy"
     dtypes: tuple[str, ...] = ("float32", "float64")
-    modes: tuple[str, ...] = ("eager", "autodiff", "jit", "vmap")
+    modes: tuple[str, ...] = ("eager", "autodiff", "jit", "vmap")  # and "compile": one of the representative few
     layout: str = "plain"  # plain, strided, transposed, broadcast
     fixed: tuple[str, ...] = ()  # inputs that keep their dtype
     held: tuple[str, ...] = ()  # floating inputs that no derivative is taken of

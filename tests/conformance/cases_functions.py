@@ -26,7 +26,7 @@ def label_log_probs():
     yield case("llp-softcap", "of capped logits", {"logits": X, "labels": Y}, {"softcap": 2.0})
     yield case("llp-minus-inf", "-inf for a label there", {"logits": OFF, "labels": Y})
     yield case("llp-axis", "axis 0", {"logits": np.moveaxis(X, -1, 0), "labels": Y, "mask": MASK}, {"axis": 0})
-    yield case("llp-no-entry-axis", "logits of shape (C,)", {"logits": X[0, 0], "labels": Y[0, 0]})
+    yield case("llp-no-entry-axis", "logits of shape (C,)", {"logits": X[0, 0], "labels": np.array(Y[0, 0])})
     yield case("llp-no-entries", "no entries", {"logits": X[:, :0], "labels": Y[:, :0]})
     yield case("llp-offset", "no lost digits", {"logits": X + 1e4, "labels": Y})
     yield case("llp-uint8", "labels of any integer dtype", {"logits": X, "labels": Y.astype(np.uint8)})

@@ -8,7 +8,7 @@ import numpy as np
 from cases import CASES
 from closeness import errors, summation
 from modes import MODES
-from runs import Run, cast, is_array, leaves, mapped, placed, reduction_of, wanted
+from runs import Run, is_array, leaves, mapped, placed, reduction_of, wanted
 
 
 class Seen(NamedTuple):
@@ -55,12 +55,12 @@ def _observe(name, mode, dtype, case_name):
 def runs(backend, gradients=False):
     """Every (id, Run) on a backend; with gradients, those that take one."""
     for case in CASES.values():
-        for mode in backend.modes:
-            if mode not in case.modes or (mode == "vmap" and mapped(case) is None):
+        for mode, dtypes in backend.modes.items():
+            if mode not in case.modes or (mode in backend.few and "compile" not in case.modes):
                 continue
-            if gradients and not differentiated(backend, mode, case):
+            if (mode == "vmap" and mapped(case) is None) or (gradients and not differentiated(backend, mode, case)):
                 continue
-            for dtype in backend.dtypes:
+            for dtype in dtypes:
                 if dtype in case.dtypes:
                     yield f"{backend.name}-{mode}-{dtype}-{case.name}", Run(backend, mode, dtype, case)
 
@@ -120,6 +120,3 @@ def bound_of(run, reduction, condition):
         return run.case.ulps
     return run.case.ulps + 1 + summation(number_of_entries(run), condition)
 
-
-def leaf_dtype(run, name):
-    return cast(run.case, run.dtype)[name].dtype.name

@@ -2,7 +2,7 @@
 
 import observed
 from closeness import FORMATS, Expected
-from observed import belongs, bound_of, compare, leaf_dtype, observe, reduction_in, result_dtype, want
+from observed import belongs, bound_of, compare, observe, reduction_in, result_dtype, want
 from runs import REDUCED, UPSTREAM, leaves, wanted_gradients
 
 
@@ -26,7 +26,7 @@ def test_gradients(run, record):
     factor = UPSTREAM if scalar and not by_value else 1.0
     worst = 0.0
     for name in names:
-        gradient, dtype = out.gradients[name], leaf_dtype(run, name)
+        gradient, dtype = out.gradients[name], out.inputs[name].dtype
         belongs(run, gradient, out.inputs[name], dtype, f"d {name}")
         hi, lo, scale = gradients[name]
         expected = Expected(hi * factor, lo * factor, scale * abs(factor))
