@@ -64,4 +64,5 @@ def test_list_is_sound():
 
 @pytest.mark.parametrize("planted", MUTANTS, ids=lambda m: m.name)
 def test_text_is_in_the_source_once(planted):
-    assert (run.PACKAGE / planted.file).read_text(encoding="utf-8").count(planted.text) == 1
+    count = (run.PACKAGE / planted.file).read_text(encoding="utf-8").count(planted.text)
+    assert count == 1, f"{planted.name}: its text is in {planted.file} {count} times; see CONTRIBUTING.md"
