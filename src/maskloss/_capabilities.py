@@ -47,30 +47,16 @@ BACKENDS = (
 
 NO_AUTODIFF = "the library has no automatic differentiation; ml.value_and_grad covers cross_entropy alone"
 NO_TRACER = "the library has no tracer"
-NO_BFLOAT16 = "the library has no bfloat16"
+
+VALUE_ONLY = ("label_log_probs", "entropy", "reduce", "masked_sum", "masked_mean", "masked_var", "masked_std")
+VALUE_ONLY += ("masked_max", "masked_min", "masked_logsumexp", "masked_softmax", "masked_log_softmax")
+EAGER = ("numpy", "cupy", "array_api_strict")
 
 # (function or "*", library, capability) -> reason. What is not listed works and is tested.
 MISSING = {
-    **{
-        (function, library, "gradient"): NO_AUTODIFF
-        for library in ("numpy", "cupy", "array_api_strict")
-        for function in (
-            "label_log_probs",
-            "entropy",
-            "reduce",
-            "masked_sum",
-            "masked_mean",
-            "masked_var",
-            "masked_std",
-            "masked_max",
-            "masked_min",
-            "masked_logsumexp",
-            "masked_softmax",
-            "masked_log_softmax",
-        )
-    },
-    **{("*", library, "jit"): NO_TRACER for library in ("numpy", "cupy", "array_api_strict")},
-    ("*", "array_api_strict", "bfloat16"): NO_BFLOAT16,
+    **{(function, library, "gradient"): NO_AUTODIFF for library in EAGER for function in VALUE_ONLY},
+    **{("*", library, "jit"): NO_TRACER for library in EAGER},
+    ("*", "array_api_strict", "bfloat16"): "the library has no bfloat16",
     ("*", "array_api_strict", "float16"): "the library has no float16",
 }
 

@@ -37,11 +37,6 @@ class Terms(NamedTuple):
     masses: Array | None  # m_i = sum_c w_c q_ic
 
 
-def take(values: Array, indices: Array, inputs: Inputs) -> Array:
-    xp = inputs.xp
-    return xp.reshape(xp.take(values, xp.reshape(indices, (-1,)), axis=0), indices.shape)
-
-
 def allowed_count(inputs: Inputs) -> Array | float:
     if inputs.class_mask is None:
         return float(inputs.logits.shape[-1])
@@ -55,9 +50,11 @@ def terms_of(inputs: Inputs, options: Options) -> Terms:
     rows = _rows.Rows(inputs.logits, None, None, inputs.keep, inputs.class_mask, options.softcap, inputs.dtype)
     share = eps / allowed_count(inputs) if eps else None
     if inputs.distribution is None:
-        masses = None if class_weights is None else take(class_weights, inputs.labels, inputs)
-        if masses is not None and inputs.keep is not None:
-            masses = xp.where(inputs.keep, masses, 0.0)
+        masses = None
+        if class_weights is not None:
+            flat = xp.take(class_weights, xp.reshape(inputs.labels, (-1,)), axis=0)
+            masses = xp.reshape(flat, inputs.labels.shape)
+            masses = masses if inputs.keep is None else xp.where(inputs.keep, masses, 0.0)
         alpha = 1.0 - eps if masses is None else (1.0 - eps) * masses
         targets = None
         if share is not None:
@@ -68,6 +65,8 @@ def terms_of(inputs: Inputs, options: Options) -> Terms:
         rows = rows._replace(labels=inputs.labels if eps < 1 else None, targets=targets)
         return Terms(rows, alpha if eps < 1 else None, share, masses)
     targets = masses = inputs.distribution
+    if class_weights is not None and inputs.class_mask is not None:
+        class_weights = xp.where(inputs.class_mask, class_weights, 0.0)
     if share is not None:
         targets = (1.0 - eps) * targets + (share if isinstance(share, float) else xp.expand_dims(share, axis=-1))
     if class_weights is not None:
@@ -82,6 +81,13 @@ def weighed_nll(nll: Array, alpha: Array | float | None, inputs: Inputs) -> Arra
     return inputs.xp.where(inputs.xp.isinf(nll) & (alpha == 0), 0.0, nll)
 
 
+def z_term(out: _rows.Forward, options: Options, inputs: Inputs) -> Array:
+    """z_loss lse**2. Where lse is infinite it is replaced first: its derivative, 2 lse p, would be inf * 0."""
+    xp, infinite = inputs.xp, inputs.xp.isinf(out.lse)
+    lse = xp.where(infinite, 0.0, out.lse)
+    return xp.where(infinite, math.inf, options.z_loss * lse * lse)
+
+
 def entry_losses(
     inputs: Inputs, options: Options, rows_forward: Callable[..., _rows.Forward]
 ) -> tuple[Entries, Terms, _rows.Forward]:
@@ -94,7 +100,7 @@ def entry_losses(
     if out.dot is not None:
         losses = losses + terms.beta * out.dot
     if options.z_loss:
-        losses = losses + options.z_loss * out.lse * out.lse
+        losses = losses + z_term(out, options, inputs)
     if inputs.wrong is not None:
         # Multiplied, not selected: so the gradient of the whole entry is NaN as well.
         losses = losses * xp.where(inputs.wrong, math.nan, xp.ones_like(losses))
@@ -106,7 +112,7 @@ def entry_losses(
 def stats_of(inputs: Inputs, options: Options, entries: Entries, out: _rows.Forward, reduction: str) -> LossStats:
     xp = inputs.xp
     total, divisor = total_and_divisor(entries, reduction, xp=xp)
-    z_terms = options.z_loss * out.lse * out.lse if options.z_loss else xp.zeros_like(out.lse)
+    z_terms = z_term(out, options, inputs) if options.z_loss else xp.zeros_like(out.lse)
     if inputs.keep is not None:
         z_terms = xp.where(inputs.keep, z_terms, 0.0)
     z_total = sum_all(weighted_losses(entries._replace(losses=z_terms)), xp=xp)
@@ -153,7 +159,7 @@ def value_and_gradients(
     g = d.losses
     if inputs.wrong is not None:
         g = g * xp.where(inputs.wrong, math.nan, xp.ones_like(g))
-    g_lse = 2.0 * options.z_loss * out.lse * g if options.z_loss else xp.zeros_like(g)
+    g_lse = 2.0 * options.z_loss * xp.where(xp.isinf(out.lse), 0.0, out.lse) * g if options.z_loss else xp.zeros_like(g)
     g_nll = None if out.nll is None else g * terms.alpha
     g_dot = None if out.dot is None else g * terms.beta
     wants_targets = bool(wanted & {"class_weights", "labels"})

@@ -77,12 +77,7 @@ def check_choice(name: str, value: Any, accepted: tuple[Any, ...]) -> None:
 def check_reduction(reduction: Any, denominator: object) -> None:
     check_choice("reduction", reduction, REDUCTIONS)
     if denominator is not None and not reduction.startswith("mean"):
-        fail(
-            ValueError,
-            "denominator",
-            describe(denominator),
-            f"reduction {reduction!r} has no divisor for it to replace",
-        )
+        fail(ValueError, "denominator", describe(denominator), f"reduction {reduction!r} has no divisor to replace")
 
 
 def check_array(name: str, x: Any) -> str:
@@ -101,20 +96,19 @@ def check_array(name: str, x: Any) -> str:
     return library
 
 
-def check_axis(axis: Any, ndim: int, name: str = "axis") -> int:
+def check_axis(axis: Any, ndim: int) -> int:
     try:
         index = operator.index(axis)
     except TypeError:
-        fail(TypeError, name, describe(axis), "it must be an integer")
+        fail(TypeError, "axis", describe(axis), "it must be an integer")
     if isinstance(axis, bool) or not -ndim <= index < ndim:
-        fail(ValueError, name, repr(axis), f"it must lie in [{-ndim}, {ndim}) for an array of {ndim} dimensions")
+        fail(ValueError, "axis", repr(axis), f"it must lie in [{-ndim}, {ndim}) for an array of {ndim} dimensions")
     return index % ndim
 
 
 def check_broadcasts(name: str, x: Array, shape: tuple[int, ...], what: str) -> None:
     given = shape_of(x)
-    fits = len(given) <= len(shape) and all(a in (1, b) for a, b in zip(given[::-1], shape[::-1], strict=False))
-    if not fits:
+    if len(given) > len(shape) or any(a not in (1, b) for a, b in zip(given[::-1], shape[::-1], strict=False)):
         fail(ValueError, name, describe(x), f"it must broadcast to the shape {shape} of {what}")
 
 
@@ -215,12 +209,7 @@ def check_kept(wrong: Array, library: str, validate: Any, xp: Namespace, message
     if validate is False:
         return wrong
     if validate is True and is_tracer(wrong, library):
-        fail(
-            ValueError,
-            "validate",
-            True,
-            "labels have no values to read inside a tracer (jit, compile, vmap); use 'auto'",
-        )
+        fail(ValueError, "validate", True, "inside a tracer (jit, compile, vmap) there are no values: use 'auto'")
     if validate == "auto" and not reads_without_sync(wrong, library):
         return wrong
     if not bool(xp.any(wrong)):
@@ -237,12 +226,6 @@ def conjunction(first: Array | None, second: Array | None) -> Array | None:
     if first is None or second is None:
         return second if first is None else first
     return first & second
-
-
-def disjunction(first: Array | None, second: Array | None) -> Array | None:
-    if first is None or second is None:
-        return second if first is None else first
-    return first | second
 
 
 def to_indices(labels: Array, classes: int, ignore_index: int | None, like: Like) -> tuple[Array, Array, Array | None]:
@@ -350,7 +333,7 @@ def prepare(
             allowed = in_range if class_mask is None else in_range & take_label(class_mask, indices, xp=xp)
             bad = ~allowed if keep is None else ~allowed & keep
             bad = check_kept(bad, like.library, validate, xp, partial(_label_value, labels, classes))
-            wrong = disjunction(wrong, bad)
+            wrong = bad if wrong is None else wrong if bad is None else wrong | bad
 
     if keep is not None:
         wrong = None if wrong is None else wrong & keep
