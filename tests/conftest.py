@@ -54,7 +54,7 @@ def runs_of(metafunc):
     return runs and (lambda backend: [pytest.param(run, id=name) for name, run in runs(backend)])
 
 
-def pytest_runtest_setup(item):
+def pytest_runtest_call(item):
     for mark in item.iter_markers("missing"):
         pytest.fail(f"a backend was asked for and is missing: {mark.args[0]}", pytrace=False)
 

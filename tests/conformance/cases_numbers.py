@@ -51,6 +51,8 @@ def infinities():
     for r in ("none", "sum"):
         yield Case(f"minus-inf-row-{r}", "a kept row of -inf costs +inf, its softmax is 0, its gradient -q'", {
             "logits": row, "labels": Y}, {"reduction": r})
+    yield Case("minus-inf-row-z-loss", "lse ** 2 is infinite there, and its slope 2 lse p is 0", {
+        "logits": row, "labels": Y}, {"reduction": "sum", "z_loss": 0.1})
     yield Case("minus-inf-row-masked", "a masked one nothing", {
         "logits": row, "labels": Y, "mask": np.arange(4) != 1}, modes=COMPILED)
     yield Case("minus-inf-z-loss", "lse is finite as long as one logit is", {"logits": off, "labels": Y},
@@ -111,7 +113,8 @@ def shapes():
     yield Case("no-entry-axis", "logits of shape (C,): one entry without axes", {
         "logits": X[0, 0], "labels": np.array(Y[0, 0])}, modes=COMPILED)
     yield Case("no-entry-axis-label-python", "a Python number as label", {"logits": X[0, 0], "labels": 3})
-    yield Case("no-entry-axis-masked", "masked", {"logits": X[0, 0], "labels": np.array(Y[0, 0]), "mask": np.array(False)})
+    yield Case("no-entry-axis-masked", "masked", {
+        "logits": X[0, 0], "labels": np.array(Y[0, 0]), "mask": np.array(False)})
     yield Case("no-entry-axis-soft", "a distribution of shape (C,)", {"logits": X[0, 0], "labels": SOFT[0, 0]},
                {"reduction": "mean_over_sequences"})
     yield Case("no-entries", "zero entries: 0", {"logits": X[:0], "labels": Y[:0]})

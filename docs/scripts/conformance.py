@@ -1,0 +1,136 @@
+"""docs/_generated/conformance.{json,md,png}: the worst error per function, backend, dtype and mode.
+
+--write runs tests/conformance and writes what it saw; rows of backends that did not run are kept. --check runs it and
+fails when the committed rows are stale: another number of cases, or an error larger by more than MACHINES.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+GENERATED = ROOT / "docs" / "_generated"
+KEY = ("function", "backend", "dtype", "mode")
+# The same code errs differently on another processor: NumPy, XLA and torch choose their exp and log by instruction
+# set, each within about one last place of the truth. What is allowed at all is asserted by the tests, not here.
+MACHINES = 1.0
+
+
+def measured(arguments):
+    """The rows of a run of tests/conformance, which must pass."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.json"
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--conformance-report", str(report)]
+        code = subprocess.run([*command, *arguments, "tests/conformance"], cwd=ROOT, check=False).returncode
+        if code:
+            sys.exit(f"tests/conformance failed (exit code {code}): no table is made of that")
+        return [row | {"worst": round(row["worst"], 1)} for row in json.loads(report.read_text())]
+
+
+def by_key(rows):
+    return {tuple(row[k] for k in KEY): row for row in rows}
+
+
+def stale(committed, fresh):
+    """What the committed rows get wrong about the backends that ran."""
+    ran = {row["backend"] for row in fresh}
+    old, new = by_key(row for row in committed if row["backend"] in ran), by_key(fresh)
+    found = []
+    for key in sorted(old.keys() | new.keys()):
+        what = ", ".join(key)
+        if key not in old:
+            found.append(f"{what}: not in the table")
+        elif key not in new:
+            found.append(f"{what}: gone")
+        elif old[key]["cases"] != new[key]["cases"]:
+            found.append(f"{what}: {new[key]['cases']} cases, {old[key]['cases']} in the table")
+        elif new[key]["worst"] > old[key]["worst"] + MACHINES:
+            worst, case = new[key]["worst"], new[key]["case"]
+            found.append(f"{what}: worst {worst} ulps ({case}), {old[key]['worst']} in the table")
+    return found
+
+
+def columns_of(rows):
+    """Backend and mode, in the order that tests/backends.py lists them."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    from backends import BACKENDS
+
+    present = {(row["backend"], row["mode"]) for row in rows}
+    return [(b.name, mode) for b in BACKENDS.values() for mode in b.modes if (b.name, mode) in present]
+
+
+def functions_of(rows):
+    """cross_entropy first, then by name."""
+    return sorted({row["function"] for row in rows}, key=lambda f: (not f.startswith("cross_entropy"), f))
+
+
+def markdown(rows):
+    """One table per dtype: functions by backend and mode, each cell the worst error and the number of cases."""
+    out = []
+    for dtype in ("float32", "float64", "float16", "bfloat16"):
+        here = [row for row in rows if row["dtype"] == dtype]
+        columns, found = columns_of(here), by_key(here)
+        out += [f"**{dtype}**", "", "| function | " + " | ".join(f"{b} {m}" for b, m in columns) + " |",
+                "|---" * (len(columns) + 1) + "|"]
+        for function in functions_of(here):
+            cells = [found.get((function, b, dtype, m)) for b, m in columns]
+            shown = [f"{c['worst']:.1f} ({c['cases']})" if c else "" for c in cells]
+            out.append(f"| {function} | " + " | ".join(shown) + " |")
+        out.append("")
+    return "\n".join(out)
+
+
+def picture(rows, path):
+    """The same numbers as a heat map, the worst over the dtypes that a cell has."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+    import numpy as np
+
+    functions, columns = functions_of(rows), columns_of(rows)
+    worst = defaultdict(list)
+    for row in rows:
+        worst[row["function"], row["backend"], row["mode"]].append(row["worst"])
+    grid = np.array([[max(worst.get((f, *c), [np.nan])) for c in columns] for f in functions])
+    figure, axes = plt.subplots(figsize=(3.5 + 0.5 * len(columns), 1.5 + 0.3 * len(functions)), layout="constrained")
+    image = axes.imshow(grid, cmap="viridis_r", aspect="auto", vmin=0)
+    axes.set_xticks(range(len(columns)), [f"{b} {m}" for b, m in columns], rotation=45, ha="right")
+    axes.set_yticks(range(len(functions)), functions)
+    middle = np.nanmax(grid) / 2
+    for i, j in np.argwhere(~np.isnan(grid)):
+        colour = "white" if grid[i, j] > middle else "black"
+        axes.text(j, i, f"{grid[i, j]:.1f}", ha="center", va="center", fontsize=7, color=colour)
+    axes.set_title("Worst error in units in the last place, over all cases and dtypes")
+    figure.colorbar(image, label="ulps")
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    action = parser.add_mutually_exclusive_group(required=True)
+    action.add_argument("--write", action="store_true")
+    action.add_argument("--check", action="store_true")
+    options, arguments = parser.parse_known_args()
+    table, page = GENERATED / "conformance.json", GENERATED / "conformance.md"
+    committed = json.loads(table.read_text()) if table.exists() else []
+    fresh = measured(arguments)
+    if options.check:
+        found = stale(committed, fresh)
+        if not page.exists() or page.read_text() != markdown(committed):
+            found.append("conformance.md is not made from conformance.json")
+        sys.exit("\n".join(["the conformance table is stale: run this with --write", *found]) if found else 0)
+    ran = {row["backend"] for row in fresh}
+    rows = sorted([row for row in committed if row["backend"] not in ran] + fresh, key=lambda r: [r[k] for k in KEY])
+    GENERATED.mkdir(exist_ok=True)
+    table.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+    page.write_text(markdown(rows))
+    picture(rows, GENERATED / "conformance.png")
+
+
+if __name__ == "__main__":
+    main()
