@@ -48,8 +48,10 @@ BACKENDS = (
 NO_AUTODIFF = "the library has no automatic differentiation; ml.value_and_grad covers cross_entropy alone"
 NO_TRACER = "the library has no tracer"
 
-VALUE_ONLY = ("label_log_probs", "entropy", "reduce", "masked_sum", "masked_mean", "masked_var", "masked_std")
-VALUE_ONLY += ("masked_max", "masked_min", "masked_logsumexp", "masked_softmax", "masked_log_softmax")
+VALUE_ONLY = (
+    *("label_log_probs", "entropy", "reduce", "masked_sum", "masked_mean", "masked_var", "masked_std", "masked_max"),
+    *("masked_min", "masked_logsumexp", "masked_softmax", "masked_log_softmax"),
+)
 EAGER = ("numpy", "cupy", "array_api_strict")
 
 # (function or "*", library, capability) -> reason. What is not listed works and is tested.

@@ -47,20 +47,21 @@ def allowed_count(inputs: Inputs) -> Array | float:
 
 def terms_of(inputs: Inputs, options: Options) -> Terms:
     xp, eps, class_weights = inputs.xp, options.label_smoothing, inputs.class_weights
-    rows = _rows.Rows(inputs.logits, None, None, inputs.keep, inputs.class_mask, options.softcap, inputs.dtype)
+    logits = inputs.logits
+    rows = _rows.Rows(logits, None, None, inputs.keep, inputs.class_mask, options.softcap, inputs.dtype)
     share = eps / allowed_count(inputs) if eps else None
     if inputs.distribution is None:
         masses = None
         if class_weights is not None:
             flat = xp.take(class_weights, xp.reshape(inputs.labels, (-1,)), axis=0)
-            masses = xp.reshape(flat, inputs.labels.shape)
+            masses = xp.reshape(flat, logits.shape[:-1])
             masses = masses if inputs.keep is None else xp.where(inputs.keep, masses, 0.0)
         alpha = 1.0 - eps if masses is None else (1.0 - eps) * masses
         targets = None
         if share is not None:
             targets = class_weights
             if targets is None:
-                targets = xp.ones(inputs.logits.shape[-1:], dtype=inputs.dtype, **placement(inputs.logits))
+                targets = xp.ones(logits.shape[-1:], dtype=inputs.dtype, **placement(logits))
         # At eps = 1 the label has no part in the loss: with its cost infinite, 0 * inf would be NaN.
         rows = rows._replace(labels=inputs.labels if eps < 1 else None, targets=targets)
         return Terms(rows, alpha if eps < 1 else None, share, masses)
