@@ -1,9 +1,9 @@
-from importlib.metadata import version
+from importlib import metadata
 
 project = "maskloss"
 author = "The maskloss developers"
 copyright = "2026, The maskloss developers"
-release = version("maskloss")
+version = release = metadata.version("maskloss")
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax"]
 myst_enable_extensions = ["dollarmath", "deflist", "colon_fence"]
