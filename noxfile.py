@@ -27,7 +27,8 @@ nox.options.sessions = [
 
 CONSTRAINTS = ("-c", "constraints.txt")
 SHARED = {"venv_backend": "none", "requires": ["environment"]}
-# The thread pools of torch, XLA and BLAS fight over the cores when pytest-xdist already fills them.
+# pytest-xdist fills the cores; the thread pools of torch and BLAS would fight it for them.
+PARALLEL = ("-n", "auto")
 ENV = {"OMP_NUM_THREADS": "1", "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu")}
 
 
@@ -59,7 +60,12 @@ def tests_numpy(session: nox.Session) -> None:
     """NumPy and array-api-strict, from the built wheel, where neither torch nor JAX is installed."""
     session.install(".[test]", *CONSTRAINTS)
     session.run(
-        "pytest", "--backend", "numpy,numpy-readonly,strict,strict-limited,strict-device", *session.posargs, env=ENV
+        "pytest",
+        "--backend",
+        "numpy,numpy-readonly,strict,strict-limited,strict-device",
+        *PARALLEL,
+        *session.posargs,
+        env=ENV,
     )
 
 
@@ -67,17 +73,17 @@ def tests_numpy(session: nox.Session) -> None:
 def lowest(session: nox.Session) -> None:
     """The oldest NumPy and array-api-compat that pyproject.toml admits."""
     session.install(".[test]", "array-api-compat==1.13.0", "numpy==2.0.0")
-    session.run("pytest", "--backend", "numpy,numpy-readonly", *session.posargs, env=ENV)
+    session.run("pytest", "--backend", "numpy,numpy-readonly", *PARALLEL, *session.posargs, env=ENV)
 
 
 @nox.session(name="tests-torch", **SHARED)
 def tests_torch(session: nox.Session) -> None:
-    run(session, "-m", "pytest", "--backend", "torch,torch-meta", *session.posargs)
+    run(session, "-m", "pytest", "--backend", "torch,torch-meta", *PARALLEL, *session.posargs)
 
 
 @nox.session(name="tests-jax", **SHARED)
 def tests_jax(session: nox.Session) -> None:
-    run(session, "-m", "pytest", "--backend", "jax,jax-x32", *session.posargs)
+    run(session, "-m", "pytest", "--backend", "jax,jax-x32", *PARALLEL, *session.posargs)
 
 
 @nox.session(name="tests-cupy")
