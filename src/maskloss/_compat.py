@@ -86,7 +86,7 @@ def reads_without_sync(x: Array, library: str) -> bool:
     if library == "cupy" or is_tracer(x, library):
         return False
     if library == "jax":
-        return all(d.platform == "cpu" for d in x.devices())
+        return x.is_fully_addressable and all(d.platform == "cpu" for d in x.devices())
     return library != "torch" or x.device.type == "cpu"
 
 
