@@ -26,8 +26,7 @@ def value_and_grad(
 
     The call ``value_and_grad(f)(*args, **kwargs)`` returns ``(f(*args, **kwargs), gradient)``.
 
-    PyTorch and JAX differentiate any function that returns a scalar (JAX traces it, so that labels are not checked but
-    answer NaN). NumPy, CuPy and array-api-strict have no automatic differentiation: there the function must be
+    PyTorch and JAX differentiate any function that returns a scalar. NumPy, CuPy and array-api-strict have no automatic differentiation: there the function must be
     :func:`cross_entropy`, or a :func:`functools.partial` of it, whose derivative with respect to logits, weights,
     class_weights, floating labels and denominator is known in closed form.
 
