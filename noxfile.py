@@ -28,7 +28,9 @@ nox.options.sessions = [
 CONSTRAINTS = ("-c", "constraints.txt")
 SHARED = {"venv_backend": "none", "requires": ["environment"]}
 # pytest-xdist fills the cores; the thread pools of torch and BLAS would fight it for them.
-PARALLEL = ("-n", "auto")
+PARALLEL = ("-n", "auto", "--dist", "loadgroup")
+# What says nothing of torch or JAX runs once, with NumPy.
+ONCE = ("--ignore=tests/mutants", "--ignore=tests/meta/test_doctests.py", "--ignore=tests/meta/test_cupy_static.py")
 ENV = {"OMP_NUM_THREADS": "1", "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu")}
 
 
@@ -78,12 +80,12 @@ def lowest(session: nox.Session) -> None:
 
 @nox.session(name="tests-torch", **SHARED)
 def tests_torch(session: nox.Session) -> None:
-    run(session, "-m", "pytest", "--backend", "torch,torch-meta", *PARALLEL, *session.posargs)
+    run(session, "-m", "pytest", "--backend", "torch,torch-meta", *ONCE, *PARALLEL, *session.posargs)
 
 
 @nox.session(name="tests-jax", **SHARED)
 def tests_jax(session: nox.Session) -> None:
-    run(session, "-m", "pytest", "--backend", "jax,jax-x32", *PARALLEL, *session.posargs)
+    run(session, "-m", "pytest", "--backend", "jax,jax-x32", *ONCE, *PARALLEL, *session.posargs)
 
 
 @nox.session(name="tests-cupy")
