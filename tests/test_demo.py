@@ -135,10 +135,10 @@ def test_single_segments_have_no_next_sentence_label_and_pairs_have_the_right_on
 def test_a_loss_that_does_not_fall_is_told(example):
     compare = example("compare")
     uniform = {"mlm": 9.0, "nsp": 0.69}
-    curves = {"mlm": [9.0] * 50 + [5.0] * 50, "nsp": [0.69] * 50 + [0.6] * 50}
+    curves = {"mlm": [9.0] * 50 + [4.5] * 50, "nsp": [0.69] * 50 + [0.6] * 50}
     assert compare.fell(curves, uniform) == {"mlm": True, "nsp": True}
     assert compare.fell({**curves, "nsp": [0.69] * 100}, uniform) == {"mlm": True, "nsp": False}
-    assert compare.fell({**curves, "mlm": [5.0] * 99 + [np.nan]}, uniform) == {"mlm": False, "nsp": True}
+    assert compare.fell({**curves, "mlm": [4.5] * 99 + [np.nan]}, uniform) == {"mlm": False, "nsp": True}
 
 
 def test_a_backend_that_differs_is_told(example):

@@ -56,7 +56,7 @@ def mask_tokens(tokens, rng, vocab_size, rate=0.15):
     The labels lie in as many slots as the longest row can need; a shorter row leaves its last slots without a label.
     """
     real = tokens >= len(SPECIAL)
-    count = np.maximum(1, np.rint(rate * real.sum(1)))
+    count = np.minimum(np.maximum(1, np.rint(rate * real.sum(1))), real.sum(1))
     slots = np.arange(round(rate * tokens.shape[1]))
     used = slots < count[:, None]
     order = np.argsort(np.where(real, rng.random(tokens.shape), 2.0), axis=1)  # real ones first, in random order

@@ -39,9 +39,10 @@ def agreement(result):
 def wrong_ways(result):
     rows = []
     for objective, what, value, right in result["wrong ways"]:
-        off = "NaN" if np.isnan(value) else f"{value / right - 1:+.1%}"
-        what = f"**{what}**" if what.startswith("maskloss") else what
-        rows.append([objective, what, f"{value:.4f}", "" if what.startswith("**") else off])
+        cells = ["NaN", ""] if value is None else [f"{value:.4f}", f"{value / right - 1:+.1%}"]
+        if what.startswith("maskloss"):
+            what, cells[1] = f"**{what}**", ""
+        rows.append([objective, what, *cells])
     return table(["objective", "what is done", "gives", "off by"], rows)
 
 

@@ -56,7 +56,7 @@ def train(name, batches, vocab_size):
 
         def record(losses):
             for key, curve in curves.items():
-                curve.append(losses[key])
+                curve.append(round(losses[key], 5))
             recent = {key: f"{np.mean(curve[-compare.LAST :]):.3f}" for key, curve in curves.items()}
             bar.set_postfix(recent, refresh=False)
 
@@ -98,7 +98,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=HERE / "output", help="folder for the tables and the plot")
     parser.add_argument("--docs", action="store_true", help="write them into docs/_generated")
-    parser.add_argument("--steps", type=int, default=350)
+    parser.add_argument("--steps", type=int, default=300)
     args = parser.parse_args()
     folder = HERE.parents[1] / "docs/_generated" if args.docs else args.output
     folder.mkdir(parents=True, exist_ok=True)
@@ -139,7 +139,8 @@ def main():
     seconds["evaluation and comparison"] = time.perf_counter() - start
     result["seconds"] = seconds
 
-    (folder / "demo.json").write_text(json.dumps(result, indent=1) + "\n")
+    lines = (f'"{name}": {json.dumps(value, allow_nan=False)}' for name, value in result.items())
+    (folder / "demo.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
     (folder / "demo.md").write_text(markdown(result))
     plot(result, folder / "demo.png")
     print("\n" + markdown(result) + f"\nwritten: {folder}/demo.{{md,json,png}}")
