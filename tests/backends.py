@@ -16,7 +16,7 @@ class Backend(NamedTuple):
     library: str  # the package, and what the arrays say they belong to
     modes: dict[str, tuple[str, ...]]  # mode -> dtypes
     gradient: str  # value_and_grad, autograd, vjp
-    few: tuple[str, ...] = ()  # modes that take seconds a case: only the cases that ask for "compile"
+    few: tuple[str, ...] = ()  # modes that run only the cases marked "compile": compilers take a second for each
     accelerator: bool = False
     device: str | None = None
     x64: bool = True
@@ -28,23 +28,25 @@ class Backend(NamedTuple):
 ALL = FLOATS + HALVES
 SINGLE = ("float32",)
 TORCH = {"eager": ALL, "autodiff": FLOATS, "vmap": FLOATS}
-JAX = {"eager": ("float64", *HALVES), "jit": ("float32", *HALVES), "vmap": SINGLE}
+X64 = {"eager": ("float64",), "jit": ("float64",), "vmap": ("float64",)}
+X32 = {"eager": ("float32", "bfloat16"), "jit": ("float32", "float16")}
 BACKENDS = {
     b.name: b
     for b in (
         Backend("numpy", "numpy", {"eager": ALL, "autodiff": FLOATS}, "value_and_grad"),
-        Backend("numpy-readonly", "numpy", {"eager": SINGLE}, "value_and_grad", readonly=True),
+        Backend("numpy-readonly", "numpy", {"eager": SINGLE}, "value_and_grad", ("eager",), readonly=True),
         Backend("strict", "array_api_strict", {"eager": FLOATS, "autodiff": SINGLE}, "value_and_grad"),
         Backend("strict-limited", "array_api_strict", {"eager": SINGLE}, "value_and_grad", limited=True),
-        Backend("strict-device", "array_api_strict", {"eager": SINGLE}, "value_and_grad", device="device1"),
+        Backend("strict-device", "array_api_strict", {"eager": SINGLE}, "value_and_grad", ("eager",), device="device1"),
         Backend("torch", "torch", TORCH | {"compile": SINGLE}, "autograd", ("compile",), device="cpu"),
         Backend("torch-meta", "torch", {"eager": SINGLE}, "autograd", device="meta", shapes_only=True),
         Backend("torch-cuda", "torch", TORCH, "autograd", accelerator=True, device="cuda"),
-        Backend("jax", "jax", JAX, "vjp", ("jit", "vmap"), device="cpu"),
-        Backend("jax-x32", "jax", {"eager": SINGLE, "jit": SINGLE}, "vjp", ("eager", "jit"), device="cpu", x64=False),
-        Backend("jax-gpu", "jax", JAX, "vjp", ("jit", "vmap"), accelerator=True, device="gpu"),
-        Backend("cupy", "cupy", {"eager": (*FLOATS, "float16"), "autodiff": FLOATS}, "value_and_grad",
-                accelerator=True),
+        Backend("jax", "jax", X64, "vjp", ("eager", "jit", "vmap"), device="cpu"),
+        Backend("jax-x32", "jax", X32, "vjp", ("jit",), device="cpu", x64=False),
+        Backend("jax-gpu", "jax", X64 | {"eager": FLOATS + HALVES}, "vjp", ("jit", "vmap"), True, "gpu"),
+        Backend(
+            "cupy", "cupy", {"eager": (*FLOATS, "float16"), "autodiff": FLOATS}, "value_and_grad", accelerator=True
+        ),
     )
 }
 
@@ -144,5 +146,4 @@ def device(x):
 
 def same(backend, x, before):
     """Whether the array still holds what `before` (of to_numpy) held."""
-    return backend.shapes_only or np.array_equal(
-        to_numpy(backend, x), before, equal_nan=before.dtype.kind not in "iub")
+    return backend.shapes_only or np.array_equal(to_numpy(backend, x), before, equal_nan=before.dtype.kind not in "iub")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from backends import BACKENDS, chosen, missing
 
-OBSERVED = defaultdict(lambda: {"cases": 0, "worst": 0.0, "case": ""})
+OBSERVED = defaultdict(lambda: {"cases": 0, "worst": None, "case": ""})
 
 
 def pytest_addoption(parser):
@@ -23,6 +23,7 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "missing(reason): a backend that was asked for is not here, which is a failure")
+    config.addinivalue_line("markers", "xdist_group(name): with --dist loadgroup, one process for the group")
     names = config.getoption("--backend") or os.environ.get("MASKLOSS_BACKENDS") or ""
     try:
         config.maskloss_backends = chosen([name.strip() for name in names.split(",") if name.strip()])
@@ -39,7 +40,10 @@ def backend_params(config, of_backend):
         elif reason := missing(backend):
             yield pytest.param(None, id=f"{backend.name}-missing", marks=pytest.mark.missing(reason))
         else:
-            yield from of_backend(backend)
+            # One process has all of JAX, whose traces and compilations are dear.
+            mark = pytest.mark.xdist_group("jax" if backend.library == "jax" else "others")
+            for param in of_backend(backend):
+                yield pytest.param(*param.values, id=param.id, marks=[*param.marks, mark])
 
 
 def pytest_generate_tests(metafunc):
@@ -61,7 +65,7 @@ def pytest_runtest_call(item):
 
 @pytest.fixture
 def record(request):
-    """record(function, backend, dtype, mode, case, ulps): travels with the report, also from an xdist worker."""
+    """record(function, backend, dtype, mode, case, ulps or None): travels with the report, also from xdist's workers."""
 
     def add(*row):
         request.node.user_properties.append(("ulps", row))
@@ -76,13 +80,15 @@ def pytest_runtest_logreport(report):
                 *key, case, ulps = row
                 seen = OBSERVED[tuple(key)]
                 seen["cases"] += 1
-                if ulps >= seen["worst"]:
+                if ulps is not None and (seen["worst"] is None or ulps > seen["worst"]):
                     seen["worst"], seen["case"] = ulps, case
 
 
 def pytest_sessionfinish(session):
     path = session.config.getoption("--conformance-report")
     if path and not hasattr(session.config, "workerinput"):
-        rows = [dict(zip(("function", "backend", "dtype", "mode"), key, strict=True)) | seen
-                for key, seen in sorted(OBSERVED.items())]
+        rows = [
+            dict(zip(("function", "backend", "dtype", "mode"), key, strict=True)) | seen
+            for key, seen in sorted(OBSERVED.items())
+        ]
         Path(path).write_text(json.dumps(rows, indent=1) + "\n")

@@ -107,16 +107,41 @@ def entry(xs, q, allowed, class_weights, weight, *, eps, z_loss, softcap):
     best = first_largest(xs, classes)
     wanted = first_largest(q, q)
     return SimpleNamespace(
-        kept=True, row=r, q=q, s=s, class_weights=w, prime=prime, total=total, loss=loss, scale=scale, weight=weight,
-        m=mp.fsum(w[c] * q[c] for c in q), z_term=z_term, z_slope=ZERO if z_loss == 0 else 2 * z_loss * r.lse,
-        correct=None if r.lse != r.lse else best == wanted, classes=classes)
+        kept=True,
+        row=r,
+        q=q,
+        s=s,
+        class_weights=w,
+        prime=prime,
+        total=total,
+        loss=loss,
+        scale=scale,
+        weight=weight,
+        m=mp.fsum(w[c] * q[c] for c in q),
+        z_term=z_term,
+        z_slope=ZERO if z_loss == 0 else 2 * z_loss * r.lse,
+        correct=None if r.lse != r.lse else best == wanted,
+        classes=classes,
+    )
 
 
 DROPPED = SimpleNamespace(kept=False, loss=ZERO, scale=ZERO, weight=ZERO, m=ZERO, z_term=ZERO, correct=False)
 
 
-def all_entries(logits, labels, *, mask=None, weights=None, class_weights=None, class_mask=None, ignore_index=None,
-                label_smoothing=0, z_loss=0, softcap=None, axis=-1):
+def all_entries(
+    logits,
+    labels,
+    *,
+    mask=None,
+    weights=None,
+    class_weights=None,
+    class_mask=None,
+    ignore_index=None,
+    label_smoothing=0,
+    z_loss=0,
+    softcap=None,
+    axis=-1,
+):
     """The entries' shape and one record per entry, DROPPED where the entry does not count."""
     shape, entries = rows(logits, axis)
     labels = np.asarray(labels)
@@ -207,8 +232,14 @@ def reduced(shape, records, *, reduction="mean", denominator=None, upstream=1):
     if denominator is not None:
         d = number(float(denominator))
         by_denominator = over(-value * upstream, d)
-    return SimpleNamespace(value=value, scale=scale, condition=condition, partial=partial, denominator=by_denominator,
-                           stats=statistics(shape, records, reduction))
+    return SimpleNamespace(
+        value=value,
+        scale=scale,
+        condition=condition,
+        partial=partial,
+        denominator=by_denominator,
+        stats=statistics(shape, records, reduction),
+    )
 
 
 def statistics(shape, records, reduction):
@@ -226,11 +257,18 @@ def statistics(shape, records, reduction):
     weighed = own == "mean"
     denominator = outer if own == "mean_over_sequences" else groups[0][1]
     scales = SimpleNamespace(
-        total=scale, denominator=mp.fsum(abs(r.weight * r.m) for r in kept) if weighed else denominator,
-        z_loss=mp.fsum(abs(r.weight * r.z_term) for r in kept))
-    return SimpleNamespace(total=total, denominator=denominator, count=len(kept), scales=scales,
-                           correct=None if any(r.correct is None for r in kept) else sum(r.correct for r in kept),
-                           z_loss=mp.fsum(r.weight * r.z_term for r in kept))
+        total=scale,
+        denominator=mp.fsum(abs(r.weight * r.m) for r in kept) if weighed else denominator,
+        z_loss=mp.fsum(abs(r.weight * r.z_term) for r in kept),
+    )
+    return SimpleNamespace(
+        total=total,
+        denominator=denominator,
+        count=len(kept),
+        scales=scales,
+        correct=None if any(r.correct is None for r in kept) else sum(r.correct for r in kept),
+        z_loss=mp.fsum(r.weight * r.z_term for r in kept),
+    )
 
 
 def logit_gradient(xs, r, a):
@@ -308,7 +346,7 @@ def gathered(weights, shape, partial):
     small = np.shape(weights)
     value, scale = table(small), table(small)
     for i, p in partial.items():
-        j = tuple(0 if n == 1 else k for k, n in zip(i[len(i) - len(small):], small, strict=True))
+        j = tuple(0 if n == 1 else k for k, n in zip(i[len(i) - len(small) :], small, strict=True))
         value[j] += p.b
         scale[j] += p.b_scale
     return value, scale
@@ -323,8 +361,11 @@ def reduce(values, *, mask=None, weights=None, reduction="mean", denominator=Non
     records = {}
     for i in np.ndindex(shape):
         w, v = number(floats(each[i])), number(floats(values[i]))
-        records[i] = DROPPED if not keep[i] or w == 0 else SimpleNamespace(
-            kept=True, loss=v, scale=abs(v), weight=w, m=ONE, z_term=ZERO, correct=False)
+        records[i] = (
+            DROPPED
+            if not keep[i] or w == 0
+            else SimpleNamespace(kept=True, loss=v, scale=abs(v), weight=w, m=ONE, z_term=ZERO, correct=False)
+        )
     out = reduced(shape, records, reduction=reduction, denominator=denominator, upstream=upstream)
     out.gradients = {}
     if "values" in gradients:

@@ -1,9 +1,9 @@
 """Expected values of label_log_probs, entropy and the masked_* functions. See reference.py for the conventions.
 
-    d log p_k / d x_c = [c = k] - p_c                 d H / d x_c = p_c (u_c - H),  with H = sum_c p_c u_c
-    mean: w_i / W                                      var: 2 w_i (x_i - mean) / (W - correction)
-    std: d var / (2 std), 0 where std is 0             logsumexp: p_i
-    softmax: p_i (g_i - sum_j g_j p_j)                 log_softmax: g_i - p_i sum_j g_j
+d log p_k / d x_c = [c = k] - p_c                 d H / d x_c = p_c (u_c - H),  with H = sum_c p_c u_c
+mean: w_i / W                                      var: 2 w_i (x_i - mean) / (W - correction)
+std: d var / (2 std), 0 where std is 0             logsumexp: p_i
+softmax: p_i (g_i - sum_j g_j p_j)                 log_softmax: g_i - p_i sum_j g_j
 """
 
 from types import SimpleNamespace
@@ -43,8 +43,9 @@ def per_entry(logits, axis, upstream, kept, softcap, of_row):
     return result(value, scale, logits=(np.moveaxis(slope, -1, axis), np.moveaxis(slope_scale, -1, axis)))
 
 
-def label_log_probs(logits, labels, *, mask=None, class_mask=None, ignore_index=None, softcap=None, axis=-1,
-                    upstream=1, gradients=()):
+def label_log_probs(
+    logits, labels, *, mask=None, class_mask=None, ignore_index=None, softcap=None, axis=-1, upstream=1, gradients=()
+):
     labels = np.asarray(labels)
 
     def of_row(row, xs, classes, i):
@@ -105,7 +106,7 @@ def fold(x, mask, weights, axis, keepdims, upstream, of_cell):
         u = number(float(up[j]))
         for (i, _, _), d, s, e, t in zip(group, dx, dx_scale, dw, dw_scale, strict=True):
             slope[i], slope_scale[i] = u * d, abs(u) * s
-            k = tuple(0 if n == 1 else a for a, n in zip(i[len(i) - len(small):], small, strict=True))
+            k = tuple(0 if n == 1 else a for a, n in zip(i[len(i) - len(small) :], small, strict=True))
             by_w[k] += u * e
             by_w_scale[k] += abs(u) * t
     return result(value.reshape(shape), scale.reshape(shape), x=(slope, slope_scale), weights=(by_w, by_w_scale))
@@ -147,8 +148,19 @@ def spread_of(group, correction):
     return mean, var, divisor, over(steep, abs(divisor))
 
 
-def masked_var(x, mask=None, *, axis=None, keepdims=False, weights=None, correction=0.0, empty=0.0, upstream=1,
-               gradients=(), root=False):
+def masked_var(
+    x,
+    mask=None,
+    *,
+    axis=None,
+    keepdims=False,
+    weights=None,
+    correction=0.0,
+    empty=0.0,
+    upstream=1,
+    gradients=(),
+    root=False,
+):
     def of_cell(group):
         if mp.fsum(w for _, w in group) == 0:
             return nothing(empty, group)
@@ -161,8 +173,9 @@ def masked_var(x, mask=None, *, axis=None, keepdims=False, weights=None, correct
         dx = [chain * 2 * w * (v - mean) / divisor for v, w in group]
         dx_scale = [chain * 2 * abs(w) * (abs(v) + abs(mean)) / divisor for v, w in group]
         dw = [chain * ((v - mean) ** 2 - var) / divisor for v, w in group]
-        dw_scale = [chain * ((v - mean) ** 2 + 2 * abs(v - mean) * (abs(v) + abs(mean)) + scale) / divisor
-                    for v, w in group]
+        dw_scale = [
+            chain * ((v - mean) ** 2 + 2 * abs(v - mean) * (abs(v) + abs(mean)) + scale) / divisor for v, w in group
+        ]
         return out, out_scale, dx, dx_scale, dw, dw_scale
 
     return fold(x, mask, weights, axis, keepdims, upstream, of_cell)

@@ -5,6 +5,7 @@ fails when the committed rows are stale: another number of cases, or an error la
 """
 
 import argparse
+import importlib.util
 import json
 import subprocess
 import sys
@@ -25,10 +26,13 @@ def measured(arguments):
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--conformance-report", str(report)]
+        if importlib.util.find_spec("xdist"):
+            command += ["-n", "2", "--dist", "loadgroup"]
         code = subprocess.run([*command, *arguments, "tests/conformance"], cwd=ROOT, check=False).returncode
         if code:
             sys.exit(f"tests/conformance failed (exit code {code}): no table is made of that")
-        return [row | {"worst": round(row["worst"], 1)} for row in json.loads(report.read_text())]
+        rows = json.loads(report.read_text())
+        return [row | {"worst": row["worst"] and round(row["worst"], 1)} for row in rows]
 
 
 def by_key(rows):
@@ -48,7 +52,7 @@ def stale(committed, fresh):
             found.append(f"{what}: gone")
         elif old[key]["cases"] != new[key]["cases"]:
             found.append(f"{what}: {new[key]['cases']} cases, {old[key]['cases']} in the table")
-        elif new[key]["worst"] > old[key]["worst"] + MACHINES:
+        elif new[key]["worst"] is not None and new[key]["worst"] > old[key]["worst"] + MACHINES:
             worst, case = new[key]["worst"], new[key]["case"]
             found.append(f"{what}: worst {worst} ulps ({case}), {old[key]['worst']} in the table")
     return found
@@ -68,30 +72,39 @@ def functions_of(rows):
     return sorted({row["function"] for row in rows}, key=lambda f: (not f.startswith("cross_entropy"), f))
 
 
+def cell(row):
+    return f"shapes ({row['cases']})" if row["worst"] is None else f"{row['worst']:.1f} ({row['cases']})"
+
+
 def markdown(rows):
     """One table per dtype: functions by backend and mode, each cell the worst error and the number of cases."""
     out = []
     for dtype in ("float32", "float64", "float16", "bfloat16"):
         here = [row for row in rows if row["dtype"] == dtype]
         columns, found = columns_of(here), by_key(here)
-        out += [f"**{dtype}**", "", "| function | " + " | ".join(f"{b} {m}" for b, m in columns) + " |",
-                "|---" * (len(columns) + 1) + "|"]
+        out += [
+            f"**{dtype}**",
+            "",
+            "| function | " + " | ".join(f"{b} {m}" for b, m in columns) + " |",
+            "|---" * (len(columns) + 1) + "|",
+        ]
         for function in functions_of(here):
             cells = [found.get((function, b, dtype, m)) for b, m in columns]
-            shown = [f"{c['worst']:.1f} ({c['cases']})" if c else "" for c in cells]
+            shown = [cell(c) if c else "" for c in cells]
             out.append(f"| {function} | " + " | ".join(shown) + " |")
         out.append("")
     return "\n".join(out)
 
 
 def picture(rows, path):
-    """The same numbers as a heat map, the worst over the dtypes that a cell has."""
+    """The same numbers as a heat map, the worst over the dtypes that a cell has; without those that have none."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
     import numpy as np
 
+    rows = [row for row in rows if row["worst"] is not None]
     functions, columns = functions_of(rows), columns_of(rows)
     worst = defaultdict(list)
     for row in rows:

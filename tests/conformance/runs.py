@@ -15,8 +15,12 @@ from closeness import Expected, expected
 
 import maskloss as ml
 
-POSITIONAL = {"cross_entropy": ("logits", "labels"), "label_log_probs": ("logits", "labels"), "entropy": ("logits",),
-              "reduce": ("values",)}
+POSITIONAL = {
+    "cross_entropy": ("logits", "labels"),
+    "label_log_probs": ("logits", "labels"),
+    "entropy": ("logits",),
+    "reduce": ("values",),
+}
 REDUCED = ("cross_entropy", "reduce")
 # The upstream gradient of a 0-d loss where the library takes one: not 1, and a power of two, so that it scales exactly.
 UPSTREAM = -0.5
@@ -46,8 +50,12 @@ def is_array(a):
 def cast(case, dtype):
     wide = dtype if dtype in backends.FLOATS else "float32"
     narrow = ("logits", "labels", "values", "x")
-    return {n: a.astype(np.dtype(dtype if n in narrow else wide))
-            if is_array(a) and a.dtype.kind == "f" and n not in case.fixed else a for n, a in case.inputs.items()}
+    return {
+        n: a.astype(np.dtype(dtype if n in narrow else wide))
+        if is_array(a) and a.dtype.kind == "f" and n not in case.fixed
+        else a
+        for n, a in case.inputs.items()
+    }
 
 
 def reduction_of(case):
@@ -56,8 +64,14 @@ def reduction_of(case):
 
 def leaves(case, reduction):
     """The inputs that derivatives are taken of."""
-    return tuple(n for n, a in case.inputs.items() if is_array(a) and a.dtype.kind == "f" and n not in case.held
-                 and not (n == "denominator" and reduction in ("none", "sum")))
+    return tuple(
+        n
+        for n, a in case.inputs.items()
+        if is_array(a)
+        and a.dtype.kind == "f"
+        and n not in case.held
+        and not (n == "denominator" and reduction in ("none", "sum"))
+    )
 
 
 def upstream_of(shape):
@@ -87,8 +101,11 @@ def expectation(name, dtype, reduction):
 @functools.cache
 def wanted(name, dtype, reduction):
     out = expectation(name, dtype, reduction)()
-    return Wanted(expected(out.value, np.maximum(out.scale, CASES[name].floor) if CASES[name].floor else out.scale),
-                  float(getattr(out, "condition", 1.0)), getattr(out, "stats", None))
+    return Wanted(
+        expected(out.value, np.maximum(out.scale, CASES[name].floor) if CASES[name].floor else out.scale),
+        float(getattr(out, "condition", 1.0)),
+        getattr(out, "stats", None),
+    )
 
 
 @functools.cache
@@ -142,8 +159,13 @@ def mapped(case):
     if ndim < 2 or axis % ndim == 0 or case.inputs["logits"].shape[0] == 0:
         return None
     length = case.inputs["logits"].shape[0]
-    full = {"logits": ndim, "labels": case.inputs["labels"].ndim if is_array(case.inputs.get("labels")) else None,
-            "mask": ndim - 1, "weights": ndim - 1, "class_mask": ndim}
+    full = {
+        "logits": ndim,
+        "labels": case.inputs["labels"].ndim if is_array(case.inputs.get("labels")) else None,
+        "mask": ndim - 1,
+        "weights": ndim - 1,
+        "class_mask": ndim,
+    }
     split, squeezed = set(), set()
     for n, a in case.inputs.items():
         if is_array(a) and a.ndim and a.ndim == full.get(n):

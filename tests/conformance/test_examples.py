@@ -25,12 +25,10 @@ def test_forum():
     assert round(float(value("forum")), 4) == 0.7261
 
 
-@pytest.mark.parametrize(("reduction", "halvings"), [
-    ("sum", 14),
-    ("mean", 14 / 6),
-    ("mean_over_all", 14 / 9),
-    ("mean_over_sequences", (3 / 2 + 7 / 3 + 4) / 3),
-])
+@pytest.mark.parametrize(
+    ("reduction", "halvings"),
+    [("sum", 14), ("mean", 14 / 6), ("mean_over_all", 14 / 9), ("mean_over_sequences", (3 / 2 + 7 / 3 + 4) / 3)],
+)
 def test_masked_lm(reduction, halvings):
     """p(label) is 1/2 and 1/4; 1/2, 1/8 and 1/8; 1/16: losses of 1, 2 | 1, 3, 3 | 4 times log 2.
 

@@ -44,4 +44,3 @@ def statistics(run, out, wanted_stats, first):
             wanted = expected(number(value), max(getattr(wanted_stats.scales, name), floor))
             bound = run.case.ulps + 1 + summation(number_of_entries(run))
             compare(run, array, wanted, bound, array.dtype, name)
-

@@ -35,8 +35,14 @@ def pytest_on(tmp_path, *arguments, absent=False):
     path = os.pathsep.join([str(TESTS), str(tmp_path)])
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "MASKLOSS"))}
     command = [sys.executable, "-m", "pytest", "-rs", "-p", "no:cacheprovider", "--rootdir", str(tmp_path), *arguments]
-    return subprocess.run([*command, *(["-p", "absent"] if absent else []), str(tmp_path / "test_one.py")], text=True,
-                          capture_output=True, check=False, env=environment | {"PYTHONPATH": path}, cwd=tmp_path)
+    return subprocess.run(
+        [*command, *(["-p", "absent"] if absent else []), str(tmp_path / "test_one.py")],
+        text=True,
+        capture_output=True,
+        check=False,
+        env=environment | {"PYTHONPATH": path},
+        cwd=tmp_path,
+    )
 
 
 def test_a_backend_asked_for_and_missing_fails(tmp_path):
@@ -102,8 +108,11 @@ def planted(monkeypatch, **functions):
     """maskloss with functions replaced, for `runs` alone, and nothing remembered of the real one."""
     everything = {n: getattr(maskloss, n) for n in maskloss.__all__} | functions
     monkeypatch.setattr(runs, "ml", SimpleNamespace(**everything))
-    monkeypatch.setattr(test_values, "observe", lambda run: observed._observe.__wrapped__(
-        run.backend.name, run.mode, run.dtype, run.case.name))
+    monkeypatch.setattr(
+        test_values,
+        "observe",
+        lambda run: observed._observe.__wrapped__(run.backend.name, run.mode, run.dtype, run.case.name),
+    )
 
 
 def test_a_wrong_loss_fails(monkeypatch):
@@ -153,8 +162,15 @@ def script():
 
 def test_the_committed_table_can_be_stale():
     stale = script().stale
-    row = {"function": "cross_entropy", "backend": "numpy", "dtype": "float32", "mode": "eager", "cases": 7,
-           "worst": 1.2, "case": "a"}
+    row = {
+        "function": "cross_entropy",
+        "backend": "numpy",
+        "dtype": "float32",
+        "mode": "eager",
+        "cases": 7,
+        "worst": 1.2,
+        "case": "a",
+    }
     assert stale([row], [row]) == []
     assert stale([row], [row | {"worst": 0.3}]) == []
     assert "8 cases, 7 in the table" in stale([row], [row | {"cases": 8}])[0]

@@ -49,13 +49,16 @@ def test_equal_logits_cost_the_logarithm_of_the_number_of_classes():
     assert close(out.value, mp.log(3))
 
 
-@pytest.mark.parametrize(("reduction", "by_hand"), [
-    ("sum", mp.mpf("10.5")),
-    ("mean", mp.mpf("10.5") / 4),
-    ("mean_over_kept", mp.mpf("3.5")),
-    ("mean_over_all", mp.mpf("1.75")),
-    ("mean_over_sequences", (mp.mpf(5) / 3 + mp.mpf("5.5")) / 2),
-])
+@pytest.mark.parametrize(
+    ("reduction", "by_hand"),
+    [
+        ("sum", mp.mpf("10.5")),
+        ("mean", mp.mpf("10.5") / 4),
+        ("mean_over_kept", mp.mpf("3.5")),
+        ("mean_over_all", mp.mpf("1.75")),
+        ("mean_over_sequences", (mp.mpf(5) / 3 + mp.mpf("5.5")) / 2),
+    ],
+)
 def test_reductions(reduction, by_hand):
     """Kept: values 1, 2 with weights 1, 2 in the first row, 5.5 with weight 1 in the second.
 
@@ -104,8 +107,13 @@ def difference(of, at, index):
 def options_of(rng, name):
     """Every argument at once, then one at a time where two exclude each other."""
     common = {
-        "logits": dyadic(rng, 2, 3, 4), "labels": rng.integers(0, 2, (2, 3)), "mask": rng.random((2, 3)) < 0.8,
-        "weights": dyadic(rng, 2, 1), "class_weights": abs(dyadic(rng, 4)), "label_smoothing": 0.125, "z_loss": 0.25,
+        "logits": dyadic(rng, 2, 3, 4),
+        "labels": rng.integers(0, 2, (2, 3)),
+        "mask": rng.random((2, 3)) < 0.8,
+        "weights": dyadic(rng, 2, 1),
+        "class_weights": abs(dyadic(rng, 4)),
+        "label_smoothing": 0.125,
+        "z_loss": 0.25,
         "class_mask": np.array([True, True, False, True]),
     }
     if name == "soft":
@@ -129,6 +137,7 @@ def test_gradients_by_finite_differences(name, reduction):
     for argument in names:
         at = np.asarray(arguments[argument])
         for index in np.ndindex(at.shape):
+
             def of(x, argument=argument):
                 return 3 * ref.cross_entropy(**arguments | {argument: x}).value
 
