@@ -62,7 +62,8 @@ the largest entry of the gradient is {result["agreement"]["largest gradient"]:.1
 **The same batch, the usual ways.**
 
 {wrong_ways(result)}
-{result["date"]}, {result["machine"]}. {versions}. Times: {times}; {sum(seconds.values()):.0f} s in all.
+{result["date"]}, {result["machine"]}. {versions}. Times: {times}; {sum(seconds.values()):.0f} s in all; \
+{result["processor seconds"]:.0f} s of processor time.
 """
 
 
