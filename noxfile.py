@@ -28,10 +28,17 @@ nox.options.sessions = [
 CONSTRAINTS = ("-c", "constraints.txt")
 SHARED = {"venv_backend": "none", "requires": ["environment"]}
 # pytest-xdist fills the cores; the thread pools of torch and BLAS would fight it for them.
-PARALLEL = ("-n", "auto", "--dist", "loadgroup")
+PARALLEL = ("-n", "auto")
 # What says nothing of torch or JAX runs once, with NumPy.
 ONCE = ("--ignore=tests/mutants", "--ignore=tests/meta/test_doctests.py", "--ignore=tests/meta/test_cupy_static.py")
-ENV = {"OMP_NUM_THREADS": "1", "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu")}
+ENV = {
+    "OMP_NUM_THREADS": "1",
+    "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu"),
+    # Most of JAX's time is compiling the same small programs in each process and in each run.
+    "JAX_COMPILATION_CACHE_DIR": str(Path(__file__).parent / ".nox" / "jax"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
+}
 
 
 def shared_python(session: nox.Session) -> str:
