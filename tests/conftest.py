@@ -23,7 +23,6 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "missing(reason): a backend that was asked for is not here, which is a failure")
-    config.addinivalue_line("markers", "xdist_group(name): with --dist loadgroup, one process for the group")
     names = config.getoption("--backend") or os.environ.get("MASKLOSS_BACKENDS") or ""
     try:
         config.maskloss_backends = chosen([name.strip() for name in names.split(",") if name.strip()])
@@ -40,16 +39,23 @@ def backend_params(config, of_backend):
         elif reason := missing(backend):
             yield pytest.param(None, id=f"{backend.name}-missing", marks=pytest.mark.missing(reason))
         else:
-            # One process has all of JAX, whose traces and compilations are dear.
-            mark = pytest.mark.xdist_group("jax" if backend.library == "jax" else "others")
-            for param in of_backend(backend):
-                yield pytest.param(*param.values, id=param.id, marks=[*param.marks, mark])
+            yield from of_backend(backend)
 
 
 def pytest_generate_tests(metafunc):
     for name, of_backend in (("backend", lambda b: [pytest.param(b, id=b.name)]), ("run", runs_of(metafunc))):
         if name in metafunc.fixturenames and of_backend:
             metafunc.parametrize(name, list(backend_params(metafunc.config, of_backend)))
+
+
+def pytest_collection_modifyitems(items):
+    """Values and gradients of one run come one after the other: they share what it gave."""
+    places = [i for i, item in enumerate(items) if "run" in getattr(getattr(item, "callspec", None), "params", ())]
+    rank = {}
+    for i in places:
+        rank.setdefault(items[i].callspec.id, len(rank))
+    for i, item in zip(places, sorted((items[i] for i in places), key=lambda t: rank[t.callspec.id]), strict=True):
+        items[i] = item
 
 
 def runs_of(metafunc):
@@ -65,7 +71,7 @@ def pytest_runtest_call(item):
 
 @pytest.fixture
 def record(request):
-    """record(function, backend, dtype, mode, case, ulps or None): travels with the report, also from xdist's workers."""
+    """record(function, backend, dtype, mode, case, ulps or None): travels with the report, xdist or not."""
 
     def add(*row):
         request.node.user_properties.append(("ulps", row))

@@ -1,4 +1,4 @@
-"""What a run gave, taken to NumPy, and the comparison with what is wanted. Cached: values and gradients ask in turn."""
+"""What a run gave, taken to NumPy, and the comparison with what is wanted."""
 
 import functools
 from typing import Any, NamedTuple
@@ -36,7 +36,7 @@ def observe(run):
     return _observe(run.backend.name, run.mode, run.dtype, run.case.name)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=4)  # the values and then the gradients of a run ask
 def _observe(name, mode, dtype, case_name):
     backend, case = backends.BACKENDS[name], CASES[case_name]
     with backends.settings(backend):
