@@ -63,8 +63,8 @@ MUTANTS = [
         "_inputs.py",
         "distribution = distribution if selected is None else xp.where(selected, distribution, 0.0)",
         "distribution = distribution",
-        "NaN, or probability, at an excluded class or a masked entry reaches value and divisor",
-        values("class-mask-soft-weights", "garbage-soft"),
+        "NaN, or probability, at an excluded class reaches value and divisor",
+        values("class-mask-soft", "class-mask-garbage-soft"),
     ),
     Mutant(
         "no allowed class, kept all the same",
