@@ -194,6 +194,15 @@ MUTANTS = [
         values("offset-10000"),
     ),
     Mutant(
+        "shift not detached",
+        "_rows.py",
+        "shift = stop_gradient(xp.max(x, axis=-1), xp=xp)",
+        "shift = xp.max(x, axis=-1)",
+        "+1 and -1 at the largest logit cancel in exact arithmetic, and take the digits of a small probability",
+        gradients("many-classes-some-rows", "classes-2**20", backend="jax-x32"),
+        "jax-x32",
+    ),
+    Mutant(
         "nothing but -inf",
         "_rows.py",
         "shift = xp.where(xp.isfinite(shift), shift, 0.0)",
