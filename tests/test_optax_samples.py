@@ -64,12 +64,12 @@ def with_maskloss(logits, labels, axis=-1, where=None):
 REPLACED = ("softmax_cross_entropy", "safe_softmax_cross_entropy", "softmax_cross_entropy_with_integer_labels")
 
 
-def tests():
+def softmax_tests():
     loader = unittest.defaultTestLoader
     return {f"{case.__name__}.{name}": case(name) for case in CASES for name in loader.getTestCaseNames(case)}
 
 
-TESTS = tests()
+TESTS = softmax_tests()
 
 
 def run(name, monkeypatch, replacement=with_maskloss):

@@ -286,7 +286,7 @@ def maskloss_column():
         return torch_gradient(logits, lambda x: ml.cross_entropy(x, **given))
 
     def on_jax(logits, **given):
-        ml.cross_entropy(jnp.asarray(logits), **given)  # jax.grad traces: labels are checked only outside it
+        ml.cross_entropy(jnp.asarray(logits), **given)
         return jax_gradient(logits, lambda x: ml.cross_entropy(x, **given))
 
     def on_jit(logits, **given):

@@ -26,17 +26,17 @@ def value_and_grad(
 
     The call ``value_and_grad(f)(*args, **kwargs)`` returns ``(f(*args, **kwargs), gradient)``.
 
-    PyTorch and JAX differentiate any function that returns a scalar. NumPy, CuPy and array-api-strict have no automatic differentiation: there the function must be
-    :func:`cross_entropy`, or a :func:`functools.partial` of it, whose derivative with respect to logits, weights,
-    class_weights, floating labels and denominator is known in closed form.
+    PyTorch and JAX differentiate any function that returns a scalar. NumPy, CuPy and array-api-strict have no automatic
+    differentiation: there the function must be :func:`cross_entropy`, or a :func:`functools.partial` of it, whose
+    derivative with respect to logits, weights, class_weights, floating labels and denominator is known in closed form.
 
     Parameters
     ----------
     loss_function : callable
         Returns a 0-d array.
     argnums : int, str or tuple of these
-        What to differentiate with respect to: positions, or names of keyword arguments. The first of them that is an
-        array decides the library.
+        What to differentiate with respect to: positions, or names of keyword arguments. The first decides
+        the library.
     has_aux : bool
         `loss_function` returns ``(loss, aux)``, as with ``with_stats=True``; then so does the value.
 

@@ -13,7 +13,8 @@ class LossStats(NamedTuple):
 
     A NamedTuple, hence a pytree in JAX and in PyTorch. ``a + b`` adds field by field, so that ``sum(stats).mean`` over
     the batches of an evaluation, or the shards of a data-parallel step, is the mean over all their entries, and not the
-    mean of means. The fields stay connected to the gradient of the loss.
+    mean of means. The fields stay connected to the gradient of the loss: to print one inside a PyTorch training step,
+    take its ``.item()``.
 
     Attributes
     ----------
