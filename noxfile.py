@@ -21,6 +21,7 @@ nox.options.sessions = [
     "generated",
     "docs",
     "doctest",
+    "tests-strict",
     "tests-torch",
     "tests-jax",
 ]
@@ -66,16 +67,9 @@ def lint(session: nox.Session) -> None:
 
 @nox.session(name="tests-numpy")
 def tests_numpy(session: nox.Session) -> None:
-    """NumPy and array-api-strict, from the built wheel, where neither torch nor JAX is installed."""
+    """NumPy, from the built wheel, where neither torch nor JAX is installed."""
     session.install(".[test]", *CONSTRAINTS)
-    session.run(
-        "pytest",
-        "--backend",
-        "numpy,numpy-readonly,strict,strict-limited,strict-device",
-        *PARALLEL,
-        *session.posargs,
-        env=ENV,
-    )
+    session.run("pytest", "--backend", "numpy,numpy-readonly", *PARALLEL, *session.posargs, env=ENV)
 
 
 @nox.session
@@ -83,6 +77,11 @@ def lowest(session: nox.Session) -> None:
     """The oldest NumPy and array-api-compat that pyproject.toml admits."""
     session.install(".[test]", "array-api-compat==1.13.0", "numpy==2.0.0")
     session.run("pytest", "--backend", "numpy,numpy-readonly", *PARALLEL, *session.posargs, env=ENV)
+
+
+@nox.session(name="tests-strict", **SHARED)
+def tests_strict(session: nox.Session) -> None:
+    run(session, "-m", "pytest", "--backend", "strict,strict-limited,strict-device", *ONCE, *PARALLEL, *session.posargs)
 
 
 @nox.session(name="tests-torch", **SHARED)
