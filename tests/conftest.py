@@ -6,6 +6,7 @@ visible skip per test function. Without a choice: every CPU backend whose packag
 
 import json
 import os
+import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -67,6 +68,13 @@ def runs_of(metafunc):
 def pytest_runtest_call(item):
     for mark in item.iter_markers("missing"):
         pytest.fail(f"a backend was asked for and is missing: {mark.args[0]}", pytrace=False)
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    """torch.compile allows a function eight compilations in a process: no test spends another's."""
+    if "torch._dynamo" in sys.modules:
+        sys.modules["torch"].compiler.reset()
 
 
 @pytest.fixture

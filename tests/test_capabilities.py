@@ -76,7 +76,6 @@ def test_compiled(run):
         x, mask, labels = arrays(backend)
         if compiled == "torch.compile":
             torch = importlib.import_module("torch")
-            torch.compiler.reset()
             jitted = torch.compile(call, fullgraph=True, backend="eager", dynamic=False)
             torch.testing.assert_close(jitted(function, x, mask, labels), call(function, x, mask, labels))
         elif compiled == "jax.jit":

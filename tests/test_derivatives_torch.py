@@ -128,7 +128,6 @@ def test_compile_count(backend):
     torch_backends(backend)
     from torch._dynamo.testing import CompileCounterWithBackend
 
-    torch.compiler.reset()
     counter = CompileCounterWithBackend("aot_eager")
     given = arrays()
     class_weights = asarray(backend, given["class_weights"])

@@ -20,6 +20,9 @@ import ml_dtypes  # noqa: F401  (names bfloat16 to NumPy)
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(Path(__file__).parent))
+from capabilities import marked  # noqa: E402
+
 MARKDOWN = ROOT / "docs/_generated/frameworks_today.md"
 RECORD = MARKDOWN.with_suffix(".json")
 README = ROOT / "README.md"
@@ -286,7 +289,6 @@ def maskloss_column():
         return torch_gradient(logits, lambda x: ml.cross_entropy(x, **given))
 
     def on_jax(logits, **given):
-        ml.cross_entropy(jnp.asarray(logits), **given)
         return jax_gradient(logits, lambda x: ml.cross_entropy(x, **given))
 
     def on_jit(logits, **given):
@@ -373,8 +375,7 @@ def in_readme(text, table):
     """The text with the block between the markers replaced, or None where it has no markers."""
     if BEGIN not in text or END not in text:
         return None
-    before, rest = text.split(BEGIN, 1)
-    return f"{before}{BEGIN}\n{table}{END}{rest.split(END, 1)[1]}"
+    return marked(text, "frameworks-today", table)
 
 
 def stale(rows, record, markdown, readme):

@@ -63,14 +63,19 @@ def by_sequence(x: Array, *, xp: Namespace) -> Array:
     return xp.reshape(x, (math.prod(shape[:-1]), length))
 
 
+def sequence_sums(entries: Entries, *, xp: Namespace) -> tuple[Array, Array]:
+    """S_r and D_r."""
+    each, units = weighted_losses(entries), units_of(entries, xp=xp)
+    return long_sum(by_sequence(each, xp=xp), xp=xp), long_sum(by_sequence(units, xp=xp), xp=xp)
+
+
 def total_and_divisor(entries: Entries, reduction: str, *, xp: Namespace) -> tuple[Array, Array]:
     """Numerator and divisor of the reduction; for "sum" and "none" the divisor is that of "mean"."""
-    each = weighted_losses(entries)
     if reduction == "mean_over_sequences":
-        total = long_sum(by_sequence(each, xp=xp), xp=xp)
-        divisor = long_sum(by_sequence(units_of(entries, xp=xp), xp=xp), xp=xp)
+        total, divisor = sequence_sums(entries, xp=xp)
         kept = xp.any(by_sequence(kept_of(entries, xp=xp), xp=xp), axis=-1)
-        return sum_all(quotient(total, divisor, xp=xp), xp=xp), sum_all(xp.astype(kept, each.dtype), xp=xp)
+        return sum_all(quotient(total, divisor, xp=xp), xp=xp), sum_all(xp.astype(kept, total.dtype), xp=xp)
+    each = weighted_losses(entries)
     total = sum_all(each, xp=xp)
     if reduction == "mean_over_all":
         return total, xp.full_like(total, float(math.prod(each.shape)))
@@ -117,8 +122,7 @@ def reduction_derivatives(
     if reduction == "mean" and denominator is None:
         d_unit = zeros + d_divisor
     if reduction == "mean_over_sequences":
-        sequence_total = long_sum(by_sequence(weighted_losses(entries), xp=xp), xp=xp)
-        sequence_units = long_sum(by_sequence(units_of(entries, xp=xp), xp=xp), xp=xp)
+        sequence_total, sequence_units = sequence_sums(entries, xp=xp)
         mean = quotient(sequence_total, sequence_units, xp=xp)
         d_sequence_total = quotient(xp.ones_like(mean), sequence_units, xp=xp) * d_total
         d_sequence_units = -quotient(mean, sequence_units, xp=xp) * d_total
