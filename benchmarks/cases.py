@@ -1,0 +1,133 @@
+"""What is measured: the cases as data, their arrays, and how near two answers must be."""
+
+import zlib
+from typing import NamedTuple
+
+import numpy as np
+
+BERT, LLAMA, SMALL, NARROW = (2048, 30522), (512, 128256), (256, 1000), (8192, 32)
+SHOWN = (BERT, LLAMA, SMALL, NARROW)
+OTHERS = ((1024, 50257), (256, 256000), (333, 9973))
+DIRECTIONS = ("forward", "forward + backward")
+DTYPES = ("float32", "bfloat16", "float64")
+FRACTIONS = (100, 70, 50, 15, 2, 0)
+ITEMSIZE = {"float32": 4, "bfloat16": 2, "float64": 8}
+NO_LABEL = -100
+SERIES = 2**24  # logits of every case of the series of classes
+QUICK = 16  # a quick run divides rows and classes by this
+
+
+class Case(NamedTuple):
+    rows: int
+    classes: int
+    dtype: str = "float32"
+    kept: int | None = None  # in percent; None: no mask is given
+    layout: str = "scattered"  # "prefix": the first rows are kept; "padded": sequences, each with a tail of padding
+    logits: str = "normal"  # "peaked": one class stands out by 20, the label's or another
+    reduction: str = "mean"  # "none" has random weights as its upstream gradient
+    upstream: float = 1.0
+
+
+class Arrays(NamedTuple):
+    """What every provider is given: `ignored` are the labels with NO_LABEL where the mask is False."""
+
+    logits: object
+    labels: object
+    mask: object
+    ignored: object
+    upstream: object
+
+
+def name_of(case):
+    kept = "no mask" if case.kept is None else f"{case.kept} % kept"
+    parts = [f"{case.rows}x{case.classes}", case.dtype, kept]
+    parts += [case.layout] * (case.layout != "scattered") + [case.logits] * (case.logits != "normal")
+    parts += ["none"] * (case.reduction != "mean") + [f"upstream {case.upstream:g}"] * (case.upstream != 1)
+    return ", ".join(parts)
+
+
+def mask_of(case, rng):
+    """bool, in the entries' shape, with `case.kept` percent True; at least one, unless that is 0."""
+    if case.layout == "padded":
+        sequences = 16 if case.rows % 16 == 0 else 1
+        length = case.rows // sequences
+        # Lengths rise evenly from 0 to twice the mean, or fall short of the full length by as much.
+        half = min(case.kept, 100 - case.kept) / 100
+        lengths = length * (case.kept / 100 + np.linspace(-half, half, sequences))
+        return np.arange(length) < np.rint(lengths)[:, None]
+    count = max(round(case.rows * case.kept / 100), int(case.kept > 0))
+    mask = np.arange(case.rows) < count
+    return mask if case.layout == "prefix" else rng.permutation(mask)
+
+
+def arrays_of(case):
+    """NumPy arrays, the logits in float32: each group makes its own of them."""
+    rng = np.random.default_rng(zlib.crc32(name_of(case).encode()))
+    mask = None if case.kept is None else mask_of(case, rng)
+    entries = (case.rows,) if mask is None else mask.shape
+    # Repeated with a prime period, since to draw 62 million numbers takes longer than to measure with them.
+    logits = np.resize(rng.standard_normal(1_000_003, dtype=np.float32), (*entries, case.classes))
+    labels = rng.integers(0, case.classes, entries)
+    if case.logits == "peaked":
+        flat, peaks = logits.reshape(-1, case.classes), labels.reshape(-1)
+        flat[np.arange(case.rows), (peaks + np.arange(case.rows) % 2) % case.classes] += 20
+    ignored = labels if mask is None else np.where(mask, labels, NO_LABEL)
+    upstream = rng.standard_normal(entries, dtype=np.float32) if case.reduction == "none" else None
+    return Arrays(logits, labels, mask, ignored, upstream)
+
+
+def kept_rows(case, mask):
+    return case.rows if mask is None else int(mask.sum())
+
+
+def least_bytes(case, mask, direction):
+    """What must be read, and what written: the kept logits once, and the dense gradient."""
+    size = case.classes * ITEMSIZE[case.dtype]
+    return kept_rows(case, mask) * size, case.rows * size * (direction != "forward")
+
+
+def applies_always(case, direction):
+    return True
+
+
+def is_shown(case):
+    return case in shown()
+
+
+def shown():
+    """The cases of the page's first table, which come first in a run."""
+    return [Case(*shape, kept=kept) for shape in SHOWN for kept in (None, 15)]
+
+
+def others(group):
+    """NumPy's are fewer: its peers take a second a call, on one core."""
+    slow = group == "numpy"
+    bert, small = Case(*BERT), Case(*SMALL)
+    cases = [c._replace(kept=k) for c in (bert, small) for k in FRACTIONS if not (slow and c is bert and k in (70, 2))]
+    cases += [Case(*shape, kept=kept) for shape in OTHERS for kept in ((None,) if slow else (None, 15))]
+    for dtype in ("bfloat16", "float64"):
+        cases += [Case(*shape, dtype, kept) for shape in (BERT, SMALL, NARROW) for kept in (None, 15)]
+        cases += [] if slow else [Case(*LLAMA, dtype)]
+    cases += [bert._replace(kept=15, layout=layout) for layout in ("prefix", "padded")]
+    cases += [bert._replace(logits="peaked")]
+    cases += [c._replace(kept=15, reduction="none") for c in (bert, small)]
+    cases += [] if slow else [c._replace(kept=15, upstream=3.0) for c in (bert, small)]
+    return cases + rows_series() + classes_series()
+
+
+def rows_series():
+    return [Case(rows, BERT[1]) for rows in (8, 16, 32, 64, 128, 256, 512, 1024, 2048)]
+
+
+def classes_series():
+    return [Case(SERIES >> power, 1 << power) for power in (10, 12, 14, 15, 16, 17, 18, 20)]
+
+
+def cases_of(group, which="all"):
+    """Each case once, those of the first table first."""
+    found = dict.fromkeys(shown() + (others(group) if which == "all" else []))
+    return list(found)
+
+
+def quick(case):
+    return case._replace(rows=max(case.rows // QUICK, 16), classes=max(case.classes // QUICK // 16, 4))

@@ -1,0 +1,195 @@
+"""Measures maskloss beside its peers; writes performance.json, which docs/scripts/performance.py makes the page of.
+
+python benchmarks/run.py               # all of it, into docs/_generated
+python benchmarks/run.py --shows       # the cases of the page's first table, into build/bench
+python benchmarks/run.py --quick       # a trial of the machinery in seconds: small shapes, no torch.compile
+"""
+
+import argparse
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from statistics import median
+
+import cases as grid
+from cases import BERT, DIRECTIONS, Case, cases_of, name_of
+from provider import COMPILED
+
+ROOT = Path(__file__).resolve().parents[1]
+GROUPS = ("torch", "jax", "numpy")
+# A cache of compiled programs would make a first call look like a second one.
+NO_CACHES = {"TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1", "JAX_ENABLE_COMPILATION_CACHE": "false"}
+
+
+def machine():
+    info, memory = Path("/proc/cpuinfo"), None
+    names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else []
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        memory = round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"cpu": names[0] if names else platform.processor(), "cores": cores, "GiB": memory}
+
+
+def versions(groups):
+    found = {"python": platform.python_version()}
+    for package in ("maskloss", *(p for group in groups for p in import_module(f"group_{group}").PACKAGES)):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def child(task, group, options, environment=()):
+    """The rows of one child process."""
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "rows"
+        given = json.dumps({"task": task, "group": group, "output": str(output), **options})
+        command = [sys.executable, str(Path(__file__).parent / "measure.py")]
+        code = subprocess.run(command, input=given, text=True, env={**os.environ, **dict(environment)}).returncode
+        rows = [json.loads(line) for line in output.read_text().splitlines()] if output.exists() else []
+    if code:
+        rows.append({"failure": f"{group}, {task}: the process ended with status {code}: {options.get('case', '')}"})
+    return [{"group": group, **row} if "failure" not in row else row for row in rows]
+
+
+def import_times(runs):
+    """Milliseconds of `import maskloss`, and of it without array_api_compat, each in a new process."""
+    found = []
+    for _ in range(runs):
+        command = [sys.executable, "-X", "importtime", "-c", "import maskloss"]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+        found.append(import_time(text))
+    return {key: round(median(one[key] for one in found), 2) for key in found[0]}
+
+
+def import_time(text):
+    """From what -X importtime prints: microseconds itself | with what it imports | name, indented by depth."""
+    lines = re.findall(r"import time: +\d+ \| +(\d+) \| +(\S+)", text)
+    cumulative = {name: int(microseconds) / 1e3 for microseconds, name in reversed(lines)}
+    return {
+        "all": cumulative["maskloss"],
+        "without array_api_compat": cumulative["maskloss"] - cumulative.get("array_api_compat", 0),
+    }
+
+
+def memory_tasks(group):
+    """One process for each provider, case and direction."""
+    bert = Case(*BERT)
+    dtypes = ("float32", "bfloat16") if group == "torch" else ("float32",)
+    for case in [bert._replace(dtype=d, kept=k) for d in dtypes for k in ((None, 15) if d == "float32" else (None,))]:
+        yield from single_tasks(group, case)
+
+
+def first_call_tasks(group):
+    yield from (task for task in single_tasks(group, Case(*BERT, kept=15)) if task[2])
+
+
+def single_tasks(group, case):
+    """Case, direction, whether it is compiled, and the provider's name."""
+    for provider in import_module(f"group_{group}").PROVIDERS:
+        for direction in DIRECTIONS:
+            if provider.applies(case, direction):
+                yield case, direction, provider.kind == COMPILED, provider.name
+
+
+def wanted(only, *words):
+    return re.search(only, ", ".join(words)) is not None
+
+
+def singles(task, tasks, group, options, args, environment=()):
+    """Each in a process of its own: memory two at a time, times one at a time."""
+    chosen = []
+    for case, direction, _, name in tasks(group):
+        if wanted(args.only, task, group, name_of(case), direction, name) and not (
+            args.quick and "torch.compile" in name
+        ):
+            chosen.append({**options, "case": case, "direction": direction, "provider": name})
+    chosen = chosen[:2] if args.quick else chosen
+    with ThreadPoolExecutor(2 if task == "memory" else 1) as pool:
+        found = pool.map(lambda given: child(task, group, given, environment), chosen)
+        return [row for rows in found for row in rows]
+
+
+def measured(args, save):
+    """Fills the result in the order of what matters most; save(result) after each part."""
+    options = {"limit": args.limit, "fewest": 2 if args.quick else 5, "quick": args.quick}
+    result = {"machine": machine(), "versions": versions(args.group), "date": time.strftime("%Y-%m-%d")}
+    result |= {"quick": args.quick, "failures": [], "rows": [], "memory": [], "first call": [], "overhead": []}
+
+    def add(key, rows):
+        result["failures"] += [row["failure"] for row in rows if "failure" in row]
+        result[key] += [row for row in rows if "failure" not in row]
+        save(result)
+
+    def timed(group, chosen):
+        chosen = [c for c in chosen if wanted(args.only, group, name_of(c))]
+        if chosen:
+            add("rows", child("cases", group, {**options, "cases": chosen}))
+
+    for group in args.group:
+        timed(group, grid.shown())
+    if args.shows:
+        return result
+    if wanted(args.only, "import"):
+        result["import"] = import_times(3 if args.quick else 11)
+    for group in args.group:
+        if wanted(args.only, "overhead", group):
+            add("overhead", child("overhead", group, options))
+        add("memory", singles("memory", memory_tasks, group, options, args))
+        add("first call", singles("first call", first_call_tasks, group, options, args, NO_CACHES.items()))
+    for group in args.group:
+        timed(group, [c for c in cases_of(group) if c not in grid.shown()][:: 5 if args.quick and not args.only else 1])
+    return result
+
+
+def write(result, path):
+    """One line a row, so that a difference between two runs can be read."""
+    parts = []
+    for key, value in result.items():
+        one_a_line = isinstance(value, list) and value
+        text = "[\n" + ",\n".join(json.dumps(row) for row in value) + "\n]" if one_a_line else json.dumps(value)
+        parts.append(f"{json.dumps(key)}: {text}")
+    path.write_text("{\n" + ",\n".join(parts) + "\n}\n")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--group", action="append", choices=GROUPS, help="only this library; may be repeated")
+    parser.add_argument("--only", default="", metavar="REGEX", help="only what it matches in `torch, 2048x30522, ...`")
+    parser.add_argument("--shows", action="store_true", help="only the cases of the page's first table")
+    parser.add_argument("--quick", action="store_true", help="small shapes, few rounds: a trial of the machinery")
+    parser.add_argument("--limit", type=float, metavar="SECONDS", help="for a case and direction; at least 5 rounds")
+    parser.add_argument(
+        "--output", type=Path, metavar="FOLDER", help="docs/_generated for a full run, else build/bench"
+    )
+    args = parser.parse_args()
+    partial = bool(args.group or args.only or args.shows or args.quick)
+    args.group = args.group or list(GROUPS)
+    args.limit = args.limit or (0.02 if args.quick else 3.0)
+    folder = args.output or ROOT / ("build/bench" if partial else "docs/_generated")
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "performance.json"
+
+    start = time.perf_counter()
+    result = measured(args, lambda so_far: write(so_far, path.with_suffix(".partial")))
+    result["seconds"] = round(time.perf_counter() - start)
+    path.with_suffix(".partial").unlink(missing_ok=True)
+    if result["failures"]:
+        path = path.with_suffix(".failed")
+    write(result, path)
+    print(f"{path}, {result['seconds']} s")
+    sys.exit("\n".join(["not every answer agrees:", *result["failures"]]) if result["failures"] else 0)
+
+
+if __name__ == "__main__":
+    main()
