@@ -55,7 +55,7 @@ def run(session: nox.Session, *command: str) -> None:
 @nox.session
 def environment(session: nox.Session) -> None:
     """Every framework and tool, with the project installed editable."""
-    session.install("-e", ".[dev,demo]", *CONSTRAINTS)
+    session.install("-e", ".[dev,demo,bench]", *CONSTRAINTS)
 
 
 @nox.session
@@ -144,3 +144,12 @@ def mutants(session: nox.Session) -> None:
 def demo(session: nox.Session) -> None:
     """Trains BERT on a small text with each library, and compares."""
     run(session, "examples/bert_pretraining/run.py", *session.posargs)
+
+
+@nox.session(**SHARED)
+def bench(session: nox.Session) -> None:
+    """Measures maskloss beside its peers and writes the page's tables and plots (`-- --quick` tries the machinery)."""
+    python, env = shared_python(session), {"JAX_PLATFORMS": ENV["JAX_PLATFORMS"]}  # threads and caches as shipped
+    session.run(python, "benchmarks/run.py", *session.posargs, env=env)
+    if not session.posargs:
+        session.run(python, "docs/scripts/performance.py", "--write", env=env)

@@ -21,6 +21,7 @@ from pathlib import Path
 from statistics import median
 
 import cases as grid
+import tables
 from cases import BERT, DIRECTIONS, Case, cases_of, name_of
 from provider import COMPILED
 
@@ -187,7 +188,7 @@ def main():
     if result["failures"]:
         path = path.with_suffix(".failed")
     write(result, path)
-    print(f"{path}, {result['seconds']} s")
+    print(f"{tables.shown(result)}\n{path}, {result['seconds']} s")
     sys.exit("\n".join(["not every answer agrees:", *result["failures"]]) if result["failures"] else 0)
 
 

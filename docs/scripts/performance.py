@@ -1,0 +1,75 @@
+"""docs/_generated/performance*: the tables and plots of a run of the benchmarks.
+
+    python docs/scripts/performance.py --write    # from docs/_generated/performance.json
+    python docs/scripts/performance.py --check    # exit 1 where one of them is made from something else
+    python docs/scripts/performance.py --write --folder build/bench
+
+Nothing is measured here: `nox -s bench` does that.
+"""
+
+import argparse
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import plots  # noqa: E402
+import tables  # noqa: E402
+
+GENERATED = ROOT / "docs" / "_generated"
+
+
+def mark_of(text):
+    """What a picture carries in its metadata: the digest of the result that it shows."""
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+def pages(result):
+    return {f"performance_{name}.md": make(result) for name, make in tables.FILES.items()}
+
+
+def stale(folder):
+    """What is not made from the result in the folder."""
+    source = folder / "performance.json"
+    if not source.exists():
+        return [f"{source.name} is missing: `nox -s bench` measures it"]
+    text = source.read_text()
+    result = json.loads(text)
+    found = [f"{source.name} is of a quick run: `nox -s bench` measures"] if result["quick"] else []
+    for name, page in pages(result).items():
+        if not (folder / name).exists() or (folder / name).read_text() != page:
+            found.append(f"{name} is not made from {source.name}")
+    mark = mark_of(text).encode()
+    for name in plots.PICTURES:
+        picture = folder / f"{name}.png"
+        if not picture.exists() or mark not in picture.read_bytes():
+            found.append(f"{picture.name} is not made from {source.name}")
+    return found
+
+
+def write(folder):
+    text = (folder / "performance.json").read_text()
+    result = json.loads(text)
+    for name, page in pages(result).items():
+        (folder / name).write_text(page)
+    plots.save(result, folder, mark_of(text))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    action = parser.add_mutually_exclusive_group(required=True)
+    action.add_argument("--write", action="store_true")
+    action.add_argument("--check", action="store_true")
+    parser.add_argument("--folder", type=Path, default=GENERATED, help="where performance.json is")
+    options = parser.parse_args()
+    if options.write:
+        write(options.folder)
+        return
+    found = stale(options.folder)
+    sys.exit("\n".join(["the page's tables are stale: run this with --write", *found]) if found else 0)
+
+
+if __name__ == "__main__":
+    main()
