@@ -13,7 +13,7 @@ DTYPES = ("float32", "bfloat16", "float64")
 FRACTIONS = (100, 70, 50, 15, 2, 0)
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float64": 8}
 NO_LABEL = -100
-SERIES = 2**24  # logits of every case of the series of classes
+SERIES = 2**24  # logits of each case of the series of classes
 QUICK = 16  # a quick run divides rows and classes by this
 
 
@@ -90,13 +90,13 @@ def applies_always(case, direction):
     return True
 
 
+def shown():
+    """The grid, the page's first table, which comes first in a run."""
+    return [Case(*shape, kept=kept) for shape in SHOWN for kept in (None, 15)]
+
+
 def is_shown(case):
     return case in shown()
-
-
-def shown():
-    """The cases of the page's first table, which come first in a run."""
-    return [Case(*shape, kept=kept) for shape in SHOWN for kept in (None, 15)]
 
 
 def others(group):
@@ -106,9 +106,10 @@ def others(group):
     cases = [c._replace(kept=k) for c in (bert, small) for k in FRACTIONS if not (slow and c is bert and k in (70, 2))]
     cases += [Case(*shape, kept=kept) for shape in OTHERS for kept in ((None,) if slow else (None, 15))]
     for dtype in ("bfloat16", "float64"):
-        cases += [Case(*shape, dtype, kept) for shape in (BERT, SMALL, NARROW) for kept in (None, 15)]
-        cases += [] if slow else [Case(*LLAMA, dtype)]
-    cases += [bert._replace(kept=15, layout=layout) for layout in ("prefix", "padded")]
+        cases += [Case(*shape, dtype, kept) for shape in (SMALL, NARROW) for kept in (None, 15)]
+        cases += [bert._replace(dtype=dtype, kept=kept) for kept in ((None,) if slow else (None, 15))]
+    cases += [Case(*LLAMA, "bfloat16")] * (not slow)
+    cases += [bert._replace(kept=15, layout=layout) for layout in (("prefix",) if slow else ("prefix", "padded"))]
     cases += [bert._replace(logits="peaked")]
     cases += [c._replace(kept=15, reduction="none") for c in (bert, small)]
     cases += [] if slow else [c._replace(kept=15, upstream=3.0) for c in (bert, small)]
@@ -123,10 +124,9 @@ def classes_series():
     return [Case(SERIES >> power, 1 << power) for power in (10, 12, 14, 15, 16, 17, 18, 20)]
 
 
-def cases_of(group, which="all"):
-    """Each case once, those of the first table first."""
-    found = dict.fromkeys(shown() + (others(group) if which == "all" else []))
-    return list(found)
+def cases_of(group):
+    """Each case once, those of the grid first."""
+    return list(dict.fromkeys(shown() + others(group)))
 
 
 def quick(case):

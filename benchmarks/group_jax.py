@@ -121,7 +121,7 @@ PROVIDERS = (
         "the same with `where=mask` instead of the product",
         build_of(optax_where),
         applies=with_a_mask_of_the_table,
-        runs="the first table's cases that have a mask",
+        runs="the grid's cases that have a mask",
         kind=COMPILED,
         exceptions=(NOTHING_KEPT, IN_BFLOAT16),
     ),

@@ -41,19 +41,20 @@ def bandwidth(group, count):
 
 
 def checked(group, case, given, built):
-    """Raises where a provider's value or gradient is not the first one's."""
+    """Raises where a provider's value, with or without a gradient, or its gradient is not the first one's."""
     expected = None
-    for provider, calls in built:
+    for provider, (forward, forward_backward) in built:
         exception = exception_of(provider, case)
         if exception and exception[0] is None:
             continue
-        forward, forward_backward = calls
-        value = group.to_numpy(forward()) if forward else None
-        both = group.to_numpy(forward_backward()) if forward_backward else (value, None)
-        got = (both[0] if value is None else value * case.upstream, both[1])
-        if expected is None:
-            expected = got
-        check(case, provider.name, got, expected, given.labels, tolerance=exception and exception[0])
+        answers = []
+        if forward_backward:
+            answers.append(group.to_numpy(forward_backward()))
+        if forward:
+            answers.append((group.to_numpy(forward()) * case.upstream, None))
+        expected = expected or answers[0]
+        for answer in answers:
+            check(case, provider.name, answer, expected, given.labels, tolerance=exception and exception[0])
 
 
 def case_rows(group, named, options):

@@ -20,9 +20,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 
-import cases as grid
 import tables
-from cases import BERT, DIRECTIONS, Case, cases_of, name_of
+from cases import BERT, DIRECTIONS, Case, cases_of, is_shown, name_of, shown
 from provider import COMPILED
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,13 +49,14 @@ def versions(groups):
     return found
 
 
-def child(task, group, options, environment=()):
+def child(task, group, options, *, caches=True):
     """The rows of one child process."""
     with tempfile.TemporaryDirectory() as folder:
+        environment = {} if caches else {**NO_CACHES, "TORCHINDUCTOR_CACHE_DIR": folder}
         output = Path(folder) / "rows"
         given = json.dumps({"task": task, "group": group, "output": str(output), **options})
         command = [sys.executable, str(Path(__file__).parent / "measure.py")]
-        code = subprocess.run(command, input=given, text=True, env={**os.environ, **dict(environment)}).returncode
+        code = subprocess.run(command, input=given, text=True, env={**os.environ, **environment}).returncode
         rows = [json.loads(line) for line in output.read_text().splitlines()] if output.exists() else []
     if code:
         rows.append({"failure": f"{group}, {task}: the process ended with status {code}: {options.get('case', '')}"})
@@ -84,46 +84,41 @@ def import_time(text):
 
 
 def memory_tasks(group):
-    """One process for each provider, case and direction."""
     bert = Case(*BERT)
-    dtypes = ("float32", "bfloat16") if group == "torch" else ("float32",)
-    for case in [bert._replace(dtype=d, kept=k) for d in dtypes for k in ((None, 15) if d == "float32" else (None,))]:
-        yield from single_tasks(group, case)
+    half = [bert._replace(dtype="bfloat16")] if group == "torch" else []
+    return single_tasks(group, [bert, bert._replace(kept=15), *half])
 
 
 def first_call_tasks(group):
-    yield from (task for task in single_tasks(group, Case(*BERT, kept=15)) if task[2])
+    return [task for task in single_tasks(group, [Case(*BERT, kept=15)]) if task[1].kind == COMPILED]
 
 
-def single_tasks(group, case):
-    """Case, direction, whether it is compiled, and the provider's name."""
-    for provider in import_module(f"group_{group}").PROVIDERS:
-        for direction in DIRECTIONS:
-            if provider.applies(case, direction):
-                yield case, direction, provider.kind == COMPILED, provider.name
+def single_tasks(group, chosen):
+    """(case, provider, direction): each runs in a process of its own."""
+    providers = import_module(f"group_{group}").PROVIDERS
+    return [(c, p, d) for c in chosen for p in providers for d in DIRECTIONS if p.applies(c, d)]
 
 
 def wanted(only, *words):
     return re.search(only, ", ".join(words)) is not None
 
 
-def singles(task, tasks, group, options, args, environment=()):
-    """Each in a process of its own: memory two at a time, times one at a time."""
-    chosen = []
-    for case, direction, _, name in tasks(group):
-        if wanted(args.only, task, group, name_of(case), direction, name) and not (
-            args.quick and "torch.compile" in name
-        ):
-            chosen.append({**options, "case": case, "direction": direction, "provider": name})
-    chosen = chosen[:2] if args.quick else chosen
+def singles(task, tasks, group, options, args, *, caches=True):
+    """Memory two at a time, times one at a time; a quick run does one, without torch.compile, to see that it works."""
+    chosen = [
+        {**options, "case": case, "direction": direction, "provider": provider.name}
+        for case, provider, direction in tasks
+        if wanted(args.only, task, group, name_of(case), direction, provider.name)
+        and not (args.quick and "torch.compile" in provider.name)
+    ]
     with ThreadPoolExecutor(2 if task == "memory" else 1) as pool:
-        found = pool.map(lambda given: child(task, group, given, environment), chosen)
+        found = pool.map(lambda given: child(task, group, given, caches=caches), chosen[: 1 if args.quick else None])
         return [row for rows in found for row in rows]
 
 
 def measured(args, save):
     """Fills the result in the order of what matters most; save(result) after each part."""
-    options = {"limit": args.limit, "fewest": 2 if args.quick else 5, "quick": args.quick}
+    options = {"limit": args.limit, "fewest": 2 if args.quick else args.rounds, "quick": args.quick}
     result = {"machine": machine(), "versions": versions(args.group), "date": time.strftime("%Y-%m-%d")}
     result |= {"quick": args.quick, "failures": [], "rows": [], "memory": [], "first call": [], "overhead": []}
 
@@ -138,7 +133,7 @@ def measured(args, save):
             add("rows", child("cases", group, {**options, "cases": chosen}))
 
     for group in args.group:
-        timed(group, grid.shown())
+        timed(group, shown())
     if args.shows:
         return result
     if wanted(args.only, "import"):
@@ -146,10 +141,11 @@ def measured(args, save):
     for group in args.group:
         if wanted(args.only, "overhead", group):
             add("overhead", child("overhead", group, options))
-        add("memory", singles("memory", memory_tasks, group, options, args))
-        add("first call", singles("first call", first_call_tasks, group, options, args, NO_CACHES.items()))
+        add("memory", singles("memory", memory_tasks(group), group, options, args))
+        add("first call", singles("first call", first_call_tasks(group), group, options, args, caches=False))
     for group in args.group:
-        timed(group, [c for c in cases_of(group) if c not in grid.shown()][:: 5 if args.quick and not args.only else 1])
+        rest = [c for c in cases_of(group) if not is_shown(c)]
+        timed(group, rest[:: 6 if args.quick and not args.only else 1])
     return result
 
 
@@ -169,7 +165,8 @@ def main():
     parser.add_argument("--only", default="", metavar="REGEX", help="only what it matches in `torch, 2048x30522, ...`")
     parser.add_argument("--shows", action="store_true", help="only the cases of the page's first table")
     parser.add_argument("--quick", action="store_true", help="small shapes, few rounds: a trial of the machinery")
-    parser.add_argument("--limit", type=float, metavar="SECONDS", help="for a case and direction; at least 5 rounds")
+    parser.add_argument("--limit", type=float, metavar="SECONDS", help="of a case and direction (3), but see --rounds")
+    parser.add_argument("--rounds", type=int, default=5, help="at least so many, however slow (5)")
     parser.add_argument(
         "--output", type=Path, metavar="FOLDER", help="docs/_generated for a full run, else build/bench"
     )

@@ -7,7 +7,7 @@ from time import perf_counter
 import numpy as np
 
 SHORT = 5e-3  # seconds: a shorter call is repeated within its sample
-FEWEST, FEW, MOST = 5, 7, 25  # rounds
+FEW, MOST = 7, 25  # rounds
 
 
 def order(names, turn):
@@ -28,13 +28,13 @@ def sample(call, repeats):
     return (perf_counter() - start) / repeats
 
 
-def rounds_within(limit, per_round, fewest=FEWEST):
-    """As many as the limit has room for, at most MOST; at least FEW where twice the limit does, else `fewest`."""
-    least = FEW if FEW * per_round <= 2 * limit else FEWEST
-    return int(min(MOST, max(least if fewest == FEWEST else fewest, limit // per_round)))
+def rounds_within(limit, per_round, fewest):
+    """As many as the limit has room for, at most MOST; at least FEW where twice the limit has room, else `fewest`."""
+    least = FEW if FEW * per_round <= 2 * limit else fewest
+    return int(min(MOST, max(least, limit // per_round)))
 
 
-def interleaved(calls, *, limit, fewest=FEWEST, take=sample):
+def interleaved(calls, *, limit, fewest, take=sample):
     """name -> seconds per call, one number for each round: the mean of its two samples."""
     names, repeats, per_round = list(calls), {}, 0.0
     for name, call in calls.items():
