@@ -8,10 +8,11 @@ import importlib
 import json
 import sys
 import time
+import traceback
 from pathlib import Path
 from statistics import median
 
-from agreement import Disagreement, check
+from agreement import check
 from cases import DIRECTIONS, ITEMSIZE, Case, arrays_of, least_bytes, name_of, quick
 from memory import peak_beyond
 from provider import exception_of
@@ -24,9 +25,8 @@ def rounded(values):
     return [float(f"{v:.4g}") for v in values]
 
 
-def runs(provider, case, direction, in_quick):
-    """A quick run leaves torch.compile out, which takes seconds."""
-    return provider.applies(case, direction) and not (in_quick and "torch.compile" in provider.name)
+def runs(provider, case, direction, options):
+    return provider.applies(case, direction) and (options["compile"] or "torch.compile" not in provider.name)
 
 
 def bandwidth(group, count):
@@ -66,7 +66,7 @@ def case_rows(group, named, options):
     x = group.arrays(case, given)
     usable = []
     for p in group.PROVIDERS:
-        chosen = [runs(p, named, direction, options["quick"]) for direction in DIRECTIONS]
+        chosen = [runs(p, named, direction, options) for direction in DIRECTIONS]
         if any(chosen):
             usable.append((p, [call if c else None for c, call in zip(chosen, p.build(case, x), strict=True)]))
     checked(group, case, given, usable)
@@ -95,8 +95,9 @@ def cases(group, options):
     for case in (Case(*c) for c in options["cases"]):
         try:
             yield from case_rows(group, case, options)
-        except Disagreement as error:
-            yield {"failure": f"{group.NAME}, {name_of(case)}: {error}"}
+        except Exception as error:  # the other cases still run; the run fails at its end
+            traceback.print_exc()
+            yield {"failure": f"{group.NAME}, {name_of(case)}: {type(error).__name__}: {error}"}
         gc.collect()
 
 
