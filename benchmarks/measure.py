@@ -137,6 +137,7 @@ def overhead(group, options):
     given = arrays_of(Case(8, 16))
     for name, pairs in group.tiny(given).items():
         for direction, (ours, raw) in zip(DIRECTIONS, pairs, strict=True):
+            ours(), raw()
             found = interleaved({"maskloss": ours, "raw": raw}, limit=options["limit"], fewest=options["fewest"])
             yield {
                 "backend": name,

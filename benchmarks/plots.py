@@ -74,7 +74,11 @@ def series(plt, result, cases, place, label, *, with_line):
             sizes, _, (a, b, _) = fit
             at = [place(c) for c, _ in rows_present(found, group, direction, cases)]
             axis.plot(at, [1e3 * (a + b * n) for n in sizes], "--", color="black", linewidth=0.8, label="fitted line")
-        axis.set(xscale="log", yscale="log", xlabel=label, ylabel="ms", title=f"{TITLES[group]}, {direction}")
+        axis.set(xscale="log", xlabel=label, ylabel="ms", title=f"{TITLES[group]}, {direction}")
+        if with_line:
+            axis.set_yscale("log")
+        else:
+            axis.set_ylim(0, None)
 
     return grid(plt, one)
 
@@ -104,7 +108,7 @@ def memory(plt, result):
         axis.barh(range(len(labels)), [extra.get(key, 0) for key in labels], color=colours)
         if direction != DIRECTIONS[0]:
             axis.axvline(1, **{**FLOOR, "label": "the gradient"})
-            axis.legend()
+            axis.legend(loc="lower right")
         axis.set(title=direction, xlabel="extra memory, in sizes of the logits")
     texts = [f"{provider}: {group}, {case.split(', ', 1)[1]}" for group, case, provider in labels]
     axes[0].set_yticks(range(len(labels)), texts, fontsize=7)

@@ -68,7 +68,7 @@ def test_a_short_call_is_repeated_within_its_sample_and_a_slow_one_has_few_round
         return call()
 
     found = timing.interleaved({"short": lambda: timing.SHORT / 8}, limit=0, fewest=3, take=take)
-    assert asked == [1, 1, 1] + [8] * 2 * 3
+    assert asked == [1, 1] + [8] * 2 * 3
     assert found == {"short": [timing.SHORT / 8] * 3}
     # A limit of 4 s. Rounds of 1 s: 7 are within twice the limit; of 2 s: they are not; of 0.1 s: there is room for 40.
     assert [timing.rounds_within(4, seconds, 5) for seconds in (1, 2, 0.1)] == [timing.FEW, 5, timing.MOST]
