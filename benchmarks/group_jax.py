@@ -2,7 +2,7 @@
 
 import os
 
-from cases import Arrays, is_shown
+from workloads import Arrays, is_shown
 from provider import COMPILED, NOTHING_KEPT, Provider
 
 NAME = "jax"

@@ -1,7 +1,7 @@
 """NumPy's providers: SciPy and scikit-learn, as one writes a masked loss with them."""
 
 import numpy as np
-from cases import LLAMA, NARROW, SMALL, Arrays, is_shown
+from workloads import LLAMA, NARROW, SMALL, Arrays, is_shown
 from provider import NOTHING_KEPT, Provider
 
 NAME = "numpy"

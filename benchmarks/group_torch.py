@@ -2,7 +2,7 @@
 
 import os
 
-from cases import NARROW, SMALL, Arrays, is_shown
+from workloads import NARROW, SMALL, Arrays, is_shown
 from provider import COMPILED, NOTHING_KEPT, Provider
 
 NAME = "torch"

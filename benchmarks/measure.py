@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median
 
 from agreement import check
-from cases import DIRECTIONS, ITEMSIZE, Case, arrays_of, least_bytes, name_of, quick
+from workloads import DIRECTIONS, ITEMSIZE, Case, arrays_of, least_bytes, name_of, quick
 from memory import peak_beyond
 from provider import exception_of
 from timing import SHORT, interleaved, middle, overheads, sample

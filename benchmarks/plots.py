@@ -1,7 +1,7 @@
 """The page's plots, from the result of a run."""
 
 import numpy as np
-from cases import BERT, DIRECTIONS, FRACTIONS, Case, classes_series, name_of, rows_series
+from workloads import BERT, DIRECTIONS, FRACTIONS, Case, classes_series, name_of, rows_series
 from tables import GROUPS, OURS, PEER, TITLES, fitted, rows_of
 from timing import middle
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from cases import applies_always
+from workloads import applies_always
 
 EAGER, COMPILED = "eager", "compiled"
 

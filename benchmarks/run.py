@@ -21,7 +21,7 @@ from pathlib import Path
 from statistics import median
 
 import tables
-from cases import BERT, DIRECTIONS, Case, cases_of, is_shown, name_of, shown
+from workloads import BERT, DIRECTIONS, Case, cases_of, is_shown, name_of, shown
 from provider import COMPILED
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -2,7 +2,7 @@
 
 from importlib import import_module
 
-from cases import BERT, DIRECTIONS, DTYPES, FRACTIONS, OTHERS, SHOWN, SMALL, Case, classes_series, name_of, rows_series
+from workloads import BERT, DIRECTIONS, DTYPES, FRACTIONS, OTHERS, SHOWN, SMALL, Case, classes_series, name_of, rows_series
 from timing import line, middle, ratios
 
 GROUPS = ("torch", "jax", "numpy")

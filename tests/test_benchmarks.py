@@ -115,7 +115,7 @@ def fake_group(bench, *wrong):
     right = (lambda v, g: (v, g),)
     built = [(provider(str(i), "", None), of(change)) for i, change in enumerate((*right, *wrong))]
     given = SimpleNamespace(labels=labels)
-    return SimpleNamespace(to_numpy=lambda x: x), bench("cases").Case(6, 5), given, built
+    return SimpleNamespace(to_numpy=lambda x: x), bench("workloads").Case(6, 5), given, built
 
 
 def changed_at(gradient, place, factor):
@@ -153,7 +153,7 @@ def test_an_entry_far_smaller_than_the_labels_counts_too(bench):
 
 
 def test_what_a_peer_cannot_answer_is_an_exception_with_a_reason(bench):
-    provider, Case = bench("provider"), bench("cases").Case
+    provider, Case = bench("provider"), bench("workloads").Case
     half = ("bfloat16", None, (1e-2, 5e-2), "rounded")
     peer = provider.Provider("peer", "", None, exceptions=(provider.NOTHING_KEPT, half))
     assert provider.exception_of(peer, Case(2, 3, kept=0)) == (None, "0/0 where nothing is kept")
@@ -166,9 +166,9 @@ def test_what_a_peer_cannot_answer_is_an_exception_with_a_reason(bench):
 
 def test_the_numpy_providers_agree_and_a_wrong_mask_is_told(bench):
     """The real ones, on a small case: what runs before every timing."""
-    cases, measure, group = bench("cases"), bench("measure"), bench("group_numpy")
-    case = cases.Case(48, 7, kept=50, layout="padded")
-    given = cases.arrays_of(case)
+    workloads, measure, group = bench("workloads"), bench("measure"), bench("group_numpy")
+    case = workloads.Case(48, 7, kept=50, layout="padded")
+    given = workloads.arrays_of(case)
     x = group.arrays(case, given)
     ours, other = group.PROVIDERS[0], x._replace(mask=~x.mask)
     measure.checked(group, case, given, [(ours, ours.build(case, x)), (ours, ours.build(case, x))])
@@ -177,28 +177,28 @@ def test_the_numpy_providers_agree_and_a_wrong_mask_is_told(bench):
 
 
 def test_masks_keep_what_the_case_says(bench):
-    cases = bench("cases")
+    workloads = bench("workloads")
     rng = np.random.default_rng(0)
-    for kept in cases.FRACTIONS:
+    for kept in workloads.FRACTIONS:
         for layout in ("scattered", "prefix", "padded"):
-            mask = cases.mask_of(cases.Case(2048, 3, kept=kept, layout=layout), rng)
+            mask = workloads.mask_of(workloads.Case(2048, 3, kept=kept, layout=layout), rng)
             assert mask.mean() == pytest.approx(kept / 100, abs=0.005)
             assert mask.size == 2048
             if layout != "scattered":
                 assert (np.diff(mask.astype(int), axis=-1) <= 0).all()
-    assert cases.mask_of(cases.Case(8, 3, kept=2), rng).sum() == 1
+    assert workloads.mask_of(workloads.Case(8, 3, kept=2), rng).sum() == 1
     # 15 of 100 rows of 7 float64 are read, and for the gradient all are written.
-    case = cases.Case(100, 7, "float64", 15)
-    mask = cases.mask_of(case, rng)
-    assert [cases.least_bytes(case, mask, d) for d in cases.DIRECTIONS] == [(15 * 56, 0), (15 * 56, 100 * 56)]
+    case = workloads.Case(100, 7, "float64", 15)
+    mask = workloads.mask_of(case, rng)
+    assert [workloads.least_bytes(case, mask, d) for d in workloads.DIRECTIONS] == [(15 * 56, 0), (15 * 56, 100 * 56)]
 
 
 def test_every_case_and_provider_is_named_once(bench):
-    cases, tables = bench("cases"), bench("tables")
+    workloads, tables = bench("workloads"), bench("tables")
     for group in tables.GROUPS:
-        listed = cases.cases_of(group)
-        assert listed[: len(cases.SHOWN) * 2] == cases.shown()
-        assert len({cases.name_of(case) for case in listed}) == len(listed)
+        listed = workloads.cases_of(group)
+        assert listed[: len(workloads.SHOWN) * 2] == workloads.shown()
+        assert len({workloads.name_of(case) for case in listed}) == len(listed)
         names = [p.name for p in bench(f"group_{group}").PROVIDERS]
         assert len(set(names)) == len(names)
         assert {tables.OURS, tables.PEER[group], *bench("plots").NAMES[group]} <= set(names)
@@ -227,18 +227,18 @@ def result_of(case, **changes):
 
 
 def test_tables_show_the_ratio_the_goal_and_the_peer_that_wins(bench):
-    cases, tables = bench("cases"), bench("tables")
-    text = tables.shown(result_of(cases.Case(*cases.BERT, kept=15)))
+    workloads, tables = bench("workloads"), bench("tables")
+    text = tables.shown(result_of(workloads.Case(*workloads.BERT, kept=15)))
     assert "| PyTorch, forward, 15 % kept | F.cross_entropy | 2 (2–2); goal 12, **not reached** |" in text
     assert "| PyTorch, forward, 15 % kept | 0.5 F.cross_entropy, kept rows |" in text
-    assert "**500 µs**" in tables.times(result_of(cases.Case(*cases.BERT, kept=15)))
+    assert "**500 µs**" in tables.times(result_of(workloads.Case(*workloads.BERT, kept=15)))
     assert [tables.duration(t) for t in (2.5, 0.0125, 1.5e-6)] == ["2.5 s", "12.5 ms", "1.5 µs"]
 
 
 def test_stale_tables_and_plots_are_told(bench, tmp_path):
-    performance, cases = bench("performance"), bench("cases")
+    performance, workloads = bench("performance"), bench("workloads")
     assert performance.stale(tmp_path) == ["performance.json is missing: `nox -s bench` measures it"]
-    text = json.dumps(result_of(cases.Case(*cases.BERT, kept=15)))
+    text = json.dumps(result_of(workloads.Case(*workloads.BERT, kept=15)))
     (tmp_path / "performance.json").write_text(text)
     for name, page in performance.pages(json.loads(text)).items():
         (tmp_path / name).write_text(page)

@@ -64,11 +64,8 @@ MISSING = {
 
 IMPLEMENTATIONS = {
     "analytic": Implementation(
-        "the analytic forward and backward pair; keeps two numbers a row between them",
-        {
-            "jax": "JAX's forward-mode derivatives need the plain expression",
-            "torch compiled": "torch.compile takes no autograd.Function with a jvp; it fuses the expression itself",
-        },
+        "the analytic forward and backward pair, on kept rows; torch keeps two numbers a row between them, JAX the terms",
+        {"torch compiled": "torch.compile takes no autograd.Function with a jvp; it fuses the expression itself"},
     ),
     "autodiff": Implementation("one array-API expression, differentiated by the framework", {}),
 }

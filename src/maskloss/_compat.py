@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import sys
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
@@ -37,7 +38,7 @@ def library_of(x: object) -> str | None:
 
 def namespace_of(x: Array) -> Namespace:
     if library_of(x) == "torch":
-        from array_api_compat import torch
+        from array_api_compat import torch  # by statement: torch.compile traces no import_module
 
         return torch
     return array_namespace(x)
@@ -48,8 +49,9 @@ def dtype_name(x: Array) -> str:
 
     `isdtype` cannot serve: it is a TypeError on NumPy and CuPy for ml_dtypes' bfloat16.
     """
-    name = getattr(x.dtype, "name", None)
-    return name if isinstance(name, str) else str(x.dtype).rpartition(".")[2]
+    dtype = x.dtype
+    name = getattr(dtype, "name", None)
+    return name if name.__class__ is str else str(dtype).rpartition(".")[2]
 
 
 def placement(x: Array) -> dict[str, Any]:
@@ -77,6 +79,7 @@ def is_tracer(x: Array, library: str) -> bool:
             or type(x) not in (torch.Tensor, torch.nn.Parameter)
             or x.is_meta
             or torch._C._functorch.is_functorch_wrapped_tensor(x)
+            or torch._C._functorch.is_legacy_batchedtensor(x)
         )
     return False
 
@@ -88,6 +91,26 @@ def reads_without_sync(x: Array, library: str) -> bool:
     if library == "jax":
         return x.is_fully_addressable and all(d.platform == "cpu" for d in x.devices())
     return library != "torch" or x.device.type == "cpu"
+
+
+def extremes(x: Array, library: str) -> tuple[Any, Any]:
+    """The least and the greatest of numbers that Python may look at, of which there is one."""
+    if library == "torch":
+        low, high = x.aminmax()
+        return low.item(), high.item()
+    if library == "array_api_strict":
+        x = sys.modules["numpy"].asarray(x.to_device(sys.modules["array_api_strict"].Device("CPU_DEVICE")))
+    return x.min().item(), x.max().item()
+
+
+def plain_library(x: Any) -> str | None:
+    """The library of a dense array, and no subclass, whose values Python may look at; None for any other."""
+    kind = type(x)
+    numpy, torch = sys.modules.get("numpy"), sys.modules.get("torch")
+    if torch is not None and (kind is torch.Tensor or kind is torch.nn.Parameter):
+        # A sparse tensor on the CPU and a transformed one are not plain either.
+        return "torch" if x.is_cpu and x.layout is torch.strided and not is_tracer(x, "torch") else None
+    return "numpy" if numpy is not None and kind is numpy.ndarray else None
 
 
 def index_dtype(library: str, xp: Namespace) -> Any:
@@ -108,22 +131,66 @@ def moved_axis(x: Array, source: int, destination: int, *, xp: Namespace) -> Arr
 
 def take_label(x: Array, labels: Array, *, xp: Namespace) -> Array:
     """x[..., labels], one element per row of the last axis; `labels` already lie in [0, C)."""
-    labels = xp.expand_dims(labels, axis=-1)
-    # torch's take_along_axis recompiles for every new shape under torch.compile; gather does not.
-    taken = xp.gather(x, -1, labels) if hasattr(xp, "gather") else xp.take_along_axis(x, labels, axis=-1)
-    return taken[..., 0]
+    if library_of(x) == "torch":
+        # torch's take_along_axis recompiles for every new shape under torch.compile; gather does not.
+        return x.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+    if is_numpy_array(x) and x.ndim == 2:
+        # A tenth of the calls that take_along_axis makes.
+        return x[sys.modules["numpy"].arange(x.shape[0]), labels]
+    return xp.take_along_axis(x, xp.expand_dims(labels, axis=-1), axis=-1)[..., 0]
 
 
-def subtract_at_label(x: Array, labels: Array, values: Array, *, xp: Namespace) -> Array:
-    """x with x[..., labels] -= values, for an `x` that the caller owns."""
+def subtract_at_label(x: Array, labels: Array, values: Array, *, in_place: bool, xp: Namespace) -> Array:
+    """x with x[..., labels] -= values."""
+    if is_numpy_array(x) and x.ndim == 2:
+        x = x if in_place else x.copy()
+        x[sys.modules["numpy"].arange(x.shape[0]), labels] -= values
+        return x
     labels, values = xp.expand_dims(labels, axis=-1), xp.expand_dims(values, axis=-1)
     if library_of(x) == "torch":
-        return x.scatter_add(-1, labels, -values)
-    if is_numpy_array(x):
-        numpy = sys.modules["numpy"]
-        numpy.put_along_axis(x, labels, numpy.take_along_axis(x, labels, axis=-1) - values, axis=-1)
-        return x
+        return x.scatter_add_(-1, labels, -values) if in_place else x.scatter_add(-1, labels, -values)
     return xp.where(class_indices(x, labels.dtype, xp=xp) == labels, x - values, x)
+
+
+def flattens(x: Array) -> bool:
+    """Whether the axes before the last are one axis without a copy."""
+    library = library_of(x)
+    if x.ndim <= 2 or library == "array_api_strict":
+        return True
+    strides = x.stride() if library == "torch" else x.strides
+    axes = [(n, stride) for n, stride in zip(x.shape[:-1], strides[:-1], strict=True) if n != 1]
+    return 0 in x.shape or all(a == n * b for (_, a), (n, b) in itertools.pairwise(axes))
+
+
+def take_rows(x: Array, places: Array, *, out: Array | None) -> Array:
+    """x[places] of a 2-d array, into `out`."""
+    if library_of(x) == "torch":
+        return sys.modules["torch"].index_select(x, 0, places, out=out)
+    # "raise" would go through a buffer; the places are in range.
+    return sys.modules["numpy"].take(x, places, axis=0, out=out, mode="clip")
+
+
+def put_rows(x: Array, places: Array, rows: Array) -> None:
+    if library_of(x) == "torch":
+        x.index_copy_(0, places, rows.to(x.dtype))
+    else:
+        x[places] = rows
+
+
+def lasting_empty(size: int, dtype: Any, like: Array) -> Array:
+    """Memory that outlives the call."""
+    if library_of(like) == "torch":
+        torch = sys.modules["torch"]
+        # Made in inference mode it could not be written outside of it.
+        with torch.inference_mode(False):
+            return torch.empty(size, dtype=dtype, device=like.device)
+    return sys.modules["numpy"].empty(size, dtype=dtype)
+
+
+def assign(x: Array, values: Array) -> Array:
+    """x, which then holds the values."""
+    x[...] = values
+    return x
 
 
 def stop_gradient(x: Array, *, xp: Namespace) -> Array:

@@ -15,10 +15,10 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-from . import _rows
+from . import _rows, _stream
 from ._compat import Array, class_indices, placement, take_label
 from ._inputs import Inputs
-from ._reduce import Entries, count_kept, reduction_derivatives, sum_all, total_and_divisor, weighted_losses
+from ._reduce import Entries, as_array, count_kept, reduction_derivatives, sum_all, total_and_divisor, weighted_losses
 from .stats import LossStats
 
 
@@ -82,6 +82,10 @@ def weighed_nll(nll: Array, alpha: Array | float | None, inputs: Inputs) -> Arra
     return inputs.xp.where(inputs.xp.isinf(nll) & (alpha == 0), 0.0, nll)
 
 
+def is_one(factor: Array | float | None) -> bool:
+    return isinstance(factor, float) and factor == 1.0
+
+
 def z_term(out: _rows.Forward, options: Options, inputs: Inputs) -> Array:
     """z_loss lse**2. Where lse is infinite it is replaced first: its derivative, 2 lse p, would be inf * 0."""
     xp, infinite = inputs.xp, inputs.xp.isinf(out.lse)
@@ -94,14 +98,13 @@ def entry_losses(
 ) -> tuple[Entries, Terms, _rows.Forward]:
     xp = inputs.xp
     terms = terms_of(inputs, options)
-    out = rows_forward(terms.rows, xp=xp)
-    losses = 0.0
+    out = rows_forward(terms.rows, lse_too=options.z_loss > 0, xp=xp)
+    nll = dot = None
     if out.nll is not None:
-        losses = terms.alpha * weighed_nll(out.nll, terms.alpha, inputs)
+        nll = out.nll if is_one(terms.alpha) else terms.alpha * weighed_nll(out.nll, terms.alpha, inputs)
     if out.dot is not None:
-        losses = losses + terms.beta * out.dot
-    if options.z_loss:
-        losses = losses + z_term(out, options, inputs)
+        dot = out.dot if is_one(terms.beta) else terms.beta * out.dot
+    losses = _rows.sum_of(nll, dot, z_term(out, options, inputs) if options.z_loss else None)
     if inputs.wrong is not None:
         # Multiplied, not selected: so the gradient of the whole entry is NaN as well.
         losses = losses * xp.where(inputs.wrong, math.nan, xp.ones_like(losses))
@@ -113,10 +116,11 @@ def entry_losses(
 def stats_of(inputs: Inputs, options: Options, entries: Entries, out: _rows.Forward, reduction: str) -> LossStats:
     xp = inputs.xp
     total, divisor = total_and_divisor(entries, reduction, xp=xp)
-    z_terms = z_term(out, options, inputs) if options.z_loss else xp.zeros_like(out.lse)
+    z_terms = z_term(out, options, inputs) if options.z_loss else xp.zeros_like(out.total)
     if inputs.keep is not None:
         z_terms = xp.where(inputs.keep, z_terms, 0.0)
     z_total = sum_all(weighted_losses(entries._replace(losses=z_terms)), xp=xp)
+    divisor = as_array(divisor, total, xp=xp)
     return LossStats(total, divisor, count_kept(entries, xp=xp), correct_of(inputs), z_total)
 
 
@@ -155,17 +159,17 @@ def value_and_gradients(
     distributions       dL/dq_c = w_c ((1 - eps) dL/dt_c + dL/dm)       dL/dw_c = (t_c / w_c) dL/dt_c + q_c dL/dm
     """
     xp, eps = inputs.xp, options.label_smoothing
-    entries, terms, out = entry_losses(inputs, options, _rows.forward)
+    entries, terms, out = entry_losses(inputs, options, _stream.forward)
     value, d = reduction_derivatives(entries, reduction, denominator, xp=xp)
     g = d.losses
     if inputs.wrong is not None:
         g = g * xp.where(inputs.wrong, math.nan, xp.ones_like(g))
-    g_lse = 2.0 * options.z_loss * xp.where(xp.isinf(out.lse), 0.0, out.lse) * g if options.z_loss else xp.zeros_like(g)
+    g_lse = 2.0 * options.z_loss * xp.where(xp.isinf(out.lse), 0.0, out.lse) * g if options.z_loss else None
     g_nll = None if out.nll is None else g * terms.alpha
     g_dot = None if out.dot is None else g * terms.beta
     wants_targets = bool(wanted & {"class_weights", "labels"})
-    d_logits, d_targets = _rows.backward(
-        terms.rows, out.log_sum, out.shift, g_nll, g_dot, g_lse, targets_too=wants_targets, xp=xp
+    d_logits, d_targets = _stream.backward(
+        terms.rows, out.total, out.shift, g_nll, g_dot, g_lse, targets_too=wants_targets and g_dot is not None, xp=xp
     )
     gradients = {"logits": d_logits, "weights": d.weights, "denominator": d.denominator}
     class_weights, q = inputs.class_weights, inputs.distribution

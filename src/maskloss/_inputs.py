@@ -16,6 +16,7 @@ from ._compat import (
     Array,
     Namespace,
     dtype_name,
+    extremes,
     index_dtype,
     is_compiling,
     is_tracer,
@@ -24,6 +25,7 @@ from ._compat import (
     namespace_of,
     on_other_device,
     placement,
+    plain_library,
     reads_without_sync,
     take_label,
 )
@@ -62,13 +64,16 @@ def check_real(name: str, value: Any, accepted: str = "a number") -> float:
 
 
 def check_number(name: str, value: Any, low: float, high: float, accepted: str) -> float:
-    value = check_real(name, value, accepted)
+    if type(value) is not float:
+        value = check_real(name, value, accepted)
     if not low <= value <= high:  # NaN fails too
         fail(ValueError, name, value, f"it must be {accepted}")
     return value
 
 
 def check_choice(name: str, value: Any, accepted: tuple[Any, ...]) -> None:
+    if type(value) is str and value in accepted:
+        return
     if not any(value is choice or (isinstance(value, str) and value == choice) for choice in accepted):
         kind = ValueError if isinstance(value, str) else TypeError
         fail(kind, name, repr(value), f"it must be one of {', '.join(map(repr, accepted))}")
@@ -122,7 +127,7 @@ class Like(NamedTuple):
 
     def companion(self, name: str, x: Any) -> Array:
         """`x` as an array of this library on this device."""
-        if is_scalar(x):
+        if library_of(x) is None and is_scalar(x):
             return self.xp.asarray(x.item() if hasattr(x, "item") else x, **placement(self.array))
         library = check_array(name, x)
         if library != self.library:
@@ -228,15 +233,22 @@ def conjunction(first: Array | None, second: Array | None) -> Array | None:
     return first & second
 
 
-def to_indices(labels: Array, classes: int, ignore_index: int | None, like: Like) -> tuple[Array, Array, Array | None]:
-    """Class indices (0 for what is none), where the label is one, and where it is ignore_index.
+def to_indices(
+    labels: Array, classes: int, ignore_index: int | None, like: Like
+) -> tuple[Array, Array | None, Array | None]:
+    """Class indices (0 for what is none), where the label is one (None: everywhere), and where it is ignore_index.
 
     Found in the labels' own library: JAX without x64 would make 0 of a NumPy 2**40.
     """
     library, xp = library_of(labels) or like.library, namespace_of(labels)
     indices = xp.astype(labels, index_dtype(library, xp), copy=False)
-    limits = xp.iinfo(labels.dtype)
     ignored = None
+    unseen = library == like.library and (ignore_index is None or not 0 <= ignore_index < classes)
+    if unseen and 0 not in indices.shape and reads_without_sync(indices, library):
+        low, high = extremes(indices, library)
+        if low >= 0 and high < classes:
+            return indices, None, None
+    limits = xp.iinfo(labels.dtype)
     # Compared only where the labels' own dtype can hold it: -100 as uint8 is 156, a class.
     if ignore_index is not None and int(limits.min) <= ignore_index <= int(limits.max):
         ignored = indices == ignore_index
@@ -250,7 +262,7 @@ def to_indices(labels: Array, classes: int, ignore_index: int | None, like: Like
 
 def check_labels(labels: Any, ignore_index: Any, entries: tuple[int, ...], full: tuple[int, ...], like: Like) -> Array:
     """The labels as an array: of integers and the entries' shape, or floating and of the logits' shape."""
-    if is_scalar(labels):
+    if library_of(labels) is None and is_scalar(labels):
         labels = like.companion("labels", labels)
     # NumPy labels beside JAX logits stay NumPy's until to_indices has seen all their digits.
     x = (
@@ -276,6 +288,24 @@ def check_labels(labels: Any, ignore_index: Any, entries: tuple[int, ...], full:
     return x
 
 
+def plain_inputs(logits: Any, labels: Any) -> Inputs | None:
+    """The commonest call, which passes all that `prepare` checks: dense tensors or arrays in this memory, int64 labels in
+
+    range. None for any other. At 256 x 1000 the checks one by one would take as long as the loss.
+    """
+    library = plain_library(logits)
+    if library is None or plain_library(labels) != library or logits.ndim == 0 or labels.shape != logits.shape[:-1]:
+        return None
+    xp = namespace_of(logits)
+    if labels.dtype != xp.int64 or dtype_name(logits) not in FLOATS or 0 in logits.shape:
+        return None
+    low, high = extremes(labels, library)
+    if low < 0 or high >= logits.shape[-1]:
+        return None
+    dtype = logits.dtype if logits.dtype == xp.float32 else compute_dtype(logits, xp)
+    return Inputs(Like("logits", logits, library, xp), xp, dtype, logits, labels, *[None] * 6)
+
+
 def prepare(
     logits: Any,
     labels: Any,
@@ -289,6 +319,10 @@ def prepare(
     validate: Any = "auto",
 ) -> Inputs:
     """Checks and normalises; `labels` is NO_LABELS for a function that has none."""
+    if mask is weights is class_weights is class_mask is ignore_index is None and axis == -1 and validate == "auto":
+        inputs = plain_inputs(logits, labels)
+        if inputs is not None:
+            return inputs
     check_choice("validate", validate, ("auto", True, False))
     like = floating_like("logits", logits)
     xp: Namespace = like.xp
@@ -299,7 +333,7 @@ def prepare(
     classes, entries = full[at], full[:at] + full[at + 1 :]
     if classes == 0:
         fail(ValueError, "logits", describe(logits), f"its class axis ({at}) must hold at least one class")
-    what = f"the entries (logits {full} without class axis {at})"
+    what = "the entries (the axes of logits other than `axis`)"
     dtype = compute_dtype(logits, xp)
 
     keep = wrong = None
@@ -330,10 +364,13 @@ def prepare(
         else:
             indices, in_range, ignored = to_indices(labels, classes, ignore_index, like)
             keep = conjunction(keep, None if ignored is None else ~ignored)
-            allowed = in_range if class_mask is None else in_range & take_label(class_mask, indices, xp=xp)
-            bad = ~allowed if keep is None else ~allowed & keep
-            bad = check_kept(bad, like.library, validate, xp, partial(_label_value, labels, classes))
-            wrong = bad if wrong is None else wrong if bad is None else wrong | bad
+            allowed = in_range
+            if class_mask is not None:
+                allowed = conjunction(allowed, take_label(class_mask, indices, xp=xp))
+            if allowed is not None:
+                bad = ~allowed if keep is None else ~allowed & keep
+                bad = check_kept(bad, like.library, validate, xp, partial(_label_value, labels, classes))
+                wrong = bad if wrong is None else wrong if bad is None else wrong | bad
 
     if keep is not None:
         wrong = None if wrong is None else wrong & keep
@@ -356,15 +393,20 @@ def _label_value(labels: Array, classes: int, at: tuple[int, ...]) -> str:
 
 def choose_implementation(implementation: Any, library: str) -> str:
     """The implementation that runs: the one named, or an error; None takes the first that can."""
-    if implementation is not None:
-        check_choice("implementation", implementation, tuple(IMPLEMENTATIONS))
-    runs = [name for name in IMPLEMENTATIONS if reason_not_run(name, library) is None]
-    if implementation in (None, *runs):
-        return implementation or runs[0]
+    if implementation is None:
+        for name in IMPLEMENTATIONS:
+            if reason_not_run(name, library) is None:
+                return name
+    check_choice("implementation", implementation, tuple(IMPLEMENTATIONS))
     reason = reason_not_run(implementation, library)
-    fail(ValueError, "implementation", repr(implementation), f"here only {runs} can run: {reason}")
+    if reason is not None:
+        runs = [name for name in IMPLEMENTATIONS if reason_not_run(name, library) is None]
+        fail(ValueError, "implementation", repr(implementation), f"here only {runs} can run: {reason}")
+    return implementation
 
 
 def reason_not_run(implementation: str, library: str) -> str | None:
     missing = IMPLEMENTATIONS[implementation].missing
+    if not missing:
+        return None
     return missing.get(library) or (missing.get(f"{library} compiled") if is_compiling(library) else None)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from ._compat import Array, Namespace
+from ._compat import Array, Namespace, library_of
 from ._rows import long_sum
 
 
@@ -26,15 +26,20 @@ class Entries(NamedTuple):
     masses: Array | None
 
 
-def quotient(total: Array, divisor: Array, *, xp: Namespace) -> Array:
+def quotient(total: Array, divisor: Array | float, *, xp: Namespace) -> Array:
     """total / divisor, and 0 with derivatives that are 0 where the divisor is 0."""
+    if isinstance(divisor, float):
+        return total / divisor if divisor else total * 0.0
     nothing = divisor == 0
     # Replaced before the division as well: the derivative of total / 0 is NaN, which where() would multiply by 0.
     return xp.where(nothing, 0.0, total / xp.where(nothing, 1.0, divisor))
 
 
 def sum_all(x: Array, *, xp: Namespace) -> Array:
-    return long_sum(xp.reshape(x, (-1,)), xp=xp)
+    # These sum one contiguous axis in a tree.
+    if x.ndim == 1 and library_of(x) in ("numpy", "torch"):
+        return x.sum()
+    return long_sum(x if x.ndim == 1 else xp.reshape(x, (-1,)), xp=xp)
 
 
 def kept_of(entries: Entries, *, xp: Namespace) -> Array:
@@ -69,7 +74,7 @@ def sequence_sums(entries: Entries, *, xp: Namespace) -> tuple[Array, Array]:
     return long_sum(by_sequence(each, xp=xp), xp=xp), long_sum(by_sequence(units, xp=xp), xp=xp)
 
 
-def total_and_divisor(entries: Entries, reduction: str, *, xp: Namespace) -> tuple[Array, Array]:
+def total_and_divisor(entries: Entries, reduction: str, *, xp: Namespace) -> tuple[Array, Array | float]:
     """Numerator and divisor of the reduction; for "sum" and "none" the divisor is that of "mean"."""
     if reduction == "mean_over_sequences":
         total, divisor = sequence_sums(entries, xp=xp)
@@ -77,19 +82,24 @@ def total_and_divisor(entries: Entries, reduction: str, *, xp: Namespace) -> tup
         return sum_all(quotient(total, divisor, xp=xp), xp=xp), sum_all(xp.astype(kept, total.dtype), xp=xp)
     each = weighted_losses(entries)
     total = sum_all(each, xp=xp)
-    if reduction == "mean_over_all":
-        return total, xp.full_like(total, float(math.prod(each.shape)))
+    uniform = entries.keep is None and entries.weights is None and entries.masses is None
+    if uniform or reduction == "mean_over_all":
+        return total, float(math.prod(each.shape))
     if reduction == "mean_over_kept":
         return total, xp.astype(count_kept(entries, xp=xp), each.dtype)
     return total, sum_all(units_of(entries, xp=xp), xp=xp)
 
 
+def as_array(divisor: Array | float, total: Array, *, xp: Namespace) -> Array:
+    return xp.full_like(total, divisor) if isinstance(divisor, float) else divisor
+
+
 def reduce_entries(entries: Entries, reduction: str, denominator: Array | None, *, xp: Namespace) -> Array:
     if reduction == "none":
         return weighted_losses(entries)
-    total, divisor = total_and_divisor(entries, reduction, xp=xp)
     if reduction == "sum":
-        return total
+        return sum_all(weighted_losses(entries), xp=xp)
+    total, divisor = total_and_divisor(entries, reduction, xp=xp)
     return quotient(total, divisor if denominator is None else denominator, xp=xp)
 
 
@@ -113,7 +123,8 @@ def reduction_derivatives(
     same again inside, by the chain rule through S_r / D_r.
     """
     total, own = total_and_divisor(entries, reduction, xp=xp)
-    divisor = xp.ones_like(total) if reduction == "sum" else own if denominator is None else denominator
+    divisor = 1.0 if reduction == "sum" else own if denominator is None else denominator
+    divisor = as_array(divisor, total, xp=xp)
     value = quotient(total, divisor, xp=xp)
     d_total = quotient(xp.ones_like(total), divisor, xp=xp)
     d_divisor = -quotient(value, divisor, xp=xp)

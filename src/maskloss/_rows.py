@@ -11,20 +11,28 @@ and with p_c = exp(x_c - lse), T = sum_c t_c, and upstream gradients g_nll, g_do
 
 Every loss of the package is a sum of these three with coefficients per row, put together outside.
 
-lse - x_c is computed as log_sum - (x_c - shift) with shift = max_c x_c: lse itself would lose what a common offset of
-the logits (1e4, say) takes of the mantissa. The shift cancels, so it is a constant to any differentiation.
+lse - x_c is computed as log(total) - (x_c - shift) with shift = max_c x_c and total = sum_c exp(x_c - shift): lse itself
+would lose what a common offset of the logits (1e4, say) takes of the mantissa. The shift cancels, so it is a constant to
+any differentiation. p_c is exp(x_c - shift) / total. A shift of None is 0.
+
+`out`, where a function takes it, is an array of the block's shape to compute in, which may be the logits themselves; None
+allocates. A block that fits the cache costs no memory traffic so, where each fresh array costs a page fault per 4 KiB.
 """
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from typing import Any, NamedTuple
 
-from ._compat import Array, Namespace, stop_gradient, subtract_at_label, take_label
+from ._compat import Array, Namespace, dtype_name, stop_gradient, subtract_at_label, take_label
 
 # Longer sums are taken in two levels: a running sum in float32 (XLA's, and NumPy's along a strided axis) errs by up to
 # one rounding per term, which at 2**20 classes is more than the last places of lse can hide.
 _SUM_BLOCK = 1024
+
+LARGEST = {"float32": 3.4028234663852886e38, "float64": 1.7976931348623157e308}
 
 
 class Rows(NamedTuple):
@@ -42,12 +50,20 @@ class Rows(NamedTuple):
     dtype: Any
 
 
+class Sums(NamedTuple):
+    """What one walk over the classes gives of each row."""
+
+    shift: Array | None
+    total: Array  # sum_c exp(x_c - shift); 0 where every class has probability 0
+    dot: Array | None
+
+
 class Forward(NamedTuple):
     nll: Array | None
     dot: Array | None
-    lse: Array
-    log_sum: Array  # log sum_c exp(x_c - shift); 0 where every class has probability 0
-    shift: Array
+    lse: Array | None
+    total: Array
+    shift: Array | None
 
 
 def long_sum(x: Array, *, xp: Namespace) -> Array:
@@ -77,31 +93,48 @@ def selected_logits(rows: Rows, *, xp: Namespace) -> tuple[Array, Array | None]:
     allowed = allowed_of(rows, xp=xp)
     if allowed is not None:
         x = xp.where(allowed, x, 0.0)
-    slope = None
-    if rows.softcap is not None:
-        tanh = xp.tanh(x / rows.softcap)
-        x = rows.softcap * tanh
-        slope = 1.0 - tanh * tanh
+    x, slope = capped(x, rows.softcap, xp=xp)
     if rows.class_mask is not None:
         x = xp.where(rows.class_mask, x, -math.inf)
     return x, slope
 
 
-def log_sum_exp(x: Array, *, xp: Namespace) -> tuple[Array, Array, Array]:
-    """lse, log_sum and shift over the last axis of x. Where every x_c is -inf: lse = -inf, log_sum = shift = 0."""
-    shift = stop_gradient(xp.max(x, axis=-1), xp=xp)
-    shift = xp.where(xp.isfinite(shift), shift, 0.0)
-    total = long_sum(xp.exp(x - xp.expand_dims(shift, axis=-1)), xp=xp)
-    nothing = total == 0
-    log_sum = xp.log(xp.where(nothing, 1.0, total))
-    return xp.where(nothing, -math.inf, shift + log_sum), log_sum, shift
+def capped(x: Array, softcap: float | None, *, xp: Namespace) -> tuple[Array, Array | None]:
+    if softcap is None:
+        return x, None
+    tanh = xp.tanh(x / softcap)
+    return softcap * tanh, 1.0 - tanh * tanh
 
 
-def costs(x: Array, targets: Array, log_sum: Array, shift: Array, *, xp: Namespace) -> Array:
+def exponentials(x: Array, shift: Array | None, *, xp: Namespace, out: Array | None = None) -> Array:
+    into = {} if out is None else {"out": out}
+    if shift is not None:
+        x = xp.subtract(x, xp.expand_dims(shift, axis=-1), **into)
+    return xp.exp(x, **into)
+
+
+def shift_and_total(x: Array, *, xp: Namespace, out: Array | None = None) -> tuple[Array, Array]:
+    largest = LARGEST[dtype_name(x)]
+    # Finite, because inf - inf is NaN: a row of -inf has the total 0, and one with +inf the total inf.
+    shift = xp.clip(stop_gradient(xp.max(x, axis=-1), xp=xp), -largest, largest)
+    return shift, total_of(exponentials(x, shift, xp=xp, out=out), out, xp=xp)
+
+
+def total_of(terms: Array, out: Array | None, *, xp: Namespace) -> Array:
+    # A workspace is contiguous, and NumPy, torch and CuPy sum that in a tree.
+    return long_sum(terms, xp=xp) if out is None else terms.sum(-1)
+
+
+def positive(total: Array, *, xp: Namespace) -> Array:
+    return xp.where(total == 0, 1.0, total)
+
+
+def costs(x: Array, targets: Array, total: Array, shift: Array, *, xp: Namespace) -> Array:
     """lse - x_c, and 0 where it is infinite but weighs nothing (t_c = 0): 0 * inf is 0 in a distribution.
 
     Selecting on the cost being infinite, not on t_c being 0, keeps d/dt_c = lse - x_c for a finite x_c whose t_c is 0.
     """
+    log_sum = xp.log(positive(total, xp=xp))
     cost = xp.expand_dims(log_sum, axis=-1) - (x - xp.expand_dims(shift, axis=-1))
     return xp.where(xp.isinf(cost) & (targets == 0), 0.0, cost)
 
@@ -110,70 +143,93 @@ def selected_targets(rows: Rows, *, xp: Namespace) -> Array:
     return rows.targets if rows.class_mask is None else xp.where(rows.class_mask, rows.targets, 0.0)
 
 
-def forward(rows: Rows, *, xp: Namespace) -> Forward:
+def sums(x: Array, rows: Rows, *, xp: Namespace, out: Array | None = None) -> Sums:
+    """Of the selected logits x."""
+    if rows.targets is None:
+        return Sums(*shift_and_total(x, xp=xp, out=out), None)
+    shift, total = shift_and_total(x, xp=xp)
+    targets = selected_targets(rows, xp=xp)
+    return Sums(shift, total, long_sum(targets * costs(x, targets, total, shift, xp=xp), xp=xp))
+
+
+def label_costs(total: Array, label_logits: Array, shift: Array, *, xp: Namespace) -> Array:
+    """nll = lse - x_y."""
+    return xp.log(positive(total, xp=xp)) - (label_logits - shift)
+
+
+def log_sum_exp(total: Array, shift: Array, *, xp: Namespace) -> Array:
+    return xp.where(total == 0, -math.inf, shift + xp.log(positive(total, xp=xp)))
+
+
+def forward(rows: Rows, *, lse_too: bool, xp: Namespace) -> Forward:
     x, _ = selected_logits(rows, xp=xp)
-    lse, log_sum, shift = log_sum_exp(x, xp=xp)
-    nll = dot = None
+    shift, total, dot = sums(x, rows, xp=xp)
+    nll = lse = None
     if rows.labels is not None:
-        nll = log_sum - (take_label(x, rows.labels, xp=xp) - shift)
-    if rows.targets is not None:
-        targets = selected_targets(rows, xp=xp)
-        dot = long_sum(targets * costs(x, targets, log_sum, shift, xp=xp), xp=xp)
-    return Forward(nll, dot, lse, log_sum, shift)
+        nll = label_costs(total, take_label(x, rows.labels, xp=xp), shift, xp=xp)
+    if lse_too:
+        lse = log_sum_exp(total, shift, xp=xp)
+    return Forward(nll, dot, lse, total, shift)
 
 
-def probabilities(x: Array, log_sum: Array, shift: Array, *, xp: Namespace) -> Array:
-    return xp.exp((x - xp.expand_dims(shift, axis=-1)) - xp.expand_dims(log_sum, axis=-1))
+def probabilities(x: Array, total: Array, shift: Array | None, *, xp: Namespace) -> Array:
+    return exponentials(x, shift, xp=xp) / xp.expand_dims(positive(total, xp=xp), axis=-1)
 
 
 def backward(
     rows: Rows,
-    log_sum: Array,
-    shift: Array,
+    total: Array,
+    shift: Array | None,
     g_nll: Array | None,
     g_dot: Array | None,
-    g_lse: Array,
+    g_lse: Array | None,
     *,
     targets_too: bool,
     xp: Namespace,
+    out: Array | None = None,
 ) -> tuple[Array, Array]:
-    """Gradients of the logits, in their dtype, and, if asked for, of the targets, not yet summed to their shape."""
+    """Gradients of the logits, in rows.dtype, and, if asked for, of the targets, not yet summed to their shape."""
     x, slope = selected_logits(rows, xp=xp)
     targets: Array = None if g_dot is None else selected_targets(rows, xp=xp)
-    coefficient = g_lse
-    if g_nll is not None:
-        coefficient = coefficient + g_nll
-    if g_dot is not None:
-        coefficient = coefficient + g_dot * xp.sum(targets, axis=-1)
-    d_logits: Array = xp.expand_dims(coefficient, axis=-1) * probabilities(x, log_sum, shift, xp=xp)
+    coefficient = sum_of(g_nll, g_lse, None if g_dot is None else g_dot * xp.sum(targets, axis=-1))
     d_targets = None
+    if g_dot is not None and targets_too:
+        d_targets = xp.expand_dims(g_dot, axis=-1) * costs(x, targets, total, shift, xp=xp)
+        if rows.class_mask is not None:
+            d_targets = xp.where(rows.class_mask, d_targets, 0.0)
+    # A total of 0 comes only with a shift: without one, the engine has seen that it is not.
+    scale = coefficient / (total if shift is None else positive(total, xp=xp))
+    into = {} if out is None else {"out": out}
+    d_logits: Array = exponentials(x, shift, xp=xp, out=out)
+    d_logits = xp.multiply(d_logits, xp.expand_dims(scale, axis=-1), **into)
     if g_nll is not None:
-        d_logits = subtract_at_label(d_logits, rows.labels, g_nll, xp=xp)
+        d_logits = subtract_at_label(d_logits, rows.labels, g_nll, in_place=out is not None, xp=xp)
     if g_dot is not None:
-        g_dot = xp.expand_dims(g_dot, axis=-1)
-        d_logits = d_logits - g_dot * targets
-        if targets_too:
-            d_targets = g_dot * costs(x, targets, log_sum, shift, xp=xp)
-            if rows.class_mask is not None:
-                d_targets = xp.where(rows.class_mask, d_targets, 0.0)
+        d_logits = d_logits - xp.expand_dims(g_dot, axis=-1) * targets
     if slope is not None:
         d_logits = d_logits * slope
     allowed = allowed_of(rows, xp=xp)
     if allowed is not None:
         d_logits = xp.where(allowed, d_logits, 0.0)
-    return xp.astype(d_logits, rows.logits.dtype, copy=False), d_targets
+    return d_logits, d_targets
+
+
+def sum_of(*terms: Array | None) -> Array:
+    """Of those that are not None; None where all are."""
+    given = [term for term in terms if term is not None]
+    return functools.reduce(operator.add, given) if given else None
 
 
 def tangents(
-    rows: Rows, log_sum: Array, shift: Array, t_logits: Array | None, t_targets: Array | None, *, xp: Namespace
+    rows: Rows, total: Array, shift: Array | None, t_logits: Array | None, t_targets: Array | None, *, xp: Namespace
 ) -> tuple[Array | None, Array | None, Array, Array]:
     """Derivative of forward along dx = t_logits and dt = t_targets (None: zero). With u = sum_c p_c dx_c:
 
-    d nll = u - dx_y        d dot = sum_c t_c (u - dx_c) + dt_c (lse - x_c)        d lse = d log_sum = u
+    d nll = u - dx_y        d dot = sum_c t_c (u - dx_c) + dt_c (lse - x_c)        d lse = u        d total = total u
     """
     x, slope = selected_logits(rows, xp=xp)
     if t_logits is None:
-        t_x, u = xp.zeros_like(x), xp.zeros_like(log_sum)
+        t_x, u = xp.zeros_like(x), xp.zeros_like(total)
     else:
         t_x = xp.astype(t_logits, rows.dtype, copy=False)
         allowed = allowed_of(rows, xp=xp)
@@ -181,7 +237,7 @@ def tangents(
             t_x = xp.where(allowed, t_x, 0.0)
         if slope is not None:
             t_x = t_x * slope
-        u = xp.sum(probabilities(x, log_sum, shift, xp=xp) * t_x, axis=-1)
+        u = xp.sum(probabilities(x, total, shift, xp=xp) * t_x, axis=-1)
     t_nll = t_dot = None
     if rows.labels is not None:
         t_nll = u - take_label(t_x, rows.labels, xp=xp)
@@ -190,13 +246,13 @@ def tangents(
         t_dot = xp.sum(targets * (xp.expand_dims(u, axis=-1) - t_x), axis=-1)
         if t_targets is not None:
             t_targets = t_targets if rows.class_mask is None else xp.where(rows.class_mask, t_targets, 0.0)
-            t_dot = t_dot + xp.sum(t_targets * costs(x, targets, log_sum, shift, xp=xp), axis=-1)
-    return t_nll, t_dot, u, u
+            t_dot = t_dot + xp.sum(t_targets * costs(x, targets, total, shift, xp=xp), axis=-1)
+    return t_nll, t_dot, u, total * u
 
 
 def entropy(rows: Rows, *, xp: Namespace) -> Array:
     """sum_c p_c (lse - x_c), where a class of probability 0 adds 0."""
     x, _ = selected_logits(rows, xp=xp)
-    _, log_sum, shift = log_sum_exp(x, xp=xp)
-    p = probabilities(x, log_sum, shift, xp=xp)
-    return long_sum(p * costs(x, p, log_sum, shift, xp=xp), xp=xp)
+    shift, total = shift_and_total(x, xp=xp)
+    p = probabilities(x, total, shift, xp=xp)
+    return long_sum(p * costs(x, p, total, shift, xp=xp), xp=xp)

@@ -6,8 +6,8 @@ import sys
 from collections.abc import Callable
 from typing import Any, Literal
 
-from . import _inputs, _rows
-from ._compat import Array, on_arrays
+from . import _inputs, _rows, _stream
+from ._compat import Array, is_tracer, on_arrays
 from ._entries import Options, entry_losses, stats_of
 from ._inputs import Reduction
 from ._reduce import reduce_entries
@@ -29,13 +29,29 @@ def check_softcap(softcap: Any) -> float | None:
 
 
 def rows_forward_of(inputs: _inputs.Inputs, implementation: str | None) -> Callable[..., _rows.Forward]:
-    """The forward of the rows that runs: under autograd the pair, elsewhere the expression."""
-    name = _inputs.choose_implementation(implementation, inputs.like.library)
-    if name == "analytic" and inputs.like.library == "torch":
+    """The forward of the rows that runs: the pair where it can, elsewhere the expression."""
+    library = inputs.like.library
+    if _inputs.choose_implementation(implementation, library) == "autodiff":
+        return _rows.forward
+    if library == "torch":
         from . import _torch
 
         return _torch.forward
-    return _rows.forward
+    if library == "jax":
+        from . import _jax
+
+        return _jax.forward
+    return _stream.forward
+
+
+def entropy_of_rows(inputs: _inputs.Inputs, rows: _rows.Rows) -> Array:
+    """Through the engine, except where the framework differentiates or traces the expression."""
+    library, plain = inputs.like.library, False
+    if library == "torch":
+        from . import _torch
+
+        plain = is_tracer(rows.logits, library) or _torch.differentiated(rows.logits)
+    return (_rows if plain or library == "jax" else _stream).entropy(rows, xp=inputs.xp)
 
 
 @on_arrays
@@ -252,5 +268,5 @@ def entropy(
     cap = check_softcap(softcap)
     inputs = _inputs.prepare(logits, _inputs.NO_LABELS, mask=mask, class_mask=class_mask, axis=axis)
     rows = _rows.Rows(inputs.logits, None, None, inputs.keep, inputs.class_mask, cap, inputs.dtype)
-    result = _rows.entropy(rows, xp=inputs.xp)
+    result = entropy_of_rows(inputs, rows)
     return result if inputs.keep is None else inputs.xp.where(inputs.keep, result, 0.0)

@@ -1,0 +1,143 @@
+"""The rows' sums for JAX: of kept rows alone where most are not kept, with a derivative made in the same walk.
+
+The terms e_c = exp(x_c - shift) of a row give its total, and their product with a tangent that of the total:
+
+    total = sum_c e_c        d total = sum_c e_c dx_c        d e_c = e_c dx_c
+
+with the shift a constant. Transposed by JAX, the gradient of the logits is the terms times a number a row.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from . import _rows
+from ._compat import Namespace, take_label
+
+# XLA's CPU backend sums up to this many numbers in one vectorized walk, fused with the exponential; longer rows it
+# splits in a way that is eight times slower (512 x 128256, jaxlib 0.10.2). They are folded to at most this length.
+FOLD = 1 << 15
+# With fewer logits than these, the sort and the loop cost more than the rows that they save.
+LEAST_SKIPPED = 1 << 22
+# With a larger share of kept rows, one walk over all of them is faster.
+GREATEST_SHARE = 0.7
+BLOCK_BYTES = 1 << 20
+
+
+def forward(rows: _rows.Rows, *, lse_too: bool, xp: Namespace) -> _rows.Forward:
+    """_rows.forward, where class indices alone are asked for; of all else its expression."""
+    if rows.labels is None or rows.targets is not None or rows.class_mask is not None or rows.softcap is not None:
+        return _rows.forward(rows, lse_too=lse_too, xp=xp)
+    x = rows.logits.astype(rows.dtype)
+    total, shift = sums(x, rows.keep)
+    label_logits = take_label(x, rows.labels, xp=xp)
+    if rows.keep is not None:
+        label_logits = jnp.where(rows.keep, label_logits, 0.0)
+    nll = _rows.label_costs(total, label_logits, shift, xp=xp)
+    lse = _rows.log_sum_exp(total, shift, xp=xp) if lse_too else None
+    return _rows.Forward(nll, None, lse, total, shift)
+
+
+@jax.custom_jvp
+def sums(x: Any, keep: Any) -> tuple[Any, Any]:
+    """Total and shift of each row; 1 and 0 where not kept."""
+    plain = lambda: selected(total_and_shift(x), keep)  # noqa: E731
+    return chosen(plain, lambda: walked(x, keep, terms_too=False)[1:], x, keep)
+
+
+@sums.defjvp
+def _(primals: Any, tangents: Any) -> Any:
+    e, total, shift = terms(*primals)
+    return (total, shift), (jnp.sum(e * tangents[0], axis=-1), jnp.zeros_like(shift))
+
+
+@jax.custom_jvp
+def terms(x: Any, keep: Any) -> tuple[Any, Any, Any]:
+    """The terms, 0 where not kept, with their total and shift."""
+
+    def plain() -> tuple[Any, Any, Any]:
+        shift = finite_max(x)
+        if keep is not None:
+            shift = jnp.where(keep, shift, 0.0)
+        e = jnp.exp(x - shift[..., None])
+        e = e if keep is None else jnp.where(keep[..., None], e, 0.0)
+        return e, *selected((jnp.sum(e, axis=-1), shift), keep)
+
+    return chosen(plain, lambda: walked(x, keep, terms_too=True), x, keep)
+
+
+@terms.defjvp
+def _(primals: Any, tangents: Any) -> Any:
+    e, total, shift = terms(*primals)
+    # A tangent may hold NaN where nothing is kept.
+    t = tangents[0] if primals[1] is None else jnp.where(primals[1][..., None], tangents[0], 0.0)
+    return (e, total, shift), (e * t, jnp.sum(e * t, axis=-1), jnp.zeros_like(shift))
+
+
+def chosen(plain: Any, skipping: Any, x: Any, keep: Any) -> Any:
+    """What pays at run time. On several devices the rows may lie on all of them, and a loop would gather them."""
+    count = math.prod(x.shape[:-1])
+    alone = jax.default_backend() == "cpu" and jax.device_count() == 1
+    if keep is None or x.size < LEAST_SKIPPED or count < 2 or not alone:
+        return plain()
+    return lax.cond(jnp.sum(keep) < GREATEST_SHARE * count, skipping, plain)
+
+
+def selected(sums: tuple[Any, Any], keep: Any) -> tuple[Any, Any]:
+    return sums if keep is None else (jnp.where(keep, sums[0], 1.0), jnp.where(keep, sums[1], 0.0))
+
+
+def finite_max(x: Any) -> Any:
+    largest = _rows.LARGEST[x.dtype.name]
+    return jnp.clip(jnp.max(x, axis=-1), -largest, largest)
+
+
+def total_and_shift(x: Any) -> tuple[Any, Any]:
+    """Without an array of the terms."""
+    shift, classes = finite_max(x), x.shape[-1]
+    length = next(n for n in range(min(classes, FOLD), 0, -1) if classes % n == 0)
+    if length < classes // length:
+        # A prime number of classes, say: two levels, of which XLA fuses less.
+        return _rows.total_of(_rows.exponentials(x, shift, xp=jnp), None, xp=jnp), shift
+    if length < classes:
+        # Without the barrier XLA moves the reshape behind the exponential, and no longer fuses that with the sum.
+        x = lax.optimization_barrier(jnp.reshape(x, (*x.shape[:-1], classes // length, length)))
+        return jnp.sum(jnp.sum(jnp.exp(x - shift[..., None, None]), axis=-1), axis=-1), shift
+    return jnp.sum(jnp.exp(x - shift[..., None]), axis=-1), shift
+
+
+def walked(x: Any, keep: Any, *, terms_too: bool) -> tuple[Any, Any, Any]:
+    """Terms (None if not asked for), totals and shifts, in blocks of kept rows: as many as there are at run time."""
+    entries, classes = x.shape[:-1], x.shape[-1]
+    count = math.prod(entries)
+    flat, keep = x.reshape(count, classes), keep.reshape(count)
+    length = max(1, min(count, BLOCK_BYTES // (x.dtype.itemsize * classes)))
+    kept = jnp.sum(keep)
+    # Kept rows first; filled to whole blocks with the row behind the last, which is read clipped and written nowhere.
+    order = jnp.argsort(~keep, stable=True)
+    order = jnp.where(jnp.arange(count) < kept, order, count)
+    order = jnp.concatenate([order, jnp.full((-count % length,), count, order.dtype)])
+
+    def block(state: Any) -> Any:
+        start, e, total, shift = state
+        places = lax.dynamic_slice(order, (start,), (length,))
+        taken = flat.at[places].get(mode="clip")
+        if terms_too:
+            block_shift = finite_max(taken)
+            block_terms = jnp.exp(taken - block_shift[:, None])
+            block_total = jnp.sum(block_terms, axis=-1)
+            e = e.at[places].set(block_terms, mode="drop")
+        else:
+            block_total, block_shift = total_and_shift(taken)
+        total = total.at[places].set(block_total, mode="drop")
+        shift = shift.at[places].set(block_shift, mode="drop")
+        return start + length, e, total, shift
+
+    start = (0, jnp.zeros_like(flat) if terms_too else None, jnp.ones(count, x.dtype), jnp.zeros(count, x.dtype))
+    _, e, total, shift = lax.while_loop(lambda state: state[0] < kept, block, start)
+    return e if e is None else e.reshape(x.shape), total.reshape(entries), shift.reshape(entries)

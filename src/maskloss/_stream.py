@@ -1,0 +1,337 @@
+"""The eager engine: the rows' mathematics on kept rows alone, in blocks that stay in cache, with one workspace.
+
+On a CPU the plain expression spends its time on fresh memory, a page fault per 4 KiB of each temporary. Here nothing of
+the logits' size is made but their gradient; what is not kept is never read.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from . import _rows
+from ._compat import (
+    Array,
+    Namespace,
+    assign,
+    dtype_name,
+    extremes,
+    flattens,
+    lasting_empty,
+    library_of,
+    placement,
+    put_rows,
+    reads_without_sync,
+    take_label,
+    take_rows,
+)
+
+# Of logits in the dtype of the computation, per block. Measured on CPUs with 2 MiB of L2 a core: 0.25 MB is lost to the
+# overhead of the calls, 4 MB to the cache. An accelerator wants few calls; it has not been measured on one.
+BLOCK_BYTES = 1 << 20
+ACCELERATOR_BLOCK_BYTES = 1 << 26
+
+
+# Per dtype, of sum_c exp(x_c) that is used as it is; and of total / exp(x_y - shift) whose logarithm is the loss: both
+# numbers are then normal, and the loss, at most 28, exact to a rounding of itself or of 1.
+TOTALS = {"float32": (1e-25, 1e30), "float64": (1e-290, 1e300)}
+GREATEST_RATIO = 1e12
+
+_held = threading.local()
+
+
+class Table(NamedTuple):
+    """The visited rows of an array (entries..., C)."""
+
+    array: Array  # (rows, C) where a view of that shape exists, else (entries..., C)
+    places: tuple[Array, ...] | None  # of each visited row, per axis; None: all rows, in order
+
+
+class Walk(NamedTuple):
+    library: str
+    on_cpu: bool  # Python may look at the numbers
+    kept: Array | None  # which of the flattened entries are visited; None: all, in order
+    count: int
+    length: int  # rows of a block
+    logits: Table
+    labels: Array | None
+    targets: Table | Array | None  # an array: one row for all
+    keep: Array | None
+    class_mask: Table | None
+    workspace: Array | None
+
+
+def flat(x: Array, *, xp: Namespace) -> Array:
+    return x if x.ndim == 1 else xp.reshape(x, (-1,))
+
+
+def chosen(x: Array | None, kept: Array | None, *, xp: Namespace) -> Array | None:
+    """The visited ones of numbers per entry."""
+    return None if x is None else flat(x, xp=xp) if kept is None else flat(x, xp=xp)[kept]
+
+
+def table_of(x: Array, kept: Array | None, *, xp: Namespace) -> Table:
+    entries = tuple(x.shape[:-1])
+    count = math.prod(entries)
+    if flattens(x):
+        return Table(x if x.ndim == 2 else xp.reshape(x, (count, x.shape[-1])), None if kept is None else (kept,))
+    place = xp.arange(count, **placement(x)) if kept is None else kept
+    places: list[Array] = []
+    for length in reversed(entries):
+        places.insert(0, place % length)
+        place = place // length
+    return Table(x, tuple(places))
+
+
+def block_of(table: Table, start: int, stop: int, out: Array | None) -> Array:
+    if table.places is None:
+        return table.array[start:stop, ...]
+    if len(table.places) == 1:
+        return take_rows(table.array, table.places[0][start:stop], out=out)
+    return table.array[tuple(place[start:stop] for place in table.places)]
+
+
+def workspace_of(
+    length: int, classes: int, rows: _rows.Rows, library: str, on_cpu: bool, *, xp: Namespace
+) -> Array | None:
+    """An array (length, classes) to compute in. Each thread keeps one block: memory fresh in each call is a page fault
+
+    per 4 KiB, half the time of a small loss.
+    """
+    if library == "array_api_strict":
+        return None  # it has no `out`
+    size = length * classes
+    if length == 1 or not on_cpu:
+        return xp.empty((length, classes), dtype=rows.dtype, **placement(rows.logits))
+    held: dict[Any, tuple[Array, Array]] = _held.__dict__.setdefault("blocks", {})
+    block, view = held.get((library, rows.dtype), (None, None))
+    if view is None or tuple(view.shape) != (length, classes):
+        if block is None or block.shape[0] < size:
+            block = lasting_empty(max(size, 1 << 18), rows.dtype, rows.logits)
+        view = block[:size].reshape((length, classes))
+        held[library, rows.dtype] = (block, view)
+    return view
+
+
+def walk_of(rows: _rows.Rows, *, xp: Namespace) -> Walk:
+    logits = rows.logits
+    library = library_of(logits) or ""
+    classes, count = logits.shape[-1], math.prod(logits.shape[:-1])
+    on_cpu = reads_without_sync(logits, library)
+    kept, keep = None, rows.keep
+    # Elsewhere than in NumPy's and torch's memory, how many are kept is known after a sync, or never.
+    if keep is not None and on_cpu and library in ("numpy", "torch"):
+        kept, keep = xp.nonzero(flat(keep, xp=xp))[0], None
+        count = kept.shape[0]
+    row_bytes = classes * (8 if rows.dtype == xp.float64 else 4)
+    length = max(1, min(count, (BLOCK_BYTES if on_cpu else ACCELERATOR_BLOCK_BYTES) // row_bytes))
+    targets = rows.targets
+    if targets is not None and targets.ndim == logits.ndim:
+        targets = table_of(targets, kept, xp=xp)
+    return Walk(
+        library,
+        on_cpu,
+        kept,
+        count,
+        length,
+        table_of(logits, kept, xp=xp),
+        chosen(rows.labels, kept, xp=xp),
+        targets,
+        None if keep is None else flat(keep, xp=xp),
+        None if rows.class_mask is None else table_of(rows.class_mask, kept, xp=xp),
+        workspace_of(length, classes, rows, library, on_cpu, xp=xp),
+    )
+
+
+def block_rows(walk: Walk, rows: _rows.Rows, start: int, stop: int) -> tuple[_rows.Rows, Array | None]:
+    """The rows from start to stop, with logits in the dtype of the computation, and the workspace, which may hold them."""
+    out = None if walk.workspace is None else walk.workspace[: stop - start]
+    same = walk.logits.array.dtype == rows.dtype
+    logits = block_of(walk.logits, start, stop, out if same else None)
+    if not same and out is not None:
+        logits = assign(out, logits)
+    targets = walk.targets
+    block = _rows.Rows(
+        logits,
+        None if walk.labels is None else walk.labels[start:stop],
+        block_of(targets, start, stop, None) if isinstance(targets, Table) else targets,
+        None if walk.keep is None else walk.keep[start:stop],
+        None if walk.class_mask is None else block_of(walk.class_mask, start, stop, None),
+        rows.softcap,
+        rows.dtype,
+    )
+    return block, out
+
+
+def spans(walk: Walk) -> Iterator[tuple[int, int]]:
+    for start in range(0, walk.count, walk.length):
+        yield start, min(start + walk.length, walk.count)
+
+
+def zeros(shape: tuple[int, ...], rows: _rows.Rows, *, xp: Namespace) -> Array:
+    return xp.zeros(shape, dtype=rows.dtype, **placement(rows.logits))
+
+
+def joined(pieces: Sequence[Any], *, xp: Namespace) -> Array | None:
+    return None if pieces[0] is None else pieces[0] if len(pieces) == 1 else xp.concat(pieces)
+
+
+def spread(values: Array | None, walk: Walk, entries: tuple[int, ...], *, xp: Namespace) -> Array | None:
+    """Numbers per visited row as numbers per entry, 0 where not visited."""
+    if values is None:
+        return None
+    if walk.kept is not None:
+        full = xp.zeros((math.prod(entries),), dtype=values.dtype, **placement(values))
+        full[walk.kept] = values
+        values = full
+    return values if len(entries) == 1 else xp.reshape(values, entries)
+
+
+def label_logits(walk: Walk, rows: _rows.Rows, *, xp: Namespace) -> Array:
+    array, places = walk.logits
+    taken = take_label(array, walk.labels, xp=xp) if places is None else array[(*places, walk.labels)]
+    taken = xp.astype(taken, rows.dtype, copy=False)
+    # Selected like the rest of the row: NaN here would reach the derivatives of what multiplies it.
+    taken = taken if walk.keep is None else xp.where(walk.keep, taken, 0.0)
+    return _rows.capped(taken, rows.softcap, xp=xp)[0]
+
+
+def one_block(rows: _rows.Rows) -> str | None:
+    """The library of class indices and of logits that are one small block as they are: no walk is planned for these."""
+    x = rows.logits
+    special = (rows.keep, rows.targets, rows.class_mask, rows.softcap)
+    if any(part is not None for part in special) or rows.labels is None or x.ndim != 2 or 0 in x.shape:
+        return None
+    library = library_of(x)
+    small = x.shape[0] * x.shape[1] * (8 if dtype_name(x) == "float64" else 4) <= BLOCK_BYTES
+    return library if small and library in ("numpy", "torch") and reads_without_sync(x, library) else None
+
+
+def unshifted(x: Array, library: str, *, xp: Namespace, out: Array | None) -> _rows.Sums | None:
+    """The sums with a shift of 0, which needs no walk for the maximum; None where exp(x_c) may have left its range.
+
+    Below the least total, what underflows is more than a rounding of it, for up to 2**20 classes.
+    """
+    total = _rows.total_of(_rows.exponentials(x, None, xp=xp, out=out), out, xp=xp)
+    low, high = extremes(total, library)
+    least, greatest = TOTALS[dtype_name(total)]
+    return _rows.Sums(None, total, None) if least <= low and high <= greatest else None
+
+
+def label_costs(library: str, total: Array, label_logits: Array, shift: Array | None, *, xp: Namespace) -> Array:
+    """lse - x_y = log(total / exp(x_y - shift)), which a small loss needs: log(total) rounds at the size of x_y."""
+    relative = label_logits if shift is None else label_logits - shift
+    # total holds exp(x_y - shift), but rounded otherwise: without the clip a loss of 0 could be negative.
+    ratio = total / xp.exp(relative)
+    ratio = xp.clip(ratio, 1.0, None) if library == "array_api_strict" else ratio.clip(1.0, None)
+    if float(xp.max(ratio) if library == "array_api_strict" else ratio.max()) <= GREATEST_RATIO:
+        return xp.log(ratio)
+    return _rows.label_costs(total, label_logits, xp.zeros_like(total) if shift is None else shift, xp=xp)
+
+
+def forward(rows: _rows.Rows, *, lse_too: bool, xp: Namespace) -> _rows.Forward:
+    """_rows.forward; where not kept, numbers that mean nothing."""
+    library = one_block(rows)
+    if library is not None:
+        x, out = rows.logits, workspace_of(*rows.logits.shape, rows, library, True, xp=xp)
+        sums = unshifted(x if x.dtype == rows.dtype else assign(out, x), library, xp=xp, out=out)
+        if sums is not None:
+            taken = take_label(x, rows.labels, xp=xp)
+            taken = taken if taken.dtype == rows.dtype else xp.astype(taken, rows.dtype)
+            nll = label_costs(library, sums.total, taken, None, xp=xp)
+            return _rows.Forward(nll, None, xp.log(sums.total) if lse_too else None, sums.total, None)
+    entries = tuple(rows.logits.shape[:-1])
+    walk = walk_of(rows, xp=xp)
+    pieces: list[_rows.Sums] = []
+    shifts = rows.targets is not None or not walk.on_cpu
+    for start, stop in spans(walk):
+        block, out = block_rows(walk, rows, start, stop)
+        sums = None
+        if not shifts:
+            sums = unshifted(_rows.selected_logits(block, xp=xp)[0], walk.library, xp=xp, out=out)
+        if sums is None:
+            if not shifts:
+                # Logits out of range seldom come alone. The workspace, overwritten, may have held this block's.
+                shifts = True
+                block, out = block_rows(walk, rows, start, stop)
+            sums = _rows.sums(_rows.selected_logits(block, xp=xp)[0], block, xp=xp, out=out)
+        pieces.append(sums)
+    if not pieces:
+        parts = (rows.labels, rows.targets, rows.logits if lse_too else None, rows.logits, None)
+        return _rows.Forward(*(None if part is None else zeros(entries, rows, xp=xp) for part in parts))
+    if len(pieces) > 1 and shifts:
+        pieces = [p if p.shift is not None else p._replace(shift=xp.zeros_like(p.total)) for p in pieces]
+    shift, total, dot = (joined(parts, xp=xp) for parts in zip(*pieces, strict=True))
+    nll = lse = None
+    if walk.labels is not None:
+        taken = label_logits(walk, rows, xp=xp)
+        if walk.on_cpu:
+            nll = label_costs(walk.library, total, taken, shift, xp=xp)
+        else:
+            nll = _rows.label_costs(total, taken, shift, xp=xp)
+    if lse_too:
+        lse = xp.log(total) if shift is None else _rows.log_sum_exp(total, shift, xp=xp)
+    return _rows.Forward(*(spread(part, walk, entries, xp=xp) for part in (nll, dot, lse, total, shift)))
+
+
+def backward(
+    rows: _rows.Rows,
+    total: Array,
+    shift: Array | None,
+    g_nll: Array | None,
+    g_dot: Array | None,
+    g_lse: Array | None,
+    *,
+    targets_too: bool,
+    xp: Namespace,
+) -> tuple[Array, Array | None]:
+    """_rows.backward, in the dtype of the logits; the gradient of the targets in their shape."""
+    logits, targets = rows.logits, rows.targets
+    if shift is None and g_dot is None and one_block(rows) and logits.dtype == rows.dtype:
+        out = xp.empty(logits.shape, dtype=logits.dtype, **placement(logits))
+        return _rows.backward(rows, total, None, g_nll, None, g_lse, targets_too=False, xp=xp, out=out)
+    walk = walk_of(rows, xp=xp)
+    make: Callable[..., Array] = xp.empty if walk.kept is None else xp.zeros
+    entries = (math.prod(logits.shape[:-1]), logits.shape[-1])
+    d_logits = make(entries, dtype=logits.dtype, **placement(logits))
+    d_targets = None
+    if targets_too:
+        shape = entries if isinstance(walk.targets, Table) else targets.shape
+        d_targets = xp.zeros(shape, dtype=targets.dtype, **placement(logits))
+    per_row = [chosen(x, walk.kept, xp=xp) for x in (total, shift, g_nll, g_dot, g_lse)]
+    in_place = walk.kept is None and walk.workspace is not None and logits.dtype == rows.dtype
+    for start, stop in spans(walk):
+        block, out = block_rows(walk, rows, start, stop)
+        if in_place:
+            out = d_logits[start:stop]
+        d_block, d_targets_block = _rows.backward(
+            block, *(None if x is None else x[start:stop] for x in per_row), targets_too=targets_too, xp=xp, out=out
+        )
+        if not in_place or d_block is not out:
+            store(d_logits, walk.kept, start, stop, d_block)
+        if d_targets is not None:
+            if isinstance(walk.targets, Table):
+                store(d_targets, walk.kept, start, stop, d_targets_block)
+            else:
+                d_targets = d_targets + xp.reshape(xp.sum(d_targets_block, axis=0), targets.shape)
+    d_targets = None if d_targets is None else xp.reshape(d_targets, targets.shape)
+    return xp.reshape(d_logits, logits.shape), d_targets
+
+
+def store(array: Array, kept: Array | None, start: int, stop: int, block: Array) -> None:
+    if kept is None:
+        array[start:stop, ...] = block
+    else:
+        put_rows(array, kept[start:stop], block)
+
+
+def entropy(rows: _rows.Rows, *, xp: Namespace) -> Array:
+    """_rows.entropy; 0 where not visited."""
+    entries = tuple(rows.logits.shape[:-1])
+    walk = walk_of(rows, xp=xp)
+    pieces = [_rows.entropy(block_rows(walk, rows, start, stop)[0], xp=xp) for start, stop in spans(walk)]
+    if not pieces:
+        return zeros(entries, rows, xp=xp)
+    return spread(joined(pieces, xp=xp), walk, entries, xp=xp)
