@@ -27,6 +27,7 @@ LEAST_SKIPPED = 1 << 22
 # With a larger share of kept rows, one walk over all of them is faster.
 GREATEST_SHARE = 0.7
 BLOCK_BYTES = 1 << 20
+LEAST_UNSHIFTED = 1 << 16
 
 
 def forward(rows: _rows.Rows, *, lse_too: bool, xp: Namespace) -> _rows.Forward:
@@ -38,16 +39,26 @@ def forward(rows: _rows.Rows, *, lse_too: bool, xp: Namespace) -> _rows.Forward:
     label_logits = take_label(x, rows.labels, xp=xp)
     if rows.keep is not None:
         label_logits = jnp.where(rows.keep, label_logits, 0.0)
-    nll = _rows.label_costs(total, label_logits, shift, xp=xp)
+    nll = label_costs(total, label_logits, shift)
     lse = _rows.log_sum_exp(total, shift, xp=xp) if lse_too else None
     return _rows.Forward(nll, None, lse, total, shift)
+
+
+def label_costs(total: Any, label_logits: Any, shift: Any) -> Any:
+    """lse - x_y = log(total / exp(x_y - shift)), or log(total) - (x_y - shift) where that quotient is out of range."""
+    relative = label_logits - shift
+    near = total <= _rows.GREATEST_RATIO * jnp.exp(relative)
+    # Replaced before the division: the derivative of what is not selected would be 0 * inf.
+    ratio = jnp.where(near, total, 1.0) / jnp.exp(jnp.where(near, relative, 0.0))
+    # total holds exp(x_y - shift), but rounded otherwise: without this a loss of 0 could be negative.
+    ratio = ratio + lax.stop_gradient(jnp.maximum(ratio, 1.0) - ratio)
+    return jnp.where(near, jnp.log(ratio), _rows.label_costs(total, label_logits, shift, xp=jnp))
 
 
 @jax.custom_jvp
 def sums(x: Any, keep: Any) -> tuple[Any, Any]:
     """Total and shift of each row; 1 and 0 where not kept."""
-    plain = lambda: selected(total_and_shift(x), keep)  # noqa: E731
-    return chosen(plain, lambda: walked(x, keep, terms_too=False)[1:], x, keep)
+    return chosen(x, keep, lambda: total_and_shift(x, keep), lambda: walked(x, keep, terms_too=False)[1:])
 
 
 @sums.defjvp
@@ -61,14 +72,11 @@ def terms(x: Any, keep: Any) -> tuple[Any, Any, Any]:
     """The terms, 0 where not kept, with their total and shift."""
 
     def plain() -> tuple[Any, Any, Any]:
-        shift = finite_max(x)
-        if keep is not None:
-            shift = jnp.where(keep, shift, 0.0)
+        total, shift = total_and_shift(x, keep)
         e = jnp.exp(x - shift[..., None])
-        e = e if keep is None else jnp.where(keep[..., None], e, 0.0)
-        return e, *selected((jnp.sum(e, axis=-1), shift), keep)
+        return e if keep is None else jnp.where(keep[..., None], e, 0.0), total, shift
 
-    return chosen(plain, lambda: walked(x, keep, terms_too=True), x, keep)
+    return chosen(x, keep, plain, lambda: walked(x, keep, terms_too=True))
 
 
 @terms.defjvp
@@ -79,36 +87,70 @@ def _(primals: Any, tangents: Any) -> Any:
     return (e, total, shift), (e * t, jnp.sum(e * t, axis=-1), jnp.zeros_like(shift))
 
 
-def chosen(plain: Any, skipping: Any, x: Any, keep: Any) -> Any:
-    """What pays at run time. On several devices the rows may lie on all of them, and a loop would gather them."""
+def on_one_cpu() -> bool:
+    """Where a choice at run time costs nothing. On several devices the rows may lie on all of them; a loop over rows would
+
+    gather them.
+    """
+    return jax.default_backend() == "cpu" and jax.device_count() == 1
+
+
+def chosen(x: Any, keep: Any, plain: Any, skipping: Any) -> Any:
+    """What pays, which is known at run time."""
     count = math.prod(x.shape[:-1])
-    alone = jax.default_backend() == "cpu" and jax.device_count() == 1
-    if keep is None or x.size < LEAST_SKIPPED or count < 2 or not alone:
+    if keep is None or x.size < LEAST_SKIPPED or count < 2 or not on_one_cpu():
         return plain()
     return lax.cond(jnp.sum(keep) < GREATEST_SHARE * count, skipping, plain)
 
 
-def selected(sums: tuple[Any, Any], keep: Any) -> tuple[Any, Any]:
-    return sums if keep is None else (jnp.where(keep, sums[0], 1.0), jnp.where(keep, sums[1], 0.0))
+def total_and_shift(x: Any, keep: Any) -> tuple[Any, Any]:
+    """Without an array of the terms. As in the engine, the shift is 0 where the totals are then in range."""
+    if on_one_cpu() and x.size >= LEAST_UNSHIFTED:
+        low, high = _rows.TOTALS[x.dtype.name]
+        total = folded_total(x)
+        in_range = (low <= total) & (total <= high)
+        in_range = jnp.all(in_range if keep is None else in_range | ~keep)
+        total, shift = lax.cond(in_range, lambda: (total, jnp.zeros_like(total)), lambda: shifted(x))
+    else:
+        total, shift = shifted(x)
+    return (total, shift) if keep is None else (jnp.where(keep, total, 1.0), jnp.where(keep, shift, 0.0))
+
+
+def fold_of(classes: int) -> int:
+    """Into how many parts of at most FOLD a row is folded. 1: none, as for a prime number of classes."""
+    length = next(n for n in range(min(classes, FOLD), 0, -1) if classes % n == 0)
+    return 1 if length < classes // length else classes // length
+
+
+def folded(x: Any, parts: int) -> Any:
+    """(rows * parts, classes / parts)."""
+    if parts == 1:
+        return x
+    # Without the barrier XLA moves the reshape behind the exponential, and no longer fuses that with the sum.
+    return lax.optimization_barrier(jnp.reshape(x, (-1, x.shape[-1] // parts)))
+
+
+def folded_total(x: Any) -> Any:
+    parts = fold_of(x.shape[-1])
+    total = jnp.sum(jnp.exp(folded(x, parts)), axis=-1)
+    return total if parts == 1 else jnp.sum(total.reshape(*x.shape[:-1], parts), axis=-1)
+
+
+def shifted(x: Any) -> tuple[Any, Any]:
+    parts = fold_of(x.shape[-1])
+    parted = folded(x, parts)
+    shift = finite_max(parted)
+    total = jnp.sum(jnp.exp(parted - shift[..., None]), axis=-1)
+    if parts == 1:
+        return total, shift
+    totals, shifts = (part.reshape(*x.shape[:-1], parts) for part in (total, shift))
+    shift = jnp.max(shifts, axis=-1)
+    return jnp.sum(totals * jnp.exp(shifts - shift[..., None]), axis=-1), shift
 
 
 def finite_max(x: Any) -> Any:
     largest = _rows.LARGEST[x.dtype.name]
     return jnp.clip(jnp.max(x, axis=-1), -largest, largest)
-
-
-def total_and_shift(x: Any) -> tuple[Any, Any]:
-    """Without an array of the terms."""
-    shift, classes = finite_max(x), x.shape[-1]
-    length = next(n for n in range(min(classes, FOLD), 0, -1) if classes % n == 0)
-    if length < classes // length:
-        # A prime number of classes, say: two levels, of which XLA fuses less.
-        return _rows.total_of(_rows.exponentials(x, shift, xp=jnp), None, xp=jnp), shift
-    if length < classes:
-        # Without the barrier XLA moves the reshape behind the exponential, and no longer fuses that with the sum.
-        x = lax.optimization_barrier(jnp.reshape(x, (*x.shape[:-1], classes // length, length)))
-        return jnp.sum(jnp.sum(jnp.exp(x - shift[..., None, None]), axis=-1), axis=-1), shift
-    return jnp.sum(jnp.exp(x - shift[..., None]), axis=-1), shift
 
 
 def walked(x: Any, keep: Any, *, terms_too: bool) -> tuple[Any, Any, Any]:
@@ -133,7 +175,7 @@ def walked(x: Any, keep: Any, *, terms_too: bool) -> tuple[Any, Any, Any]:
             block_total = jnp.sum(block_terms, axis=-1)
             e = e.at[places].set(block_terms, mode="drop")
         else:
-            block_total, block_shift = total_and_shift(taken)
+            block_total, block_shift = shifted(taken)
         total = total.at[places].set(block_total, mode="drop")
         shift = shift.at[places].set(block_shift, mode="drop")
         return start + length, e, total, shift

@@ -32,6 +32,12 @@ from ._compat import Array, Namespace, dtype_name, stop_gradient, subtract_at_la
 # one rounding per term, which at 2**20 classes is more than the last places of lse can hide.
 _SUM_BLOCK = 1024
 
+# Per dtype, of sum_c exp(x_c) that serves as it is, with a shift of 0: below the least, what underflows could be more than
+# a rounding of it, for 2**20 classes; above the greatest, a number divided by it could be subnormal.
+TOTALS = {"float32": (1e-25, 1e30), "float64": (1e-290, 1e300)}
+# Of total / exp(x_y - shift) whose logarithm is the loss, exact to a rounding of itself or of 1: both are normal then.
+GREATEST_RATIO = 1e12
+
 LARGEST = {"float32": 3.4028234663852886e38, "float64": 1.7976931348623157e308}
 
 

@@ -34,11 +34,6 @@ BLOCK_BYTES = 1 << 20
 ACCELERATOR_BLOCK_BYTES = 1 << 26
 
 
-# Per dtype, of sum_c exp(x_c) that is used as it is; and of total / exp(x_y - shift) whose logarithm is the loss: both
-# numbers are then normal, and the loss, at most 28, exact to a rounding of itself or of 1.
-TOTALS = {"float32": (1e-25, 1e30), "float64": (1e-290, 1e300)}
-GREATEST_RATIO = 1e12
-
 _held = threading.local()
 
 
@@ -216,7 +211,7 @@ def unshifted(x: Array, library: str, *, xp: Namespace, out: Array | None) -> _r
     """
     total = _rows.total_of(_rows.exponentials(x, None, xp=xp, out=out), out, xp=xp)
     low, high = extremes(total, library)
-    least, greatest = TOTALS[dtype_name(total)]
+    least, greatest = _rows.TOTALS[dtype_name(total)]
     return _rows.Sums(None, total, None) if least <= low and high <= greatest else None
 
 
@@ -226,7 +221,7 @@ def label_costs(library: str, total: Array, label_logits: Array, shift: Array | 
     # total holds exp(x_y - shift), but rounded otherwise: without the clip a loss of 0 could be negative.
     ratio = total / xp.exp(relative)
     ratio = xp.clip(ratio, 1.0, None) if library == "array_api_strict" else ratio.clip(1.0, None)
-    if float(xp.max(ratio) if library == "array_api_strict" else ratio.max()) <= GREATEST_RATIO:
+    if float(xp.max(ratio) if library == "array_api_strict" else ratio.max()) <= _rows.GREATEST_RATIO:
         return xp.log(ratio)
     return _rows.label_costs(total, label_logits, xp.zeros_like(total) if shift is None else shift, xp=xp)
 
