@@ -103,16 +103,6 @@ def extremes(x: Array, library: str) -> tuple[Any, Any]:
     return x.min().item(), x.max().item()
 
 
-def plain_library(x: Any) -> str | None:
-    """The library of a dense array, and no subclass, whose values Python may look at; None for any other."""
-    kind = type(x)
-    numpy, torch = sys.modules.get("numpy"), sys.modules.get("torch")
-    if torch is not None and (kind is torch.Tensor or kind is torch.nn.Parameter):
-        # A sparse tensor on the CPU and a transformed one are not plain either.
-        return "torch" if x.is_cpu and x.layout is torch.strided and not is_tracer(x, "torch") else None
-    return "numpy" if numpy is not None and kind is numpy.ndarray else None
-
-
 def index_dtype(library: str, xp: Namespace) -> Any:
     """The dtype of indices: int64, but JAX without x64 truncates int64 to int32 (with 2**40 becoming 0 silently)."""
     return xp.__array_namespace_info__().default_dtypes()["indexing"] if library == "jax" else xp.int64

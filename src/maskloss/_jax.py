@@ -47,7 +47,7 @@ def forward(rows: _rows.Rows, *, lse_too: bool, xp: Namespace) -> _rows.Forward:
 def label_costs(total: Any, label_logits: Any, shift: Any) -> Any:
     """lse - x_y = log(total / exp(x_y - shift)), or log(total) - (x_y - shift) where that quotient is out of range."""
     relative = label_logits - shift
-    near = total <= _rows.GREATEST_RATIO * jnp.exp(relative)
+    near = (total > 0) & (total <= _rows.GREATEST_RATIO * jnp.exp(relative))
     # Replaced before the division: the derivative of what is not selected would be 0 * inf.
     ratio = jnp.where(near, total, 1.0) / jnp.exp(jnp.where(near, relative, 0.0))
     # total holds exp(x_y - shift), but rounded otherwise: without this a loss of 0 could be negative.

@@ -88,25 +88,20 @@ def block_of(table: Table, start: int, stop: int, out: Array | None) -> Array:
     return table.array[tuple(place[start:stop] for place in table.places)]
 
 
-def workspace_of(
-    length: int, classes: int, rows: _rows.Rows, library: str, on_cpu: bool, *, xp: Namespace
-) -> Array | None:
-    """An array (length, classes) to compute in. Each thread keeps one block: memory fresh in each call is a page fault
+def workspace_of(length: int, classes: int, dtype: Any, library: str, like: Array) -> Array:
+    """An array (length, classes) to compute in, in the memory of `like`.
 
-    per 4 KiB, half the time of a small loss.
+    Each thread keeps one block: memory that is fresh in each call costs a page fault per 4 KiB, half of a small loss.
     """
-    if library == "array_api_strict":
-        return None  # it has no `out`
     size = length * classes
-    if length == 1 or not on_cpu:
-        return xp.empty((length, classes), dtype=rows.dtype, **placement(rows.logits))
     held: dict[Any, tuple[Array, Array]] = _held.__dict__.setdefault("blocks", {})
-    block, view = held.get((library, rows.dtype), (None, None))
-    if view is None or tuple(view.shape) != (length, classes):
+    block, view = held.get((library, dtype), (None, None))
+    if view is None or view.shape != (length, classes):
         if block is None or block.shape[0] < size:
-            block = lasting_empty(max(size, 1 << 18), rows.dtype, rows.logits)
+            block = lasting_empty(size, dtype, like)
         view = block[:size].reshape((length, classes))
-        held[library, rows.dtype] = (block, view)
+        if length > 1:  # a longer row is not kept
+            held[library, dtype] = (block, view)
     return view
 
 
@@ -125,6 +120,11 @@ def walk_of(rows: _rows.Rows, *, xp: Namespace) -> Walk:
     targets = rows.targets
     if targets is not None and targets.ndim == logits.ndim:
         targets = table_of(targets, kept, xp=xp)
+    workspace = None  # array-api-strict has no `out`
+    if on_cpu and library != "array_api_strict":
+        workspace = workspace_of(length, classes, rows.dtype, library, logits)
+    elif library != "array_api_strict":
+        workspace = xp.empty((length, classes), dtype=rows.dtype, **placement(logits))
     return Walk(
         library,
         on_cpu,
@@ -136,7 +136,7 @@ def walk_of(rows: _rows.Rows, *, xp: Namespace) -> Walk:
         targets,
         None if keep is None else flat(keep, xp=xp),
         None if rows.class_mask is None else table_of(rows.class_mask, kept, xp=xp),
-        workspace_of(length, classes, rows, library, on_cpu, xp=xp),
+        workspace,
     )
 
 
@@ -193,15 +193,10 @@ def label_logits(walk: Walk, rows: _rows.Rows, *, xp: Namespace) -> Array:
     return _rows.capped(taken, rows.softcap, xp=xp)[0]
 
 
-def one_block(rows: _rows.Rows) -> str | None:
-    """The library of class indices and of logits that are one small block as they are: no walk is planned for these."""
-    x = rows.logits
-    special = (rows.keep, rows.targets, rows.class_mask, rows.softcap)
-    if any(part is not None for part in special) or rows.labels is None or x.ndim != 2 or 0 in x.shape:
-        return None
-    library = library_of(x)
-    small = x.shape[0] * x.shape[1] * (8 if dtype_name(x) == "float64" else 4) <= BLOCK_BYTES
-    return library if small and library in ("numpy", "torch") and reads_without_sync(x, library) else None
+def in_range(total: Array, library: str) -> bool:
+    low, high = extremes(total, library)
+    least, greatest = _rows.TOTALS[dtype_name(total)]
+    return least <= low and high <= greatest
 
 
 def unshifted(x: Array, library: str, *, xp: Namespace, out: Array | None) -> _rows.Sums | None:
@@ -210,9 +205,7 @@ def unshifted(x: Array, library: str, *, xp: Namespace, out: Array | None) -> _r
     Below the least total, what underflows is more than a rounding of it, for up to 2**20 classes.
     """
     total = _rows.total_of(_rows.exponentials(x, None, xp=xp, out=out), out, xp=xp)
-    low, high = extremes(total, library)
-    least, greatest = _rows.TOTALS[dtype_name(total)]
-    return _rows.Sums(None, total, None) if least <= low and high <= greatest else None
+    return _rows.Sums(None, total, None) if in_range(total, library) else None
 
 
 def label_costs(library: str, total: Array, label_logits: Array, shift: Array | None, *, xp: Namespace) -> Array:
@@ -228,15 +221,6 @@ def label_costs(library: str, total: Array, label_logits: Array, shift: Array | 
 
 def forward(rows: _rows.Rows, *, lse_too: bool, xp: Namespace) -> _rows.Forward:
     """_rows.forward; where not kept, numbers that mean nothing."""
-    library = one_block(rows)
-    if library is not None:
-        x, out = rows.logits, workspace_of(*rows.logits.shape, rows, library, True, xp=xp)
-        sums = unshifted(x if x.dtype == rows.dtype else assign(out, x), library, xp=xp, out=out)
-        if sums is not None:
-            taken = take_label(x, rows.labels, xp=xp)
-            taken = taken if taken.dtype == rows.dtype else xp.astype(taken, rows.dtype)
-            nll = label_costs(library, sums.total, taken, None, xp=xp)
-            return _rows.Forward(nll, None, xp.log(sums.total) if lse_too else None, sums.total, None)
     entries = tuple(rows.logits.shape[:-1])
     walk = walk_of(rows, xp=xp)
     pieces: list[_rows.Sums] = []
@@ -284,9 +268,6 @@ def backward(
 ) -> tuple[Array, Array | None]:
     """_rows.backward, in the dtype of the logits; the gradient of the targets in their shape."""
     logits, targets = rows.logits, rows.targets
-    if shift is None and g_dot is None and one_block(rows) and logits.dtype == rows.dtype:
-        out = xp.empty(logits.shape, dtype=logits.dtype, **placement(logits))
-        return _rows.backward(rows, total, None, g_nll, None, g_lse, targets_too=False, xp=xp, out=out)
     walk = walk_of(rows, xp=xp)
     make: Callable[..., Array] = xp.empty if walk.kept is None else xp.zeros
     entries = (math.prod(logits.shape[:-1]), logits.shape[-1])

@@ -44,6 +44,16 @@ def rows_forward_of(inputs: _inputs.Inputs, implementation: str | None) -> Calla
     return _stream.forward
 
 
+def small_loss(logits: Any, labels: Any, mask: Any, reduction: str) -> Any:
+    """The commonest call with little to compute, where PyTorch is: its answer, or None."""
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(logits, torch.Tensor) or torch.compiler.is_compiling():
+        return None
+    from . import _torch
+
+    return _torch.small_loss(logits, labels, mask, reduction)
+
+
 def entropy_of_rows(inputs: _inputs.Inputs, rows: _rows.Rows) -> Array:
     """Through the engine, except where the framework differentiates or traces the expression."""
     library, plain = inputs.like.library, False
@@ -159,6 +169,12 @@ def cross_entropy(
     >>> print(round(float(loss), 4))
     0.7261
     """
+    plain = weights is class_weights is class_mask is ignore_index is softcap is denominator is implementation is None
+    plain = plain and type(label_smoothing) is type(z_loss) is float and not (label_smoothing or z_loss or with_stats)
+    if plain and axis == -1 and type(validate) is type(reduction) is str and validate == "auto":
+        loss = small_loss(logits, labels, mask, reduction)
+        if loss is not None:
+            return loss
     _inputs.check_reduction(reduction, denominator)
     _inputs.check_choice("with_stats", with_stats, (True, False))
     options = check_options(label_smoothing, z_loss, softcap)
