@@ -64,7 +64,7 @@ MISSING = {
 
 IMPLEMENTATIONS = {
     "analytic": Implementation(
-        "the analytic forward and backward pair, on kept rows; torch keeps two numbers a row between them, JAX the terms",
+        "the analytic forward and backward pair, on kept rows; keeps two numbers a row (JAX: the exponentials)",
         {"torch compiled": "torch.compile takes no autograd.Function with a jvp; it fuses the expression itself"},
     ),
     "autodiff": Implementation("one array-API expression, differentiated by the framework", {}),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
+import mmap
 import sys
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
@@ -13,6 +15,8 @@ from array_api_compat import array_namespace, is_cupy_array, is_jax_array, is_nu
 Array = Any
 Namespace = Any
 F = TypeVar("F", bound=Callable[..., Any])
+
+SPARSE_BYTES = 1 << 22
 
 INTEGERS = frozenset(("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"))
 HALVES = frozenset(("float16", "bfloat16"))
@@ -165,6 +169,19 @@ def put_rows(x: Array, places: Array, rows: Array) -> None:
         x.index_copy_(0, places, rows.to(x.dtype))
     else:
         x[places] = rows
+
+
+def sparse_zeros(shape: tuple[int, int], dtype: Any, like: Array, *, xp: Namespace) -> Array:
+    """Zeros of which few will be written to: where the kernel can keep the others, it does.
+
+    NumPy's zeros are such (calloc); torch writes each of its own, which for a gradient takes longer than all its rest.
+    """
+    if library_of(like) == "torch" and like.device.type == "cpu" and hasattr(mmap, "MAP_ANONYMOUS"):
+        size = math.prod(shape) * dtype.itemsize
+        if size >= SPARSE_BYTES:
+            memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            return sys.modules["torch"].frombuffer(memory, dtype=dtype).reshape(shape)
+    return xp.zeros(shape, dtype=dtype, **placement(like))
 
 
 def lasting_empty(size: int, dtype: Any, like: Array) -> Array:

@@ -12,13 +12,21 @@ targets w_c: no array of the logits' size is made for the target. For distributi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 from . import _rows, _stream
 from ._compat import Array, class_indices, placement, take_label
 from ._inputs import Inputs
-from ._reduce import Entries, as_array, count_kept, reduction_derivatives, sum_all, total_and_divisor, weighted_losses
+from ._reduce import (
+    Derivatives,
+    Entries,
+    as_array,
+    count_kept,
+    reduction_derivatives,
+    sum_all,
+    total_and_divisor,
+    weighted_losses,
+)
 from .stats import LossStats
 
 
@@ -93,12 +101,8 @@ def z_term(out: _rows.Forward, options: Options, inputs: Inputs) -> Array:
     return xp.where(infinite, math.inf, options.z_loss * lse * lse)
 
 
-def entry_losses(
-    inputs: Inputs, options: Options, rows_forward: Callable[..., _rows.Forward]
-) -> tuple[Entries, Terms, _rows.Forward]:
+def entries_of(inputs: Inputs, options: Options, terms: Terms, out: _rows.Forward) -> Entries:
     xp = inputs.xp
-    terms = terms_of(inputs, options)
-    out = rows_forward(terms.rows, lse_too=options.z_loss > 0, xp=xp)
     nll = dot = None
     if out.nll is not None:
         nll = out.nll if is_one(terms.alpha) else terms.alpha * weighed_nll(out.nll, terms.alpha, inputs)
@@ -110,7 +114,7 @@ def entry_losses(
         losses = losses * xp.where(inputs.wrong, math.nan, xp.ones_like(losses))
     if inputs.keep is not None:
         losses = xp.where(inputs.keep, losses, 0.0)
-    return Entries(losses, inputs.keep, inputs.weights, terms.masses), terms, out
+    return Entries(losses, inputs.keep, inputs.weights, terms.masses)
 
 
 def stats_of(inputs: Inputs, options: Options, entries: Entries, out: _rows.Forward, reduction: str) -> LossStats:
@@ -150,8 +154,14 @@ def sum_to(x: Array, shape: tuple[int, ...], inputs: Inputs) -> Array:
 
 
 def value_and_gradients(
-    inputs: Inputs, options: Options, reduction: str, denominator: Array | None, wanted: frozenset[str]
-) -> tuple[Array, dict[str, Array], LossStats]:
+    inputs: Inputs,
+    options: Options,
+    reduction: str,
+    denominator: Array | None,
+    wanted: frozenset[str],
+    *,
+    with_stats: bool,
+) -> tuple[Array, dict[str, Array], LossStats | None]:
     """The analytic derivative of the whole loss, for libraries without one. The chain rule over the module's equations:
 
     with g = dL/dloss   dL/dnll = alpha g       dL/ddot = beta g       dL/dlse = 2 z_loss lse g
@@ -159,18 +169,33 @@ def value_and_gradients(
     distributions       dL/dq_c = w_c ((1 - eps) dL/dt_c + dL/dm)       dL/dw_c = (t_c / w_c) dL/dt_c + q_c dL/dm
     """
     xp, eps = inputs.xp, options.label_smoothing
-    entries, terms, out = entry_losses(inputs, options, _stream.forward)
-    value, d = reduction_derivatives(entries, reduction, denominator, xp=xp)
-    g = d.losses
-    if inputs.wrong is not None:
-        g = g * xp.where(inputs.wrong, math.nan, xp.ones_like(g))
-    g_lse = 2.0 * options.z_loss * xp.where(xp.isinf(out.lse), 0.0, out.lse) * g if options.z_loss else None
-    g_nll = None if out.nll is None else g * terms.alpha
-    g_dot = None if out.dot is None else g * terms.beta
+    terms = terms_of(inputs, options)
+
+    def upstream(entries: Entries) -> tuple[Array, Array, Derivatives]:
+        value, d = reduction_derivatives(entries, reduction, denominator, xp=xp)
+        wrong = inputs.wrong
+        return value, d.losses if wrong is None else d.losses * xp.where(wrong, math.nan, xp.ones_like(d.losses)), d
+
+    d_logits = d_targets = out = None
+    if terms.rows.labels is not None and not options.z_loss:
+        # dL/dloss is the same for all losses: the loss is linear in them.
+        losses = xp.zeros(inputs.logits.shape[:-1], dtype=inputs.dtype, **placement(inputs.logits))
+        _, g, _ = upstream(Entries(losses, inputs.keep, inputs.weights, terms.masses))
+        both = _stream.forward_and_backward(terms.rows, g * terms.alpha, xp=xp)
+        out, d_logits = both or (None, None)
+    if out is None:
+        out = _stream.forward(terms.rows, lse_too=options.z_loss > 0, xp=xp)
+    entries = entries_of(inputs, options, terms, out)
+    value, g, d = upstream(entries)
     wants_targets = bool(wanted & {"class_weights", "labels"})
-    d_logits, d_targets = _stream.backward(
-        terms.rows, out.total, out.shift, g_nll, g_dot, g_lse, targets_too=wants_targets and g_dot is not None, xp=xp
-    )
+    if d_logits is None:
+        g_lse = 2.0 * options.z_loss * xp.where(xp.isinf(out.lse), 0.0, out.lse) * g if options.z_loss else None
+        g_nll = None if out.nll is None else g * terms.alpha
+        g_dot = None if out.dot is None else g * terms.beta
+        targets_too = wants_targets and g_dot is not None
+        d_logits, d_targets = _stream.backward(
+            terms.rows, out.total, out.shift, g_nll, g_dot, g_lse, targets_too=targets_too, xp=xp
+        )
     gradients = {"logits": d_logits, "weights": d.weights, "denominator": d.denominator}
     class_weights, q = inputs.class_weights, inputs.distribution
     if wants_targets and q is not None:
@@ -189,4 +214,4 @@ def value_and_gradients(
         if d_targets is not None:
             d_weights = d_weights + sum_to(d_targets, class_weights.shape, inputs)
         gradients["class_weights"] = d_weights
-    return value, gradients, stats_of(inputs, options, entries, out, reduction)
+    return value, gradients, stats_of(inputs, options, entries, out, reduction) if with_stats else None

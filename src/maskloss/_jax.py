@@ -88,7 +88,7 @@ def _(primals: Any, tangents: Any) -> Any:
 
 
 def on_one_cpu() -> bool:
-    """Where a choice at run time costs nothing. On several devices the rows may lie on all of them; a loop over rows would
+    """Where a choice at run time costs nothing. On several devices the rows may lie on all, and a loop over them would
 
     gather them.
     """

@@ -11,12 +11,13 @@ and with p_c = exp(x_c - lse), T = sum_c t_c, and upstream gradients g_nll, g_do
 
 Every loss of the package is a sum of these three with coefficients per row, put together outside.
 
-lse - x_c is computed as log(total) - (x_c - shift) with shift = max_c x_c and total = sum_c exp(x_c - shift): lse itself
-would lose what a common offset of the logits (1e4, say) takes of the mantissa. The shift cancels, so it is a constant to
-any differentiation. p_c is exp(x_c - shift) / total. A shift of None is 0.
+lse - x_c is computed as log(total) - (x_c - shift) with shift = max_c x_c and total = sum_c exp(x_c - shift): lse
+itself would lose what a common offset of the logits (1e4, say) takes of the mantissa. The shift cancels, so it is a
+constant to any differentiation. p_c is exp(x_c - shift) / total. A shift of None is 0.
 
-`out`, where a function takes it, is an array of the block's shape to compute in, which may be the logits themselves; None
-allocates. A block that fits the cache costs no memory traffic so, where each fresh array costs a page fault per 4 KiB.
+`out`, where a function takes it, is an array of the block's shape to compute in, which may be the logits themselves;
+None allocates. A block that fits the cache then costs no memory traffic, where each fresh array costs a page fault per
+4 KiB.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ from ._compat import Array, Namespace, dtype_name, stop_gradient, subtract_at_la
 # one rounding per term, which at 2**20 classes is more than the last places of lse can hide.
 _SUM_BLOCK = 1024
 
-# Per dtype, of sum_c exp(x_c) that serves as it is, with a shift of 0: below the least, what underflows could be more than
-# a rounding of it, for 2**20 classes; above the greatest, a number divided by it could be subnormal.
+# Per dtype, of sum_c exp(x_c) that serves as it is, with a shift of 0: below the least, what underflows could be more
+# than a rounding of it, for 2**20 classes; above the greatest, a number divided by it could be subnormal.
 TOTALS = {"float32": (1e-25, 1e30), "float64": (1e-290, 1e300)}
 # Of total / exp(x_y - shift) whose logarithm is the loss, exact to a rounding of itself or of 1: both are normal then.
 GREATEST_RATIO = 1e12

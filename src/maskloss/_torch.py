@@ -102,11 +102,11 @@ def differentiated(x: Tensor | None) -> bool:
 
 
 class _Small(torch.autograd.Function):
-    """scale sum_i nll_i of a loss computed already, and its gradient."""
+    """The gradient of a sum of nll_i over the kept rows, computed already, times scale."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, loss: Tensor, labels: Tensor, kept: Tensor | None, total: Tensor, scale: float) -> Tensor:  # fmt: skip  # noqa: E501
-        ctx.scale = scale
+    def forward(ctx: Any, *inputs: Any) -> Any:
+        logits, loss, labels, kept, total, ctx.scale = inputs
         ctx.save_for_backward(logits, labels, kept, total)
         return loss
 
@@ -114,72 +114,74 @@ class _Small(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Any) -> Any:
         logits, labels, kept, total = ctx.saved_tensors
         g = gradients[0] * ctx.scale
-        x = small_rows(logits, kept)
+        x = small_rows(logits, kept, total.dtype)
+        at_label = (-g).expand(labels.shape)
         if torch.is_grad_enabled() or is_tracer(g, "torch"):
-            e = x.exp()
-            d_x = (e / e.sum(1, keepdim=True)).scatter_add(1, labels, labels.new_full((), -1, dtype=x.dtype).expand(labels.shape)) * g  # fmt: skip  # noqa: E501
-            if kept is not None:
-                d_x = d_x.new_zeros((logits.numel() // logits.shape[-1], logits.shape[-1])).index_copy(0, kept, d_x)
+            # Differentiated again, or batched: operations that can be, and the total as a function of the logits.
+            d_x = x.softmax(1).mul(g).scatter_add(1, labels, at_label)
         else:
-            d_x = x.exp().mul_(g / total).scatter_add_(1, labels, (-g).expand(labels.shape))
-            if kept is not None:
-                d_x = d_x.new_zeros((logits.numel() // logits.shape[-1], logits.shape[-1])).index_copy_(0, kept, d_x)
+            d_x = x.exp().mul_(g / total).scatter_add_(1, labels, at_label)
+        d_x = d_x.to(logits.dtype)
+        if kept is not None:
+            dense = d_x.new_zeros((logits.numel() // logits.shape[-1], logits.shape[-1]))
+            d_x = dense.index_copy(0, kept, d_x) if d_x.requires_grad else dense.index_copy_(0, kept, d_x)
         return d_x.reshape(logits.shape), *[None] * 5
 
 
-def small_rows(logits: Tensor, kept: Tensor | None) -> Tensor:
+def small_rows(logits: Tensor, kept: Tensor | None, dtype: Any) -> Tensor:
     x = logits if logits.dim() == 2 else logits.reshape(-1, logits.shape[-1])
-    return x if kept is None else x.index_select(0, kept)
+    x = x if kept is None else x.index_select(0, kept)
+    return x if x.dtype is dtype else x.to(dtype)
 
 
-def small_loss(logits: Any, labels: Any, mask: Any, reduction: Any) -> Tensor | None:
+def small_loss(logits: Any, labels: Any, mask: Any, reduction: str) -> Tensor | None:
     """The loss of class indices in range whose kept rows are one block of the engine; None for any other call.
 
     What the engine does, without planning: at 256 x 1000 the plan and the checks one by one take as long as the loss.
     """
-    if not (is_small(logits, labels) and reduction in ("mean", "sum", "mean_over_kept", "mean_over_all")):
+    if reduction not in ("mean", "sum", "mean_over_kept", "mean_over_all") or not is_small(logits, labels, mask):
         return None
-    kept = None
-    with torch.no_grad():
-        if mask is not None:
-            if type(mask) is not torch.Tensor or mask.dtype is not torch.bool or mask.shape != labels.shape or not mask.is_cpu:  # fmt: skip  # noqa: E501
-                return None
-            kept = mask.reshape(-1).nonzero().squeeze(1)
-        count = labels.numel() if kept is None else kept.shape[0]
-        if not 0 < count * logits.shape[-1] * logits.element_size() <= _stream.BLOCK_BYTES:
-            return None
-        x = small_rows(logits, kept)
-        y = labels.reshape(-1)
-        y = (y if kept is None else y.index_select(0, kept)).unsqueeze(1)
-        try:
-            label_logits = x.gather(1, y)
-        except RuntimeError:  # a label out of range: the checks word it
-            return None
-        terms = torch.exp(x, out=_stream.workspace_of(*x.shape, x.dtype, "torch", x))
-        total = terms.sum(1, keepdim=True)
-        ratio = total.div(label_logits.exp_()).clamp_(min=1.0)
-        if not _stream.in_range(total, "torch") or not ratio.max().item() <= _rows.GREATEST_RATIO:
-            return None
-        divisor = {"sum": 1, "mean_over_all": labels.numel()}.get(reduction, count)
-        loss = ratio.log_().sum().div_(divisor)
+    x, y, kept = logits.detach(), labels, None
+    if mask is not None:
+        kept = mask.reshape(-1).nonzero().squeeze(1)
+        y = y.reshape(-1).index_select(0, kept)
+    dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
+    count = y.numel()
+    if not 0 < count * x.shape[-1] * (8 if dtype is torch.float64 else 4) <= _stream.BLOCK_BYTES:
+        return None
+    x, y = small_rows(x, kept, dtype), y.reshape(-1, 1)
+    try:
+        label_logits = x.gather(1, y)
+    except RuntimeError:  # a label out of range: the checks of every other call word it
+        return None
+    total = torch.exp(x, out=_stream.workspace_of(*x.shape, dtype, "torch", x)).sum(1, keepdim=True)
+    at_label = label_logits.exp_()
+    least, greatest = _rows.TOTALS["float64" if dtype is torch.float64 else "float32"]
+    # The total is no less than what it holds of the label.
+    if not (least <= at_label.min().item() and total.max().item() <= greatest):
+        return None
+    divisor = 1 if reduction == "sum" else labels.numel() if reduction == "mean_over_all" else count
+    loss = total.div(at_label).clamp_(min=1.0).log_().sum().div_(divisor)
     if logits.requires_grad and torch.is_grad_enabled():
         function: Any = _Small
         return function.apply(logits, loss, y, kept, total, 1.0 / divisor)
     return loss
 
 
-def is_small(logits: Any, labels: Any) -> bool:
-    """Plain tensors in this memory, float32 or float64, that nothing traces or transforms."""
+def is_small(logits: Any, labels: Any, mask: Any) -> bool:
+    """Plain tensors in this memory, of the commonest dtypes and matching shapes, that nothing traces or transforms."""
     return (
         (type(logits) is torch.Tensor or type(logits) is torch.nn.Parameter)
         and type(labels) is torch.Tensor
         and logits.is_cpu
         and labels.is_cpu
         and labels.dtype is torch.int64
-        and (logits.dtype is torch.float32 or logits.dtype is torch.float64)
+        and logits.dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64)
         and logits.is_contiguous()
-        and logits.shape[:-1] == labels.shape
         and logits.dim() > 0
+        and logits.shape[:-1] == labels.shape
+        and (mask is None or (type(mask) is torch.Tensor and mask.dtype is torch.bool and mask.shape == labels.shape))
+        and (mask is None or mask.is_cpu)
         and not torch._C._are_functorch_transforms_active()
         and not torch._C._functorch.is_legacy_batchedtensor(logits)
         and torch.autograd.forward_ad._current_level < 0

@@ -167,7 +167,9 @@ def _analytic_value_and_grad(
         accepted = f"it cannot run with {LIBRARIES[inputs.like.library]} arrays: {NO_AUTODIFF}"
         fail(ValueError, "implementation", repr(implementation), accepted)
     divisor = None if denominator is None else _inputs.to_denominator(denominator, inputs.dtype, inputs.like)
-    value, gradients, stats = value_and_gradients(inputs, options, reduction, divisor, frozenset(names))
+    value, gradients, stats = value_and_gradients(
+        inputs, options, reduction, divisor, frozenset(names), with_stats=has_aux
+    )
     results: list[Any] = []
     for name in names:
         argument: Any = denominator if name == "denominator" else given[name]

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from . import _inputs, _rows, _stream
 from ._compat import Array, is_tracer, on_arrays
-from ._entries import Options, entry_losses, stats_of
+from ._entries import Options, entries_of, stats_of, terms_of
 from ._inputs import Reduction
 from ._reduce import reduce_entries
 
@@ -191,7 +191,9 @@ def cross_entropy(
     )
     divisor = None if denominator is None else _inputs.to_denominator(denominator, inputs.dtype, inputs.like)
     forward = rows_forward_of(inputs, implementation)
-    entries, _, out = entry_losses(inputs, options, forward)
+    terms = terms_of(inputs, options)
+    out = forward(terms.rows, lse_too=options.z_loss > 0, xp=inputs.xp)
+    entries = entries_of(inputs, options, terms, out)
     loss = reduce_entries(entries, reduction, divisor, xp=inputs.xp)
     if not with_stats:
         return loss
@@ -243,7 +245,8 @@ def label_log_probs(
         logits, labels, mask=mask, class_mask=class_mask, ignore_index=ignore_index, axis=axis, validate=validate
     )
     forward = rows_forward_of(inputs, None)
-    entries, _, _ = entry_losses(inputs, options, forward)
+    terms = terms_of(inputs, options)
+    entries = entries_of(inputs, options, terms, forward(terms.rows, lse_too=False, xp=inputs.xp))
     # 0 - loss, not -loss: what is not kept is 0, not -0.
     return 0.0 - entries.losses
 
