@@ -2,8 +2,8 @@
 
 import os
 
-from workloads import Arrays, is_shown
 from provider import COMPILED, NOTHING_KEPT, Provider
+from workloads import Arrays, is_shown
 
 NAME = "jax"
 PACKAGES = ("jax", "jaxlib", "optax")

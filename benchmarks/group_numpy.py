@@ -1,8 +1,8 @@
 """NumPy's providers: SciPy and scikit-learn, as one writes a masked loss with them."""
 
 import numpy as np
-from workloads import LLAMA, NARROW, SMALL, Arrays, is_shown
 from provider import NOTHING_KEPT, Provider
+from workloads import LLAMA, NARROW, SMALL, Arrays, is_shown
 
 NAME = "numpy"
 PACKAGES = ("numpy", "ml_dtypes", "scipy", "scikit-learn")

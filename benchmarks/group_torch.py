@@ -2,8 +2,8 @@
 
 import os
 
-from workloads import NARROW, SMALL, Arrays, is_shown
 from provider import COMPILED, NOTHING_KEPT, Provider
+from workloads import NARROW, SMALL, Arrays, is_shown
 
 NAME = "torch"
 PACKAGES = ("torch", "keras")

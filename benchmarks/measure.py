@@ -13,10 +13,10 @@ from pathlib import Path
 from statistics import median
 
 from agreement import check
-from workloads import DIRECTIONS, ITEMSIZE, Case, arrays_of, least_bytes, name_of, quick
 from memory import peak_beyond
 from provider import exception_of
 from timing import SHORT, interleaved, middle, overheads, sample
+from workloads import DIRECTIONS, ITEMSIZE, Case, arrays_of, least_bytes, name_of, quick
 
 LARGEST = 2**26  # float32 of the arrays that the bandwidth is measured with: no larger than the logits, nor than this
 

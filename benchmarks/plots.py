@@ -1,9 +1,9 @@
 """The page's plots, from the result of a run."""
 
 import numpy as np
-from workloads import BERT, DIRECTIONS, FRACTIONS, Case, classes_series, name_of, rows_series
 from tables import GROUPS, OURS, PEER, TITLES, fitted, rows_of
 from timing import middle
+from workloads import BERT, DIRECTIONS, FRACTIONS, Case, classes_series, name_of, rows_series
 
 COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown")
 FLOOR = {"color": "gray", "linestyle": ":", "label": "floor"}

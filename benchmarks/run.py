@@ -21,8 +21,8 @@ from pathlib import Path
 from statistics import median
 
 import tables
-from workloads import BERT, DIRECTIONS, Case, cases_of, is_shown, name_of, shown
 from provider import COMPILED
+from workloads import BERT, DIRECTIONS, Case, cases_of, is_shown, name_of, shown
 
 ROOT = Path(__file__).resolve().parents[1]
 GROUPS = ("torch", "jax", "numpy")

@@ -2,8 +2,20 @@
 
 from importlib import import_module
 
-from workloads import BERT, DIRECTIONS, DTYPES, FRACTIONS, OTHERS, SHOWN, SMALL, Case, classes_series, name_of, rows_series
 from timing import line, middle, ratios
+from workloads import (
+    BERT,
+    DIRECTIONS,
+    DTYPES,
+    FRACTIONS,
+    OTHERS,
+    SHOWN,
+    SMALL,
+    Case,
+    classes_series,
+    name_of,
+    rows_series,
+)
 
 GROUPS = ("torch", "jax", "numpy")
 TITLES = {"torch": "PyTorch", "jax": "JAX under jit", "numpy": "NumPy"}

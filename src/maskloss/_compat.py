@@ -23,10 +23,24 @@ HALVES = frozenset(("float16", "bfloat16"))
 FLOATS = HALVES | {"float32", "float64"}
 
 
+_torch = sys.modules.get("torch")
+
+
+def torch_module() -> Any:
+    """torch, or None while nobody has imported it.
+
+    Kept, as torch.compile, where it meets sys.modules, goes through all of it, and fails if an import comes in between.
+    """
+    global _torch
+    if _torch is None:
+        _torch = sys.modules.get("torch")
+    return _torch
+
+
 def library_of(x: object) -> str | None:
     """Name of the array library of `x`, or None where `x` is no array of a library known here."""
     # torch first: array-api-compat's tests are behind lru_cache, and torch.compile warns of it when it traces them.
-    torch = sys.modules.get("torch")
+    torch = torch_module()
     if torch is not None and isinstance(x, torch.Tensor):
         return "torch"
     if is_numpy_array(x):
@@ -55,7 +69,7 @@ def dtype_name(x: Array) -> str:
     """
     dtype = x.dtype
     name = getattr(dtype, "name", None)
-    return name if name.__class__ is str else str(dtype).rpartition(".")[2]
+    return name if isinstance(name, str) else str(dtype).rpartition(".")[2]
 
 
 def placement(x: Array) -> dict[str, Any]:
@@ -76,7 +90,7 @@ def is_tracer(x: Array, library: str) -> bool:
     if library == "jax":
         return isinstance(x, sys.modules["jax"].core.Tracer)
     if library == "torch":
-        torch = sys.modules["torch"]
+        torch = torch_module()
         # A subclass may hold no values (FakeTensor, FunctionalTensor) or hold them elsewhere (DTensor).
         return (
             torch.compiler.is_compiling()
@@ -86,6 +100,24 @@ def is_tracer(x: Array, library: str) -> bool:
             or torch._C._functorch.is_legacy_batchedtensor(x)
         )
     return False
+
+
+def is_plain_tensor(x: Any) -> bool:
+    """A dense torch tensor in this memory, that no transformation or tracing of torch's is about."""
+    torch = torch_module()
+    return (
+        (type(x) is torch.Tensor or type(x) is torch.nn.Parameter)
+        and x.is_cpu
+        and x.layout is torch.strided
+        and not torch._C._are_functorch_transforms_active()
+        and not torch._C._functorch.is_legacy_batchedtensor(x)
+        and torch.autograd.forward_ad._current_level < 0
+    )
+
+
+def has_tangent(x: Any) -> bool:
+    """A dual tensor of torch's forward mode."""
+    return torch_module().autograd.forward_ad.unpack_dual(x).tangent is not None
 
 
 def reads_without_sync(x: Array, library: str) -> bool:
@@ -136,12 +168,13 @@ def take_label(x: Array, labels: Array, *, xp: Namespace) -> Array:
 
 def subtract_at_label(x: Array, labels: Array, values: Array, *, in_place: bool, xp: Namespace) -> Array:
     """x with x[..., labels] -= values."""
-    if is_numpy_array(x) and x.ndim == 2:
+    library = library_of(x)
+    if library == "numpy" and x.ndim == 2:
         x = x if in_place else x.copy()
         x[sys.modules["numpy"].arange(x.shape[0]), labels] -= values
         return x
     labels, values = xp.expand_dims(labels, axis=-1), xp.expand_dims(values, axis=-1)
-    if library_of(x) == "torch":
+    if library == "torch":
         return x.scatter_add_(-1, labels, -values) if in_place else x.scatter_add(-1, labels, -values)
     return xp.where(class_indices(x, labels.dtype, xp=xp) == labels, x - values, x)
 
@@ -159,7 +192,7 @@ def flattens(x: Array) -> bool:
 def take_rows(x: Array, places: Array, *, out: Array | None) -> Array:
     """x[places] of a 2-d array, into `out`."""
     if library_of(x) == "torch":
-        return sys.modules["torch"].index_select(x, 0, places, out=out)
+        return torch_module().index_select(x, 0, places, out=out)
     # "raise" would go through a buffer; the places are in range.
     return sys.modules["numpy"].take(x, places, axis=0, out=out, mode="clip")
 
@@ -180,14 +213,14 @@ def sparse_zeros(shape: tuple[int, int], dtype: Any, like: Array, *, xp: Namespa
         size = math.prod(shape) * dtype.itemsize
         if size >= SPARSE_BYTES:
             memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-            return sys.modules["torch"].frombuffer(memory, dtype=dtype).reshape(shape)
+            return torch_module().frombuffer(memory, dtype=dtype).reshape(shape)
     return xp.zeros(shape, dtype=dtype, **placement(like))
 
 
 def lasting_empty(size: int, dtype: Any, like: Array) -> Array:
     """Memory that outlives the call."""
     if library_of(like) == "torch":
-        torch = sys.modules["torch"]
+        torch = torch_module()
         # Made in inference mode it could not be written outside of it.
         with torch.inference_mode(False):
             return torch.empty(size, dtype=dtype, device=like.device)
@@ -236,4 +269,4 @@ def as_arrays(x: Any) -> Any:
 
 def is_compiling(library: str) -> bool:
     """Inside torch.compile or torch.export."""
-    return library == "torch" and sys.modules["torch"].compiler.is_compiling()
+    return library == "torch" and torch_module().compiler.is_compiling()

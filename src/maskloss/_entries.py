@@ -176,7 +176,8 @@ def value_and_gradients(
         wrong = inputs.wrong
         return value, d.losses if wrong is None else d.losses * xp.where(wrong, math.nan, xp.ones_like(d.losses)), d
 
-    d_logits = d_targets = out = None
+    d_targets: Array = None
+    d_logits = out = None
     if terms.rows.labels is not None and not options.z_loss:
         # dL/dloss is the same for all losses: the loss is linear in them.
         losses = xp.zeros(inputs.logits.shape[:-1], dtype=inputs.dtype, **placement(inputs.logits))

@@ -372,16 +372,15 @@ def _label_value(labels: Array, classes: int, at: tuple[int, ...]) -> str:
 
 def choose_implementation(implementation: Any, library: str) -> str:
     """The implementation that runs: the one named, or an error; None takes the first that can."""
-    if implementation is None:
-        for name in IMPLEMENTATIONS:
-            if reason_not_run(name, library) is None:
-                return name
+    for name in IMPLEMENTATIONS if implementation is None else ():
+        if reason_not_run(name, library) is None:
+            return name
     check_choice("implementation", implementation, tuple(IMPLEMENTATIONS))
-    reason = reason_not_run(implementation, library)
+    reason = reason_not_run(str(implementation), library)
     if reason is not None:
         runs = [name for name in IMPLEMENTATIONS if reason_not_run(name, library) is None]
         fail(ValueError, "implementation", repr(implementation), f"here only {runs} can run: {reason}")
-    return implementation
+    return str(implementation)
 
 
 def reason_not_run(implementation: str, library: str) -> str | None:

@@ -7,6 +7,10 @@ The terms e_c = exp(x_c - shift) of a row give its total, and their product with
 with the shift a constant. Transposed by JAX, the gradient of the logits is the terms times a number a row.
 """
 
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportUnknownLambdaType=false
+# (JAX's own annotations are partial.)
+
 from __future__ import annotations
 
 import math

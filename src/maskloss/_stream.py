@@ -50,10 +50,10 @@ class Walk(NamedTuple):
     library: str
     on_cpu: bool  # Python may look at the numbers
     kept: Array | None  # which of the flattened entries are visited; None: all, in order
-    count: int
+    visited: int
     length: int  # rows of a block
     logits: Table
-    labels: Array | None
+    labels: Array
     targets: Table | Array | None  # an array: one row for all
     keep: Array | None
     class_mask: Table | None
@@ -64,7 +64,7 @@ def flat(x: Array, *, xp: Namespace) -> Array:
     return x if x.ndim == 1 else xp.reshape(x, (-1,))
 
 
-def chosen(x: Array | None, kept: Array | None, *, xp: Namespace) -> Array | None:
+def chosen(x: Array | None, kept: Array | None, *, xp: Namespace) -> Array:
     """The visited ones of numbers per entry."""
     return None if x is None else flat(x, xp=xp) if kept is None else flat(x, xp=xp)[kept]
 
@@ -171,8 +171,8 @@ def is_plain(walk: Walk, rows: _rows.Rows) -> bool:
 
 
 def spans(walk: Walk) -> Iterator[tuple[int, int]]:
-    for start in range(0, walk.count, walk.length):
-        yield start, min(start + walk.length, walk.count)
+    for start in range(0, walk.visited, walk.length):
+        yield start, min(start + walk.length, walk.visited)
 
 
 def zeros(shape: tuple[int, ...], rows: _rows.Rows, *, xp: Namespace) -> Array:
@@ -284,7 +284,8 @@ def backward(
     xp: Namespace,
 ) -> tuple[Array, Array | None]:
     """_rows.backward, in the dtype of the logits; the gradient of the targets in their shape."""
-    logits, targets = rows.logits, rows.targets
+    logits: Array = rows.logits
+    targets: Array = rows.targets
     walk = walk_of(rows, xp=xp)
     entries = (math.prod(logits.shape[:-1]), logits.shape[-1])
     d_logits = gradient_like(logits, walk, xp=xp)
@@ -293,7 +294,7 @@ def backward(
         shape = entries if isinstance(walk.targets, Table) else targets.shape
         d_targets = xp.zeros(shape, dtype=targets.dtype, **placement(logits))
     per_row = [chosen(x, walk.kept, xp=xp) for x in (total, shift, g_nll, g_dot, g_lse)]
-    scale = None
+    scale: Array = None
     if g_dot is None and is_plain(walk, rows):
         total, shift, g_nll, _, g_lse = per_row
         scale = _rows.sum_of(g_nll, g_lse) / (total if shift is None else _rows.positive(total, xp=xp))
@@ -303,8 +304,8 @@ def backward(
             x, out = block_logits(walk, rows.dtype, start, stop)
             out = d_logits[start:stop] if in_place else out
             _rows.exponentials(x, None if shift is None else shift[start:stop], xp=xp, out=out)
-            labels = None if g_nll is None else walk.labels[start:stop]
-            finish_gradient(out, scale[start:stop], labels, None if g_nll is None else g_nll[start:stop], xp=xp)
+            labels, g = (None if x is None or g_nll is None else x[start:stop] for x in (walk.labels, g_nll))
+            finish_gradient(out, scale[start:stop], labels, g, xp=xp)
             if not in_place:
                 store(d_logits, walk.kept, start, stop, out)
             continue
@@ -331,7 +332,7 @@ def forward_and_backward(rows: _rows.Rows, g_nll: Array, *, xp: Namespace) -> tu
     For class indices alone, in arrays that can be written to; None for the rest.
     """
     walk = walk_of(rows, xp=xp)
-    if rows.labels is None or rows.targets is not None or not is_plain(walk, rows) or walk.count == 0:
+    if rows.labels is None or rows.targets is not None or not is_plain(walk, rows) or walk.visited == 0:
         return None
     logits = rows.logits
     d_logits = gradient_like(logits, walk, xp=xp)
@@ -363,7 +364,7 @@ def gradient_like(logits: Array, walk: Walk, *, xp: Namespace) -> Array:
 
 def finish_gradient(terms: Array, scale: Array, labels: Array | None, g_nll: Array | None, *, xp: Namespace) -> None:
     """The gradient of a block in the place of its terms."""
-    xp.multiply(terms, xp.expand_dims(scale, axis=-1), out=terms)
+    terms *= xp.expand_dims(scale, axis=-1)
     if g_nll is not None:
         subtract_at_label(terms, labels, g_nll, in_place=True, xp=xp)
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from . import _rows, _stream
-from ._compat import Namespace, is_tracer
+from ._compat import Namespace, has_tangent, is_plain_tensor, is_tracer
 
 Tensor = Any
 
@@ -48,7 +48,8 @@ class _Rows(torch.autograd.Function):
         targets_too = g_dot is not None and ctx.needs_input_grad[1]
         d_logits, d_targets = run(rows, total, shift, g_nll, g_dot, g_lse, targets_too=targets_too, xp=xp)
         if d_targets is not None:
-            d_targets = d_targets.sum_to_size(rows.targets.shape)
+            targets: Tensor = rows.targets
+            d_targets = d_targets.sum_to_size(targets.shape)
         return (d_logits.to(rows.logits.dtype), d_targets, *[None] * 7)
 
     @staticmethod
@@ -98,7 +99,7 @@ def differentiated(x: Tensor | None) -> bool:
     """Whether the derivative with respect to x may be asked for, backward or forward (a dual tensor)."""
     if x is None:
         return False
-    return (x.requires_grad and torch.is_grad_enabled()) or torch.autograd.forward_ad.unpack_dual(x).tangent is not None
+    return (x.requires_grad and torch.is_grad_enabled()) or has_tangent(x)
 
 
 class _Small(torch.autograd.Function):
@@ -154,7 +155,8 @@ def small_loss(logits: Any, labels: Any, mask: Any, reduction: str) -> Tensor | 
         label_logits = x.gather(1, y)
     except RuntimeError:  # a label out of range: the checks of every other call word it
         return None
-    total = torch.exp(x, out=_stream.workspace_of(*x.shape, dtype, "torch", x)).sum(1, keepdim=True)
+    workspace = _stream.workspace_of(count, x.shape[-1], dtype, "torch", x)
+    total: Tensor = torch.exp(x, out=workspace).sum(1, keepdim=True)
     at_label = label_logits.exp_()
     least, greatest = _rows.TOTALS["float64" if dtype is torch.float64 else "float32"]
     # The total is no less than what it holds of the label.
@@ -169,20 +171,18 @@ def small_loss(logits: Any, labels: Any, mask: Any, reduction: str) -> Tensor | 
 
 
 def is_small(logits: Any, labels: Any, mask: Any) -> bool:
-    """Plain tensors in this memory, of the commonest dtypes and matching shapes, that nothing traces or transforms."""
+    """Plain tensors of the commonest dtypes and of matching shapes."""
     return (
-        (type(logits) is torch.Tensor or type(logits) is torch.nn.Parameter)
-        and type(labels) is torch.Tensor
-        and logits.is_cpu
-        and labels.is_cpu
+        is_plain_tensor(logits)
+        and is_dense(labels)
         and labels.dtype is torch.int64
         and logits.dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64)
         and logits.is_contiguous()
         and logits.dim() > 0
         and logits.shape[:-1] == labels.shape
-        and (mask is None or (type(mask) is torch.Tensor and mask.dtype is torch.bool and mask.shape == labels.shape))
-        and (mask is None or mask.is_cpu)
-        and not torch._C._are_functorch_transforms_active()
-        and not torch._C._functorch.is_legacy_batchedtensor(logits)
-        and torch.autograd.forward_ad._current_level < 0
+        and (mask is None or (is_dense(mask) and mask.dtype is torch.bool and mask.shape == labels.shape))
     )
+
+
+def is_dense(x: Any) -> bool:
+    return type(x) is torch.Tensor and x.is_cpu and x.layout is torch.strided

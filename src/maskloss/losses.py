@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from . import _inputs, _rows, _stream
-from ._compat import Array, is_tracer, on_arrays
+from ._compat import Array, is_tracer, on_arrays, torch_module
 from ._entries import Options, entries_of, stats_of, terms_of
 from ._inputs import Reduction
 from ._reduce import reduce_entries
@@ -46,7 +46,7 @@ def rows_forward_of(inputs: _inputs.Inputs, implementation: str | None) -> Calla
 
 def small_loss(logits: Any, labels: Any, mask: Any, reduction: str) -> Any:
     """The commonest call with little to compute, where PyTorch is: its answer, or None."""
-    torch = sys.modules.get("torch")
+    torch = torch_module()
     if torch is None or not isinstance(logits, torch.Tensor) or torch.compiler.is_compiling():
         return None
     from . import _torch

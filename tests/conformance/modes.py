@@ -8,6 +8,7 @@ import functools
 import importlib
 
 import numpy as np
+import pytest
 from runs import REDUCED, UPSTREAM, call, leaves, mapped, reduction_of, upstream_of
 
 import maskloss as ml
@@ -177,6 +178,25 @@ def jax_vmap(case, arrays):
     return traced(arrays, function)
 
 
+def in_blocks(observe):
+    """The engine in blocks of two rows of five classes, and of one row, larger than a block, of more; JAX skips what
+
+    is not kept, and takes the folded and unshifted sums, however small.
+    """
+
+    def mode(case, arrays):
+        stream = importlib.import_module("maskloss._stream")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(stream, "BLOCK_BYTES", 50)
+            if observe is jax_jit:
+                rows = importlib.import_module("maskloss._jax")
+                for name, value in {"BLOCK_BYTES": 50, "FOLD": 3, "LEAST_SKIPPED": 0, "LEAST_UNSHIFTED": 0}.items():
+                    patch.setattr(rows, name, value)
+            return observe(case, arrays)
+
+    return mode
+
+
 MODES = {
     ("value_and_grad", "eager"): array_api_eager,
     ("value_and_grad", "autodiff"): array_api_autodiff,
@@ -187,4 +207,7 @@ MODES = {
     ("vjp", "eager"): jax_eager,
     ("vjp", "jit"): jax_jit,
     ("vjp", "vmap"): jax_vmap,
+    ("value_and_grad", "blocks"): in_blocks(array_api_eager),
+    ("autograd", "blocks"): in_blocks(torch_eager),
+    ("vjp", "blocks"): in_blocks(jax_jit),
 }

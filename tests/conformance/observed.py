@@ -59,7 +59,9 @@ def runs(backend, gradients=False):
     """Every (id, Run) on a backend; with gradients, those that take one."""
     for case in CASES.values():
         for mode, dtypes in backend.modes.items():
-            if mode not in case.modes or (mode in backend.few and "compile" not in case.modes):
+            # Where two implementations are compared, so are blocks.
+            listed = "autodiff" if mode == "blocks" else mode
+            if listed not in case.modes or (mode in backend.few and "compile" not in case.modes):
                 continue
             if (mode == "vmap" and mapped(case) is None) or (gradients and not differentiated(backend, mode, case)):
                 continue
@@ -70,7 +72,7 @@ def runs(backend, gradients=False):
 
 def differentiated(backend, mode, case):
     by_value = backend.gradient == "value_and_grad"
-    covered = not by_value or (case.function == "cross_entropy" and mode == "eager")
+    covered = not by_value or (case.function == "cross_entropy" and mode in ("eager", "blocks"))
     return covered and bool(leaves(case, reduction_of(case)))
 
 
