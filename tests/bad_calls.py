@@ -465,15 +465,6 @@ bad(
     implementation="fast",
 )
 bad("an implementation of True", TypeError, "implementation", "True", "'analytic'", "'autodiff'", implementation=True)
-bad(
-    "the analytic implementation on JAX",
-    ValueError,
-    "implementation",
-    "'analytic'",
-    "JAX",
-    on=("jax",),
-    implementation="analytic",
-)
 bad("an option by position", TypeError, "positional", **{"*": given([True, False], "bool")})
 bad("an unknown option", TypeError, "masks", "keyword", masks=given([True, False], "bool"))
 

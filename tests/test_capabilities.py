@@ -10,7 +10,7 @@ import pytest
 from backends import asarray, settings
 
 import maskloss as ml
-from maskloss import _capabilities
+from maskloss import _capabilities, _inputs
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "docs" / "scripts"))
 capabilities = importlib.import_module("capabilities")
@@ -105,3 +105,15 @@ def test_stale_tables_are_found(tmp_path):
     assert capabilities.stale({path: "new"}) == [str(path)]
     path.write_text("new")
     assert capabilities.stale({path: "new"}) == []
+
+
+def test_a_named_implementation_runs_or_raises(monkeypatch):
+    assert [_inputs.choose_implementation(name, "numpy") for name in (None, "analytic", "autodiff")] == [
+        *("analytic", "analytic", "autodiff")
+    ]
+    monkeypatch.setattr(_inputs, "is_compiling", lambda library: True)
+    assert _inputs.choose_implementation(None, "torch") == "autodiff"
+    with pytest.raises(
+        ValueError, match=r"implementation is 'analytic'; here only \['autodiff'\] can run: torch.compile"
+    ):
+        _inputs.choose_implementation("analytic", "torch")
