@@ -96,7 +96,8 @@ def is_tracer(x: Array, library: str) -> bool:
             torch.compiler.is_compiling()
             or type(x) not in (torch.Tensor, torch.nn.Parameter)
             or x.is_meta
-            or torch._C._functorch.is_functorch_wrapped_tensor(x)
+            or torch.jit.is_tracing()
+            or torch._C._are_functorch_transforms_active()
             or torch._C._functorch.is_legacy_batchedtensor(x)
         )
     return False
@@ -109,10 +110,14 @@ def is_plain_tensor(x: Any) -> bool:
         (type(x) is torch.Tensor or type(x) is torch.nn.Parameter)
         and x.is_cpu
         and x.layout is torch.strided
-        and not torch._C._are_functorch_transforms_active()
-        and not torch._C._functorch.is_legacy_batchedtensor(x)
-        and torch.autograd.forward_ad._current_level < 0
+        and not is_tracer(x, "torch")
+        and not in_forward_mode()
     )
+
+
+def in_forward_mode() -> bool:
+    """Within torch.autograd.forward_ad.dual_level()."""
+    return torch_module().autograd.forward_ad._current_level >= 0
 
 
 def has_tangent(x: Any) -> bool:
@@ -169,14 +174,15 @@ def take_label(x: Array, labels: Array, *, xp: Namespace) -> Array:
 def subtract_at_label(x: Array, labels: Array, values: Array, *, in_place: bool, xp: Namespace) -> Array:
     """x with x[..., labels] -= values."""
     library = library_of(x)
-    if library == "numpy" and x.ndim == 2:
+    if library in ("numpy", "cupy") and x.ndim == 2:
         x = x if in_place else x.copy()
-        x[sys.modules["numpy"].arange(x.shape[0]), labels] -= values
+        x[xp.arange(x.shape[0], **placement(x)), labels] -= values
         return x
     labels, values = xp.expand_dims(labels, axis=-1), xp.expand_dims(values, axis=-1)
     if library == "torch":
         return x.scatter_add_(-1, labels, -values) if in_place else x.scatter_add(-1, labels, -values)
-    return xp.where(class_indices(x, labels.dtype, xp=xp) == labels, x - values, x)
+    result = xp.where(class_indices(x, labels.dtype, xp=xp) == labels, x - values, x)
+    return assign(x, result) if in_place else result
 
 
 def flattens(x: Array) -> bool:
@@ -193,6 +199,8 @@ def take_rows(x: Array, places: Array, *, out: Array | None) -> Array:
     """x[places] of a 2-d array, into `out`."""
     if library_of(x) == "torch":
         return torch_module().index_select(x, 0, places, out=out)
+    if not x.flags.c_contiguous:
+        return x[places]  # take would copy the whole array first
     # "raise" would go through a buffer; the places are in range.
     return sys.modules["numpy"].take(x, places, axis=0, out=out, mode="clip")
 

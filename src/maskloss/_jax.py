@@ -22,6 +22,7 @@ from jax import lax
 
 from . import _rows
 from ._compat import Namespace, take_label
+from ._inputs import fail
 
 # XLA's CPU backend sums up to this many numbers in one vectorized walk, fused with the exponential; longer rows it
 # splits in a way that is eight times slower (512 x 128256, jaxlib 0.10.2). They are folded to at most this length.
@@ -34,9 +35,12 @@ BLOCK_BYTES = 1 << 20
 LEAST_UNSHIFTED = 1 << 16
 
 
-def forward(rows: _rows.Rows, *, lse_too: bool, xp: Namespace) -> _rows.Forward:
-    """_rows.forward, where class indices alone are asked for; of all else its expression."""
+def forward(rows: _rows.Rows, *, lse_too: bool, xp: Namespace, named: bool = False) -> _rows.Forward:
+    """_rows.forward, where class indices alone are asked for; of all else its expression, unless this one was named."""
     if rows.labels is None or rows.targets is not None or rows.class_mask is not None or rows.softcap is not None:
+        if named:
+            accepted = "with JAX it covers class indices without class_mask, label_smoothing and softcap"
+            fail(ValueError, "implementation", "'analytic'", accepted)
         return _rows.forward(rows, lse_too=lse_too, xp=xp)
     x = rows.logits.astype(rows.dtype)
     total, shift = sums(x, rows.keep)
@@ -52,14 +56,16 @@ def label_costs(total: Any, label_logits: Any, shift: Any) -> Any:
     """lse - x_y = log(total / exp(x_y - shift)), or log(total) - (x_y - shift) where that quotient is out of range."""
     relative = label_logits - shift
     near = (total > 0) & (total <= _rows.GREATEST_RATIO * jnp.exp(relative))
-    # Replaced before the division: the derivative of what is not selected would be 0 * inf.
-    ratio = jnp.where(near, total, 1.0) / jnp.exp(jnp.where(near, relative, 0.0))
+    # Replaced before the product: the derivative of what is not selected would be 0 * inf.
+    # As a product: the derivative of a quotient divides by its square, exp(2 (x_y - shift)), beyond float32's range.
+    ratio = jnp.where(near, total, 1.0) * jnp.exp(-jnp.where(near, relative, 0.0))
     # total holds exp(x_y - shift), but rounded otherwise: without this a loss of 0 could be negative.
     ratio = ratio + lax.stop_gradient(jnp.maximum(ratio, 1.0) - ratio)
     return jnp.where(near, jnp.log(ratio), _rows.label_costs(total, label_logits, shift, xp=jnp))
 
 
 @jax.custom_jvp
+@jax.jit  # called eagerly, lax.cond would compile its branches in each call
 def sums(x: Any, keep: Any) -> tuple[Any, Any]:
     """Total and shift of each row; 1 and 0 where not kept."""
     return chosen(x, keep, lambda: total_and_shift(x, keep), lambda: walked(x, keep, terms_too=False)[1:])
@@ -72,6 +78,7 @@ def _(primals: Any, tangents: Any) -> Any:
 
 
 @jax.custom_jvp
+@jax.jit
 def terms(x: Any, keep: Any) -> tuple[Any, Any, Any]:
     """The terms, 0 where not kept, with their total and shift."""
 
@@ -141,7 +148,7 @@ def folded_total(x: Any) -> Any:
 
 
 def shifted(x: Any) -> tuple[Any, Any]:
-    parts = fold_of(x.shape[-1])
+    parts = fold_of(x.shape[-1]) if on_one_cpu() else 1
     parted = folded(x, parts)
     shift = finite_max(parted)
     total = jnp.sum(jnp.exp(parted - shift[..., None]), axis=-1)

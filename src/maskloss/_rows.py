@@ -27,15 +27,16 @@ import math
 import operator
 from typing import Any, NamedTuple
 
-from ._compat import Array, Namespace, dtype_name, stop_gradient, subtract_at_label, take_label
+from ._compat import Array, Namespace, dtype_name, library_of, stop_gradient, subtract_at_label, take_label
 
 # Longer sums are taken in two levels: a running sum in float32 (XLA's, and NumPy's along a strided axis) errs by up to
-# one rounding per term, which at 2**20 classes is more than the last places of lse can hide.
+# one rounding per term, which at 2**20 classes is more than the last places of lse can hide. torch sums in a cascade
+# (https://github.com/pytorch/pytorch/pull/39516), and two levels would keep torch.compile from fusing the sum.
 _SUM_BLOCK = 1024
 
-# Per dtype, of sum_c exp(x_c) that serves as it is, with a shift of 0: below the least, what underflows could be more
-# than a rounding of it, for 2**20 classes; above the greatest, a number divided by it could be subnormal.
-TOTALS = {"float32": (1e-25, 1e30), "float64": (1e-290, 1e300)}
+# Per dtype, of sum_c exp(x_c) that serves as it is, with a shift of 0: what underflows beside the least is less than a
+# rounding of it, and an upstream gradient of 1e-20 divided by the greatest is still a normal number.
+TOTALS = {"float32": (1e-20, 1e15), "float64": (1e-140, 1e140)}
 # Of total / exp(x_y - shift) whose logarithm is the loss, exact to a rounding of itself or of 1: both are normal then.
 GREATEST_RATIO = 1e12
 
@@ -76,7 +77,7 @@ class Forward(NamedTuple):
 def long_sum(x: Array, *, xp: Namespace) -> Array:
     """Sum over the last axis, in two levels where it is long."""
     length = x.shape[-1]
-    if length <= 2 * _SUM_BLOCK:
+    if length <= 2 * _SUM_BLOCK or library_of(x) == "torch":
         return xp.sum(x, axis=-1)
     head = length - length % _SUM_BLOCK
     blocks = xp.reshape(x[..., :head], (*x.shape[:-1], head // _SUM_BLOCK, _SUM_BLOCK))
@@ -204,8 +205,7 @@ def backward(
         d_targets = xp.expand_dims(g_dot, axis=-1) * costs(x, targets, total, shift, xp=xp)
         if rows.class_mask is not None:
             d_targets = xp.where(rows.class_mask, d_targets, 0.0)
-    # A total of 0 comes only with a shift: without one, the engine has seen that it is not.
-    scale = coefficient / (total if shift is None else positive(total, xp=xp))
+    scale = coefficient / positive(total, xp=xp)
     into = {} if out is None else {"out": out}
     d_logits: Array = exponentials(x, shift, xp=xp, out=out)
     d_logits = xp.multiply(d_logits, xp.expand_dims(scale, axis=-1), **into)

@@ -93,7 +93,8 @@ def block_of(table: Table, start: int, stop: int, out: Array | None) -> Array:
 def workspace_of(length: int, classes: int, dtype: Any, library: str, like: Array) -> Array:
     """An array (length, classes) to compute in, in the memory of `like`.
 
-    Each thread keeps one block: memory that is fresh in each call costs a page fault per 4 KiB, half of a small loss.
+    Each thread keeps a block of each dtype, of more than one row: memory that is fresh in each call costs a page fault
+    per 4 KiB, half of a small loss.
     """
     size = length * classes
     held: dict[Any, tuple[Array, Array]] = _held.__dict__.setdefault("blocks", {})
@@ -331,19 +332,22 @@ def forward_and_backward(rows: _rows.Rows, g_nll: Array, *, xp: Namespace) -> tu
 
     For class indices alone, in arrays that can be written to; None for the rest.
     """
+    if rows.labels is None or rows.targets is not None:
+        return None
     walk = walk_of(rows, xp=xp)
-    if rows.labels is None or rows.targets is not None or not is_plain(walk, rows) or walk.visited == 0:
+    if not is_plain(walk, rows) or walk.visited == 0:
         return None
     logits = rows.logits
     d_logits = gradient_like(logits, walk, xp=xp)
     g = chosen(g_nll, walk.kept, xp=xp)
-    in_place = walk.kept is None and logits.dtype == rows.dtype
+    in_place, shifts = walk.kept is None and logits.dtype == rows.dtype, not walk.on_cpu
     pieces: list[_rows.Sums] = []
     for start, stop in spans(walk):
         x, out = block_logits(walk, rows.dtype, start, stop)
         out = d_logits[start:stop] if in_place else out
-        sums = unshifted(x, walk.library, xp=xp, out=out) if walk.on_cpu else None
+        sums = None if shifts else unshifted(x, walk.library, xp=xp, out=out)
         if sums is None:
+            shifts = True
             x, _ = block_logits(walk, rows.dtype, start, stop)
             sums = _rows.Sums(*_rows.shift_and_total(x, xp=xp, out=out), None)
         pieces.append(sums)

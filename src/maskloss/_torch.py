@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from . import _rows, _stream
-from ._compat import Namespace, has_tangent, is_plain_tensor, is_tracer
+from ._compat import Namespace, has_tangent, in_forward_mode, is_plain_tensor, is_tracer, sparse_zeros
 
 Tensor = Any
 
@@ -43,7 +43,8 @@ class _Rows(torch.autograd.Function):
         if g_nll is None and g_dot is None and g_lse is None:
             return (None,) * 9
         # A gradient that is differentiated again, or batched, needs operations that can be.
-        plain = torch.is_grad_enabled() or any(g is not None and is_tracer(g, "torch") for g in (g_nll, g_dot, g_lse))
+        given = [g for g in (g_nll, g_dot, g_lse) if g is not None]
+        plain = torch.is_grad_enabled() or in_forward_mode() or any(is_tracer(g, "torch") for g in given)
         run = _rows.backward if plain else _stream.backward
         targets_too = g_dot is not None and ctx.needs_input_grad[1]
         d_logits, d_targets = run(rows, total, shift, g_nll, g_dot, g_lse, targets_too=targets_too, xp=xp)
@@ -109,7 +110,7 @@ class _Small(torch.autograd.Function):
     def forward(ctx: Any, *inputs: Any) -> Any:
         logits, loss, labels, kept, total, ctx.scale = inputs
         ctx.save_for_backward(logits, labels, kept, total)
-        return loss
+        return loss.clone()  # not an input as it is: the caller may divide it in place
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
@@ -117,15 +118,18 @@ class _Small(torch.autograd.Function):
         g = gradients[0] * ctx.scale
         x = small_rows(logits, kept, total.dtype)
         at_label = (-g).expand(labels.shape)
-        if torch.is_grad_enabled() or is_tracer(g, "torch"):
+        if torch.is_grad_enabled() or in_forward_mode() or is_tracer(g, "torch"):
             # Differentiated again, or batched: operations that can be, and the total as a function of the logits.
             d_x = x.softmax(1).mul(g).scatter_add(1, labels, at_label)
         else:
             d_x = x.exp().mul_(g / total).scatter_add_(1, labels, at_label)
+            if kept is not None:
+                dense = sparse_zeros((logits.numel() // x.shape[1], x.shape[1]), logits.dtype, logits, xp=torch)
+                return dense.index_copy_(0, kept, d_x.to(logits.dtype)).reshape(logits.shape), *[None] * 5
         d_x = d_x.to(logits.dtype)
         if kept is not None:
-            dense = d_x.new_zeros((logits.numel() // logits.shape[-1], logits.shape[-1]))
-            d_x = dense.index_copy(0, kept, d_x) if d_x.requires_grad else dense.index_copy_(0, kept, d_x)
+            dense = sparse_zeros((logits.numel() // logits.shape[-1], logits.shape[-1]), logits.dtype, logits, xp=torch)
+            d_x = dense.index_copy(0, kept, d_x)
         return d_x.reshape(logits.shape), *[None] * 5
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import sys
 from collections.abc import Callable
 from typing import Any, cast
@@ -146,6 +145,8 @@ def _analytic_value_and_grad(
         function = function.func
     if function is not cross_entropy:
         fail(TypeError, "loss_function", getattr(function, "__qualname__", repr(function)), NO_AUTODIFF)
+    import inspect  # a third of maskloss' import time
+
     call = inspect.signature(cross_entropy).bind(*args, **kwargs)
     call.apply_defaults()
     given = call.arguments

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 from . import _inputs, _rows, _stream
@@ -40,7 +41,7 @@ def rows_forward_of(inputs: _inputs.Inputs, implementation: str | None) -> Calla
     if library == "jax":
         from . import _jax
 
-        return _jax.forward
+        return partial(_jax.forward, named=implementation is not None)
     return _stream.forward
 
 
@@ -170,8 +171,9 @@ def cross_entropy(
     0.7261
     """
     plain = weights is class_weights is class_mask is ignore_index is softcap is denominator is implementation is None
-    plain = plain and type(label_smoothing) is type(z_loss) is float and not (label_smoothing or z_loss or with_stats)
-    if plain and axis == -1 and type(validate) is type(reduction) is str and validate == "auto":
+    plain = plain and type(label_smoothing) is type(z_loss) is float and not (label_smoothing or z_loss)
+    plain = plain and with_stats is False and type(axis) is int and axis == -1
+    if plain and type(validate) is type(reduction) is str and validate == "auto":
         loss = small_loss(logits, labels, mask, reduction)
         if loss is not None:
             return loss

@@ -192,6 +192,12 @@ def in_blocks(observe):
                 rows = importlib.import_module("maskloss._jax")
                 for name, value in {"BLOCK_BYTES": 50, "FOLD": 3, "LEAST_SKIPPED": 0, "LEAST_UNSHIFTED": 0}.items():
                     patch.setattr(rows, name, value)
+                # What was traced with other sizes.
+                importlib.import_module("jax").clear_caches()
+                try:
+                    return observe(case, arrays)
+                finally:
+                    importlib.import_module("jax").clear_caches()
             return observe(case, arrays)
 
     return mode
