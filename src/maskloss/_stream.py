@@ -117,7 +117,8 @@ def walk_of(rows: _rows.Rows, *, xp: Namespace) -> Walk:
     # Elsewhere than in NumPy's and torch's memory, how many are kept is known after a sync, or never.
     if keep is not None and on_cpu and library in ("numpy", "torch"):
         kept, keep = xp.nonzero(flat(keep, xp=xp))[0], None
-        count = kept.shape[0]
+        kept = None if kept.shape[0] == count else kept
+        count = count if kept is None else kept.shape[0]
     row_bytes = classes * (8 if rows.dtype == xp.float64 else 4)
     length = max(1, min(count, (BLOCK_BYTES if on_cpu else ACCELERATOR_BLOCK_BYTES) // row_bytes))
     targets = rows.targets

@@ -149,7 +149,8 @@ def small_loss(logits: Any, labels: Any, mask: Any, reduction: str) -> Tensor | 
     x, y, kept = logits.detach(), labels, None
     if mask is not None:
         kept = mask.reshape(-1).nonzero().squeeze(1)
-        y = y.reshape(-1).index_select(0, kept)
+        kept = None if kept.shape[0] == y.numel() else kept
+        y = y if kept is None else y.reshape(-1).index_select(0, kept)
     dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
     count = y.numel()
     if not 0 < count * x.shape[-1] * (8 if dtype is torch.float64 else 4) <= _stream.BLOCK_BYTES:
