@@ -128,3 +128,13 @@ def test_strided_rows_of_numpy(backend):
     x, labels, mask = rng.normal(size=(50, 31)), rng.integers(0, 30, 50), rng.random(50) < 0.4
     view = x[:, :-1]
     assert ml.cross_entropy(view, labels, mask=mask) == ml.cross_entropy(view.copy(), labels, mask=mask)
+
+
+def test_second_derivative_of_a_small_loss(backend):
+    of_library(backend, "torch")
+    import torch
+
+    x = torch.arange(6.0, dtype=torch.float64).reshape(2, 3).requires_grad_()
+    mask = torch.tensor([True, False])
+    for given in ({}, {"mask": mask}):
+        assert torch.autograd.gradgradcheck(lambda x, g=given: ml.cross_entropy(x, torch.tensor([0, 1]), **g), x)

@@ -417,7 +417,7 @@ MUTANTS = [
         "d_x = x.softmax(1).mul(g)",
         "d_x = (x.exp() / total).mul(g)",
         "the second derivative misses that the softmax depends on the logits",
-        ("tests/test_derivatives_torch.py::test_gradgradcheck[torch-plain-analytic]",),
+        ("tests/test_engine.py::test_second_derivative_of_a_small_loss[torch]",),
         "torch",
     ),
     Mutant(
