@@ -118,18 +118,16 @@ class _Small(torch.autograd.Function):
         g = gradients[0] * ctx.scale
         x = small_rows(logits, kept, total.dtype)
         at_label = (-g).expand(labels.shape)
-        if torch.is_grad_enabled() or in_forward_mode() or is_tracer(g, "torch"):
+        plain = torch.is_grad_enabled() or in_forward_mode() or is_tracer(g, "torch")
+        if plain:
             # Differentiated again, or batched: operations that can be, and the total as a function of the logits.
             d_x = x.softmax(1).mul(g).scatter_add(1, labels, at_label)
         else:
             d_x = x.exp().mul_(g / total).scatter_add_(1, labels, at_label)
-            if kept is not None:
-                dense = sparse_zeros((logits.numel() // x.shape[1], x.shape[1]), logits.dtype, logits, xp=torch)
-                return dense.index_copy_(0, kept, d_x.to(logits.dtype)).reshape(logits.shape), *[None] * 5
         d_x = d_x.to(logits.dtype)
         if kept is not None:
-            dense = sparse_zeros((logits.numel() // logits.shape[-1], logits.shape[-1]), logits.dtype, logits, xp=torch)
-            d_x = dense.index_copy(0, kept, d_x)
+            dense = sparse_zeros((logits.numel() // x.shape[1], x.shape[1]), logits.dtype, logits, xp=torch)
+            d_x = dense.index_copy(0, kept, d_x) if plain else dense.index_copy_(0, kept, d_x)
         return d_x.reshape(logits.shape), *[None] * 5
 
 
