@@ -296,29 +296,20 @@ def backward(
         shape = entries if isinstance(walk.targets, Table) else targets.shape
         d_targets = xp.zeros(shape, dtype=targets.dtype, **placement(logits))
     per_row = [chosen(x, walk.kept, xp=xp) for x in (total, shift, g_nll, g_dot, g_lse)]
-    scale: Array = None
     if g_dot is None and is_plain(walk, rows):
         total, shift, g_nll, _, g_lse = per_row
         scale = _rows.sum_of(g_nll, g_lse) / (total if shift is None else _rows.positive(total, xp=xp))
-    in_place = walk.kept is None and walk.workspace is not None and logits.dtype == rows.dtype
-    for start, stop in spans(walk):
-        if scale is not None:
-            x, out = block_logits(walk, rows.dtype, start, stop)
-            out = d_logits[start:stop] if in_place else out
+        for start, stop, x, out in gradient_blocks(walk, rows, d_logits):
             _rows.exponentials(x, None if shift is None else shift[start:stop], xp=xp, out=out)
-            labels, g = (None if x is None or g_nll is None else x[start:stop] for x in (walk.labels, g_nll))
+            labels, g = (None if g_nll is None else part[start:stop] for part in (walk.labels, g_nll))
             finish_gradient(out, scale[start:stop], labels, g, xp=xp)
-            if not in_place:
-                store(d_logits, walk.kept, start, stop, out)
-            continue
+        return xp.reshape(d_logits, logits.shape), None
+    for start, stop in spans(walk):
         block, out = block_rows(walk, rows, start, stop)
-        if in_place:
-            out = d_logits[start:stop]
         d_block, d_targets_block = _rows.backward(
             block, *(None if x is None else x[start:stop] for x in per_row), targets_too=targets_too, xp=xp, out=out
         )
-        if not in_place or d_block is not out:
-            store(d_logits, walk.kept, start, stop, d_block)
+        store(d_logits, walk.kept, start, stop, d_block)
         if d_targets is not None:
             if isinstance(walk.targets, Table):
                 store(d_targets, walk.kept, start, stop, d_targets_block)
@@ -326,6 +317,17 @@ def backward(
                 d_targets = d_targets + xp.reshape(xp.sum(d_targets_block, axis=0), targets.shape)
     d_targets = None if d_targets is None else xp.reshape(d_targets, targets.shape)
     return xp.reshape(d_logits, logits.shape), d_targets
+
+
+def gradient_blocks(walk: Walk, rows: _rows.Rows, d_logits: Array) -> Iterator[tuple[int, int, Array, Array]]:
+    """Start, stop and logits of each block, and where the caller computes its gradient, which then gets to d_logits."""
+    in_place = walk.kept is None and d_logits.dtype == rows.dtype
+    for start, stop in spans(walk):
+        x, workspace = block_logits(walk, rows.dtype, start, stop)
+        out = d_logits[start:stop] if in_place else workspace
+        yield start, stop, x, out
+        if not in_place:
+            store(d_logits, walk.kept, start, stop, out)
 
 
 def forward_and_backward(rows: _rows.Rows, g_nll: Array, *, xp: Namespace) -> tuple[_rows.Forward, Array] | None:
@@ -338,14 +340,11 @@ def forward_and_backward(rows: _rows.Rows, g_nll: Array, *, xp: Namespace) -> tu
     walk = walk_of(rows, xp=xp)
     if not is_plain(walk, rows) or walk.visited == 0:
         return None
-    logits = rows.logits
-    d_logits = gradient_like(logits, walk, xp=xp)
+    d_logits = gradient_like(rows.logits, walk, xp=xp)
     g = chosen(g_nll, walk.kept, xp=xp)
-    in_place, shifts = walk.kept is None and logits.dtype == rows.dtype, not walk.on_cpu
+    shifts = not walk.on_cpu
     pieces: list[_rows.Sums] = []
-    for start, stop in spans(walk):
-        x, out = block_logits(walk, rows.dtype, start, stop)
-        out = d_logits[start:stop] if in_place else out
+    for start, stop, x, out in gradient_blocks(walk, rows, d_logits):
         sums = None if shifts else unshifted(x, walk.library, xp=xp, out=out)
         if sums is None:
             shifts = True
@@ -354,9 +353,7 @@ def forward_and_backward(rows: _rows.Rows, g_nll: Array, *, xp: Namespace) -> tu
         pieces.append(sums)
         scale = g[start:stop] / _rows.positive(sums.total, xp=xp)
         finish_gradient(out, scale, walk.labels[start:stop], g[start:stop], xp=xp)
-        if not in_place:
-            store(d_logits, walk.kept, start, stop, out)
-    return assembled(walk, rows, pieces, lse_too=False, xp=xp), xp.reshape(d_logits, logits.shape)
+    return assembled(walk, rows, pieces, lse_too=False, xp=xp), xp.reshape(d_logits, rows.logits.shape)
 
 
 def gradient_like(logits: Array, walk: Walk, *, xp: Namespace) -> Array:
