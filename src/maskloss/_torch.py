@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
+from torch.nn.functional import nll_loss
 
 from . import _rows, _stream
-from ._compat import Namespace, has_tangent, in_forward_mode, is_plain_tensor, is_tracer, sparse_zeros
+from ._compat import Namespace, has_tangent, in_forward_mode, is_plain_tensor, is_tracer
 
 Tensor = Any
 
@@ -103,74 +105,39 @@ def differentiated(x: Tensor | None) -> bool:
     return (x.requires_grad and torch.is_grad_enabled()) or has_tangent(x)
 
 
-class _Small(torch.autograd.Function):
-    """The gradient of a sum of nll_i over the kept rows, computed already, times scale."""
-
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Any:
-        logits, loss, labels, kept, total, ctx.scale = inputs
-        ctx.save_for_backward(logits, labels, kept, total)
-        return loss.clone()  # not an input as it is: the caller may divide it in place
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        logits, labels, kept, total = ctx.saved_tensors
-        g = gradients[0] * ctx.scale
-        x = small_rows(logits, kept, total.dtype)
-        at_label = (-g).expand(labels.shape)
-        plain = torch.is_grad_enabled() or in_forward_mode() or is_tracer(g, "torch")
-        if plain:
-            # Differentiated again, or batched: operations that can be, and the total as a function of the logits.
-            d_x = x.softmax(1).mul(g).scatter_add(1, labels, at_label)
-        else:
-            d_x = x.exp().mul_(g / total).scatter_add_(1, labels, at_label)
-        d_x = d_x.to(logits.dtype)
-        if kept is not None:
-            dense = sparse_zeros((logits.numel() // x.shape[1], x.shape[1]), logits.dtype, logits, xp=torch)
-            d_x = dense.index_copy(0, kept, d_x) if plain else dense.index_copy_(0, kept, d_x)
-        return d_x.reshape(logits.shape), *[None] * 5
-
-
-def small_rows(logits: Tensor, kept: Tensor | None, dtype: Any) -> Tensor:
-    x = logits if logits.dim() == 2 else logits.reshape(-1, logits.shape[-1])
-    x = x if kept is None else x.index_select(0, kept)
-    return x if x.dtype is dtype else x.to(dtype)
-
-
 def small_loss(logits: Any, labels: Any, mask: Any, reduction: str) -> Tensor | None:
-    """The loss of class indices in range whose kept rows are one block of the engine; None for any other call.
+    """The loss of class indices whose kept rows are one block of the engine, in torch's own functions of these rows.
 
-    What the engine does, without planning: at 256 x 1000 the plan and the checks one by one take as long as the loss.
+    At 256 x 1000 the engine's plan and its checks one by one take as long as the loss, and so do ten operations called
+    from Python in the place of two. None for any other call, and where the checks of every other call have to speak.
     """
     if reduction not in ("mean", "sum", "mean_over_kept", "mean_over_all") or not is_small(logits, labels, mask):
         return None
-    x, y, kept = logits.detach(), labels, None
+    classes, x, y = logits.shape[-1], logits, labels
+    if x.dim() != 2:
+        x, y = x.reshape(-1, classes), y.reshape(-1)
     if mask is not None:
         kept = mask.reshape(-1).nonzero().squeeze(1)
-        kept = None if kept.shape[0] == y.numel() else kept
-        y = y if kept is None else y.reshape(-1).index_select(0, kept)
+        if kept.shape[0] < y.shape[0]:
+            x, y = x.index_select(0, kept), y.index_select(0, kept)
     dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
-    count = y.numel()
-    if not 0 < count * x.shape[-1] * (8 if dtype is torch.float64 else 4) <= _stream.BLOCK_BYTES:
+    count = y.shape[0]
+    if not 0 < count * classes * dtype.itemsize <= _stream.BLOCK_BYTES or y.min().item() < 0:
         return None
-    x, y = small_rows(x, kept, dtype), y.reshape(-1, 1)
+    x = x if x.dtype is dtype else x.to(dtype)
+    graph = x.requires_grad and torch.is_grad_enabled()
+    out = None if graph else _stream.workspace_of(count, classes, dtype, "torch", x)
+    total = reduction in ("sum", "mean_over_all")
     try:
-        label_logits = x.gather(1, y)
-    except RuntimeError:  # a label out of range: the checks of every other call word it
+        # -1, which no label is: nll_loss ignores one value without a word.
+        loss: Tensor = nll_loss(
+            torch.log_softmax(x, 1, out=out), y, reduction="sum" if total else "mean", ignore_index=-1
+        )
+    except IndexError:  # a label beyond the classes
         return None
-    workspace = _stream.workspace_of(count, x.shape[-1], dtype, "torch", x)
-    total: Tensor = torch.exp(x, out=workspace).sum(1, keepdim=True)
-    at_label = label_logits.exp_()
-    least, greatest = _rows.TOTALS["float64" if dtype is torch.float64 else "float32"]
-    # The total is no less than what it holds of the label.
-    if not (least <= at_label.min().item() and total.max().item() <= greatest):
+    if not math.isfinite(loss.item()):
         return None
-    divisor = 1 if reduction == "sum" else labels.numel() if reduction == "mean_over_all" else count
-    loss = total.div(at_label).clamp_(min=1.0).log_().sum().div_(divisor)
-    if logits.requires_grad and torch.is_grad_enabled():
-        function: Any = _Small
-        return function.apply(logits, loss, y, kept, total, 1.0 / divisor)
-    return loss
+    return loss / labels.numel() if reduction == "mean_over_all" else loss
 
 
 def is_small(logits: Any, labels: Any, mask: Any) -> bool:
