@@ -131,10 +131,10 @@ def measured(args, save):
         result[key] += [row for row in rows if "failure" not in row]
         save(result)
 
-    def timed(group, chosen):
+    def timed(group, chosen, share=1):
         chosen = [c for c in chosen if wanted(args.only, group, name_of(c))]
         if chosen:
-            add("rows", child("cases", group, {**options, "cases": chosen}))
+            add("rows", child("cases", group, {**options, "limit": args.limit / share, "cases": chosen}))
 
     some = args.quick and not args.only
     for group in args.group:
@@ -150,7 +150,7 @@ def measured(args, save):
         add("first call", singles("first call", first_call_tasks(group), group, options, args, caches=False))
     for group in args.group:
         rest = [c for c in cases_of(group) if not is_shown(c)]
-        timed(group, rest[::8] if some else rest)
+        timed(group, rest[::8] if some else rest, share=4)
     return result
 
 
@@ -170,7 +170,12 @@ def main():
     parser.add_argument("--only", default="", metavar="REGEX", help="only what it matches in `torch, 2048x30522, ...`")
     parser.add_argument("--shows", action="store_true", help="only the cases of the page's first table")
     parser.add_argument("--quick", action="store_true", help="small shapes, few rounds: a trial of the machinery")
-    parser.add_argument("--limit", type=float, metavar="SECONDS", help="of a case and direction (3), but see --rounds")
+    parser.add_argument(
+        "--limit",
+        type=float,
+        metavar="SECONDS",
+        help="of a case of the grid and a direction (2), a fourth of it elsewhere; but see --rounds",
+    )
     parser.add_argument("--rounds", type=int, default=5, help="at least so many, however slow (5)")
     parser.add_argument(
         "--output", type=Path, metavar="FOLDER", help="docs/_generated for a full run, else build/bench"
@@ -178,7 +183,7 @@ def main():
     args = parser.parse_args()
     partial = bool(args.group or args.only or args.shows or args.quick)
     args.group = args.group or list(GROUPS)
-    args.limit = args.limit or (0.02 if args.quick else 3.0)
+    args.limit = args.limit or (0.02 if args.quick else 2.0)
     folder = args.output or ROOT / ("build/bench" if partial else "docs/_generated")
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "performance.json"

@@ -43,13 +43,14 @@ def library_of(x: object) -> str | None:
     torch = torch_module()
     if torch is not None and isinstance(x, torch.Tensor):
         return "torch"
-    if is_numpy_array(x):
+    kind = type(x)
+    if (kind.__name__ == "ndarray" and kind.__module__ == "numpy") or is_numpy_array(x):
         return "numpy"
     if is_jax_array(x):
         return "jax"
     if is_cupy_array(x):
         return "cupy"
-    if type(x).__module__.partition(".")[0] == "array_api_strict":
+    if kind.__module__.partition(".")[0] == "array_api_strict":
         return "array_api_strict"
     return None
 
@@ -68,8 +69,15 @@ def dtype_name(x: Array) -> str:
     `isdtype` cannot serve: it is a TypeError on NumPy and CuPy for ml_dtypes' bfloat16.
     """
     dtype = x.dtype
-    name = getattr(dtype, "name", None)
-    return name if isinstance(name, str) else str(dtype).rpartition(".")[2]
+    # NumPy puts a dtype's name together in 4 us. Of torch's no cache: torch.compile warns of each that it traces.
+    if type(dtype).__module__.startswith("numpy"):
+        return _numpy_name(dtype)
+    return str(dtype).rpartition(".")[2]
+
+
+@functools.cache
+def _numpy_name(dtype: Any) -> str:
+    return dtype.name
 
 
 def placement(x: Array) -> dict[str, Any]:

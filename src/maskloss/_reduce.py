@@ -124,7 +124,6 @@ def reduction_derivatives(
     """
     total, own = total_and_divisor(entries, reduction, xp=xp)
     divisor = 1.0 if reduction == "sum" else own if denominator is None else denominator
-    divisor = as_array(divisor, total, xp=xp)
     value = quotient(total, divisor, xp=xp)
     d_total = quotient(xp.ones_like(total), divisor, xp=xp)
     d_divisor = -quotient(value, divisor, xp=xp)

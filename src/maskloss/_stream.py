@@ -301,7 +301,7 @@ def backward(
         scale = _rows.sum_of(g_nll, g_lse) / (total if shift is None else _rows.positive(total, xp=xp))
         for start, stop, x, out in gradient_blocks(walk, rows, d_logits):
             _rows.exponentials(x, None if shift is None else shift[start:stop], xp=xp, out=out)
-            labels, g = (None if g_nll is None else part[start:stop] for part in (walk.labels, g_nll))
+            labels, g = (None if x is None or g_nll is None else x[start:stop] for x in (walk.labels, g_nll))
             finish_gradient(out, scale[start:stop], labels, g, xp=xp)
         return xp.reshape(d_logits, logits.shape), None
     for start, stop in spans(walk):

@@ -134,6 +134,13 @@ def _torch_value_and_grad(of_values: Callable[..., Any], values: list[Any], has_
     return torch.utils._pytree.tree_map_only(torch.Tensor, torch.Tensor.detach, result), list(gradients)
 
 
+@functools.cache
+def _signature() -> Any:
+    import inspect  # a third of maskloss' import time
+
+    return inspect.signature(cross_entropy)
+
+
 @on_arrays
 def _analytic_value_and_grad(
     _: Any, loss_function: Any, keys: list[Place], args: Any, kwargs: Any, has_aux: bool
@@ -145,9 +152,7 @@ def _analytic_value_and_grad(
         function = function.func
     if function is not cross_entropy:
         fail(TypeError, "loss_function", getattr(function, "__qualname__", repr(function)), NO_AUTODIFF)
-    import inspect  # a third of maskloss' import time
-
-    call = inspect.signature(cross_entropy).bind(*args, **kwargs)
+    call = _signature().bind(*args, **kwargs)
     call.apply_defaults()
     given = call.arguments
     names = [key if isinstance(key, str) else list(given)[held + key] for key in keys]
