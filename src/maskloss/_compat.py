@@ -17,6 +17,7 @@ Namespace = Any
 F = TypeVar("F", bound=Callable[..., Any])
 
 SPARSE_BYTES = 1 << 22
+PRODUCT_ROWS = 1 << 12
 
 INTEGERS = frozenset(("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"))
 HALVES = frozenset(("float16", "bfloat16"))
@@ -218,6 +219,28 @@ def put_rows(x: Array, places: Array, rows: Array) -> None:
         x.index_copy_(0, places, rows.to(x.dtype))
     else:
         x[places] = rows
+
+
+def product(a: Array, b: Array, *, out: Array | None) -> Array:
+    """The matrix product, into `out`."""
+    if out is None:
+        return a @ b
+    library = library_of(a)
+    if library == "torch":
+        return torch_module().mm(a, b, out=out)
+    return sys.modules[library or ""].matmul(a, b, out=out)
+
+
+def add_product(total: Array, a: Array, b: Array) -> Array:
+    """total + a b, in the place of total where that can be written to."""
+    library = library_of(total)
+    if library == "torch":
+        return total.addmm_(a, b)
+    if library not in ("numpy", "cupy"):
+        return total + a @ b
+    for start in range(0, total.shape[0], PRODUCT_ROWS):  # of the product, which has an array of its own
+        total[start : start + PRODUCT_ROWS] += a[start : start + PRODUCT_ROWS] @ b
+    return total
 
 
 def sparse_zeros(shape: tuple[int, int], dtype: Any, like: Array, *, xp: Namespace) -> Array:

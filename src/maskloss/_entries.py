@@ -14,19 +14,10 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from . import _rows, _stream
-from ._compat import Array, class_indices, placement, take_label
+from . import _linear, _rows, _stream
+from ._compat import Array, class_indices, placement
 from ._inputs import Inputs
-from ._reduce import (
-    Derivatives,
-    Entries,
-    as_array,
-    count_kept,
-    reduction_derivatives,
-    sum_all,
-    total_and_divisor,
-    weighted_losses,
-)
+from ._reduce import Entries, as_array, count_kept, reduction_derivatives, sum_all, total_and_divisor, weighted_losses
 from .stats import LossStats
 
 
@@ -47,7 +38,7 @@ class Terms(NamedTuple):
 
 def allowed_count(inputs: Inputs) -> Array | float:
     if inputs.class_mask is None:
-        return float(inputs.logits.shape[-1])
+        return float(inputs.classes)
     xp = inputs.xp
     # At least 1: an entry with no allowed class is not kept, and must not divide by 0.
     return xp.clip(xp.sum(xp.astype(inputs.class_mask, inputs.dtype), axis=-1), 1.0)
@@ -55,21 +46,20 @@ def allowed_count(inputs: Inputs) -> Array | float:
 
 def terms_of(inputs: Inputs, options: Options) -> Terms:
     xp, eps, class_weights = inputs.xp, options.label_smoothing, inputs.class_weights
-    logits = inputs.logits
-    rows = _rows.Rows(logits, None, None, inputs.keep, inputs.class_mask, options.softcap, inputs.dtype)
+    rows = _rows.Rows(inputs.logits, None, None, inputs.keep, inputs.class_mask, options.softcap, inputs.dtype)
     share = eps / allowed_count(inputs) if eps else None
     if inputs.distribution is None:
         masses = None
         if class_weights is not None:
             flat = xp.take(class_weights, xp.reshape(inputs.labels, (-1,)), axis=0)
-            masses = xp.reshape(flat, logits.shape[:-1])
+            masses = xp.reshape(flat, inputs.entries)
             masses = masses if inputs.keep is None else xp.where(inputs.keep, masses, 0.0)
         alpha = 1.0 - eps if masses is None else (1.0 - eps) * masses
         targets = None
         if share is not None:
             targets = class_weights
             if targets is None:
-                targets = xp.ones(logits.shape[-1:], dtype=inputs.dtype, **placement(logits))
+                targets = xp.ones((inputs.classes,), dtype=inputs.dtype, **placement(inputs.like.array))
         # At eps = 1 the label has no part in the loss: with its cost infinite, 0 * inf would be NaN.
         rows = rows._replace(labels=inputs.labels if eps < 1 else None, targets=targets)
         return Terms(rows, alpha if eps < 1 else None, share, masses)
@@ -117,33 +107,37 @@ def entries_of(inputs: Inputs, options: Options, terms: Terms, out: _rows.Forwar
     return Entries(losses, inputs.keep, inputs.weights, terms.masses)
 
 
-def stats_of(inputs: Inputs, options: Options, entries: Entries, out: _rows.Forward, reduction: str) -> LossStats:
+def stats_of(
+    inputs: Inputs, options: Options, entries: Entries, out: _rows.Forward, right: Array, reduction: str
+) -> LossStats:
+    """`right` says of each entry whether its arg-max is the answer."""
     xp = inputs.xp
     total, divisor = total_and_divisor(entries, reduction, xp=xp)
-    z_terms = z_term(out, options, inputs) if options.z_loss else xp.zeros_like(out.total)
+    z_terms = z_term(out, options, inputs) if options.z_loss else xp.zeros_like(entries.losses)
     if inputs.keep is not None:
         z_terms = xp.where(inputs.keep, z_terms, 0.0)
-    z_total = sum_all(weighted_losses(entries._replace(losses=z_terms)), xp=xp)
-    divisor = as_array(divisor, total, xp=xp)
-    return LossStats(total, divisor, count_kept(entries, xp=xp), correct_of(inputs), z_total)
-
-
-def correct_of(inputs: Inputs) -> Array:
-    xp = inputs.xp
-    scores, labels = xp.astype(inputs.logits, inputs.dtype, copy=False), inputs.labels
-    distribution = inputs.distribution
-    if inputs.class_mask is not None:
-        scores = xp.where(inputs.class_mask, scores, -math.inf)
-        distribution = None if distribution is None else xp.where(inputs.class_mask, distribution, -math.inf)
-    if distribution is not None:
-        labels = xp.argmax(distribution, axis=-1)
-    # arg-max takes a NaN for the largest, and a NaN is no right answer.
-    right = (xp.argmax(scores, axis=-1) == labels) & ~xp.isnan(take_label(scores, labels, xp=xp))
-    if inputs.keep is not None:
         right = right & inputs.keep
     if inputs.wrong is not None:
         right = right & ~inputs.wrong
-    return xp.sum(xp.astype(right, xp.int32))
+    z_total = sum_all(weighted_losses(entries._replace(losses=z_terms)), xp=xp)
+    divisor = as_array(divisor, total, xp=xp)
+    correct = xp.sum(xp.astype(right, xp.int32))
+    return LossStats(total, divisor, count_kept(entries, xp=xp), correct, z_total)
+
+
+def answers_of(inputs: Inputs) -> Array:
+    """The label of each entry; of a distribution, its likeliest class."""
+    distribution, xp = inputs.distribution, inputs.xp
+    if distribution is None:
+        return inputs.labels
+    if inputs.class_mask is not None:
+        distribution = xp.where(inputs.class_mask, distribution, -math.inf)
+    return xp.argmax(distribution, axis=-1)
+
+
+def right_of(inputs: Inputs) -> Array:
+    rows = _rows.Rows(inputs.logits, None, None, None, inputs.class_mask, None, inputs.dtype)
+    return _rows.is_largest(rows, answers_of(inputs), xp=inputs.xp)
 
 
 def sum_to(x: Array, shape: tuple[int, ...], inputs: Inputs) -> Array:
@@ -151,6 +145,28 @@ def sum_to(x: Array, shape: tuple[int, ...], inputs: Inputs) -> Array:
     lead = x.ndim - len(shape)
     axes = tuple(range(lead)) + tuple(lead + i for i, n in enumerate(shape) if n == 1 != x.shape[lead + i])
     return inputs.xp.reshape(inputs.xp.sum(x, axis=axes), shape) if axes else x
+
+
+def upstream_of(
+    inputs: Inputs, options: Options, terms: Terms, reduction: str, denominator: Array | None
+) -> _rows.Upstream:
+    """The derivative of a scalar loss with respect to what a walk over the classes gives, which is known before it:
+
+    the loss is linear in the entries' losses.
+    """
+    xp = inputs.xp
+    losses = xp.zeros(inputs.entries, dtype=inputs.dtype, **placement(inputs.like.array))
+    entries = Entries(losses, inputs.keep, inputs.weights, terms.masses)
+    g = reduction_derivatives(entries, reduction, denominator, xp=xp)[1].losses
+    return upstream_of_rows(inputs, options, terms, g)
+
+
+def upstream_of_rows(inputs: Inputs, options: Options, terms: Terms, g: Array) -> _rows.Upstream:
+    xp, wrong = inputs.xp, inputs.wrong
+    g = g if wrong is None else g * xp.where(wrong, math.nan, xp.ones_like(g))
+    nll = None if terms.rows.labels is None else g * terms.alpha
+    dot = None if terms.rows.targets is None else g * terms.beta
+    return _rows.Upstream(nll, dot, 2.0 * options.z_loss * g if options.z_loss else None)
 
 
 def value_and_gradients(
@@ -161,6 +177,7 @@ def value_and_gradients(
     wanted: frozenset[str],
     *,
     with_stats: bool,
+    projection: _linear.Projection | None = None,
 ) -> tuple[Array, dict[str, Array], LossStats | None]:
     """The analytic derivative of the whole loss, for libraries without one. The chain rule over the module's equations:
 
@@ -170,34 +187,21 @@ def value_and_gradients(
     """
     xp, eps = inputs.xp, options.label_smoothing
     terms = terms_of(inputs, options)
-
-    def upstream(entries: Entries) -> tuple[Array, Array, Derivatives]:
-        value, d = reduction_derivatives(entries, reduction, denominator, xp=xp)
-        wrong = inputs.wrong
-        return value, d.losses if wrong is None else d.losses * xp.where(wrong, math.nan, xp.ones_like(d.losses)), d
-
-    d_targets: Array = None
-    d_logits = out = None
-    if terms.rows.labels is not None and not options.z_loss:
-        # dL/dloss is the same for all losses: the loss is linear in them.
-        losses = xp.zeros(inputs.logits.shape[:-1], dtype=inputs.dtype, **placement(inputs.logits))
-        _, g, _ = upstream(Entries(losses, inputs.keep, inputs.weights, terms.masses))
-        both = _stream.forward_and_backward(terms.rows, g * terms.alpha, xp=xp)
-        out, d_logits = both or (None, None)
-    if out is None:
-        out = _stream.forward(terms.rows, lse_too=options.z_loss > 0, xp=xp)
-    entries = entries_of(inputs, options, terms, out)
-    value, g, d = upstream(entries)
+    upstream = upstream_of(inputs, options, terms, reduction, denominator)
     wants_targets = bool(wanted & {"class_weights", "labels"})
-    if d_logits is None:
-        g_lse = 2.0 * options.z_loss * xp.where(xp.isinf(out.lse), 0.0, out.lse) * g if options.z_loss else None
-        g_nll = None if out.nll is None else g * terms.alpha
-        g_dot = None if out.dot is None else g * terms.beta
-        targets_too = wants_targets and g_dot is not None
-        d_logits, d_targets = _stream.backward(
-            terms.rows, out.total, out.shift, g_nll, g_dot, g_lse, targets_too=targets_too, xp=xp
-        )
-    gradients = {"logits": d_logits, "weights": d.weights, "denominator": d.denominator}
+    targets_too = wants_targets and upstream.dot is not None
+    if projection is None:
+        out, d_logits, d_targets = _stream.forward_and_backward(terms.rows, upstream, targets_too=targets_too, xp=xp)
+        gradients, right = {"logits": d_logits}, right_of(inputs) if with_stats else None
+    else:
+        parts = wanted & {"hidden", "kernel", "bias"} | ({"targets"} if targets_too else set())
+        answers = answers_of(inputs) if with_stats else None
+        out, right, made = _linear.forward_and_backward(projection, terms.rows, upstream, parts, answers, xp=xp)
+        gradients, d_targets = dict(made), made.get("targets")
+    entries = entries_of(inputs, options, terms, out)
+    value, d = reduction_derivatives(entries, reduction, denominator, xp=xp)
+    g = d.losses
+    gradients |= {"weights": d.weights, "denominator": d.denominator}
     class_weights, q = inputs.class_weights, inputs.distribution
     if wants_targets and q is not None:
         d_masses = xp.expand_dims(d.masses, axis=-1)
@@ -210,9 +214,10 @@ def value_and_gradients(
         d_label = d.masses
         if out.nll is not None:
             d_label = d_label + (1.0 - eps) * weighed_nll(out.nll, terms.alpha, inputs) * g
-        at_label = class_indices(inputs.logits, inputs.labels.dtype, xp=xp) == xp.expand_dims(inputs.labels, axis=-1)
+        classes = class_indices(class_weights, inputs.labels.dtype, xp=xp)
+        at_label = classes == xp.expand_dims(inputs.labels, axis=-1)
         d_weights = sum_to(xp.where(at_label, xp.expand_dims(d_label, axis=-1), 0.0), class_weights.shape, inputs)
         if d_targets is not None:
             d_weights = d_weights + sum_to(d_targets, class_weights.shape, inputs)
         gradients["class_weights"] = d_weights
-    return value, gradients, stats_of(inputs, options, entries, out, reduction) if with_stats else None
+    return value, gradients, stats_of(inputs, options, entries, out, right, reduction) if with_stats else None

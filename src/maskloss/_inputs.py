@@ -146,7 +146,9 @@ class Inputs(NamedTuple):
     like: Like
     xp: Namespace
     dtype: Any  # of the computation and the loss
-    logits: Array
+    entries: tuple[int, ...]
+    classes: int
+    logits: Array | None  # None: they are made of hidden states, a chunk at a time
     labels: Array | None  # class indices in [0, C), 0 where the label given is none
     distribution: Array | None  # 0 where not kept or not allowed
     keep: Array | None
@@ -289,31 +291,68 @@ def check_labels(labels: Any, ignore_index: Any, entries: tuple[int, ...], full:
     return x
 
 
-def prepare(
-    logits: Any,
+def prepare(logits: Any, labels: Any, *, axis: Any = -1, **options: Any) -> Inputs:
+    """Checks and normalises; `labels` is NO_LABELS for a function that has none."""
+    like = floating_like("logits", logits)
+    full = shape_of(logits)
+    if logits.ndim == 0:
+        fail(ValueError, "logits", describe(logits), "it needs a class axis: at least one dimension")
+    at = check_axis(axis, len(full))
+    if full[at] == 0:
+        fail(ValueError, "logits", describe(logits), f"its class axis ({at}) must hold at least one class")
+    what = "the entries (the axes of logits other than `axis`)"
+    inputs = prepare_entries(like, full, at, compute_dtype(logits, like.xp), labels, what, **options)
+    return inputs._replace(logits=moved_axis(logits, at, -1, xp=like.xp))
+
+
+def prepare_linear(hidden: Any, kernel: Any, labels: Any, *, bias: Any, **options: Any) -> tuple[Inputs, Array, Array]:
+    """The same without logits, and the kernel and bias."""
+    like = floating_like("hidden", hidden)
+    if hidden.ndim == 0:
+        fail(ValueError, "hidden", describe(hidden), "it needs a last axis of features: at least one dimension")
+    given = [hidden]
+    for name, x in (("kernel", kernel), ("bias", bias)):
+        if x is None and name == "bias":
+            continue
+        array = like.companion(name, x)
+        if dtype_name(array) not in FLOATS:
+            fail(TypeError, name, describe(x), f"its dtype must be real floating: {', '.join(DTYPES)}")
+        given.append(array)
+    kernel, bias = given[1], given[2] if len(given) > 2 else None
+    features = hidden.shape[-1]
+    if kernel.ndim != 2 or kernel.shape[1] != features or kernel.shape[0] == 0:
+        accepted = f"it must hold a row for each class, of as many features as hidden: shape (classes, {features})"
+        turned = kernel.ndim == 2 and kernel.shape[0] == features
+        fail(ValueError, "kernel", describe(kernel), accepted + ("; pass its transpose" if turned else ""))
+    classes = kernel.shape[0]
+    if bias is not None and shape_of(bias) != (classes,):
+        fail(ValueError, "bias", describe(bias), f"it must hold one number per class: shape ({classes},)")
+    wide = any(dtype_name(x) == "float64" for x in given)
+    full = (*shape_of(hidden)[:-1], classes)
+    what = "the entries (the axes of hidden other than the last)"
+    dtype = like.xp.float64 if wide else like.xp.float32
+    return prepare_entries(like, full, len(full) - 1, dtype, labels, what, **options), kernel, bias
+
+
+def prepare_entries(
+    like: Like,
+    full: tuple[int, ...],
+    at: int,
+    dtype: Any,
     labels: Any,
+    what: str,
     *,
     mask: Any = None,
     weights: Any = None,
     class_weights: Any = None,
     class_mask: Any = None,
     ignore_index: Any = None,
-    axis: Any = -1,
     validate: Any = "auto",
 ) -> Inputs:
-    """Checks and normalises; `labels` is NO_LABELS for a function that has none."""
+    """All but the logits, which have the shape `full` and the classes along the axis `at`."""
     check_choice("validate", validate, ("auto", True, False))
-    like = floating_like("logits", logits)
     xp: Namespace = like.xp
-    full = shape_of(logits)
-    if logits.ndim == 0:
-        fail(ValueError, "logits", describe(logits), "it needs a class axis: at least one dimension")
-    at = check_axis(axis, len(full))
     classes, entries = full[at], full[:at] + full[at + 1 :]
-    if classes == 0:
-        fail(ValueError, "logits", describe(logits), f"its class axis ({at}) must hold at least one class")
-    what = "the entries (the axes of logits other than `axis`)"
-    dtype = compute_dtype(logits, xp)
 
     keep = wrong = None
     if mask is not None:
@@ -357,8 +396,8 @@ def prepare(
     if distribution is not None:
         for selected in (class_mask, None if keep is None else xp.expand_dims(keep, axis=-1)):
             distribution = distribution if selected is None else xp.where(selected, distribution, 0.0)
-    x = moved_axis(logits, at, -1, xp=xp)
-    return Inputs(like, xp, dtype, x, indices, distribution, keep, wrong, weights, class_weights, class_mask)
+    made = (indices, distribution, keep, wrong, weights, class_weights, class_mask)
+    return Inputs(like, xp, dtype, entries, classes, None, *made)
 
 
 def _label_value(labels: Array, classes: int, at: tuple[int, ...]) -> str:

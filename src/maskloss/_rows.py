@@ -58,6 +58,20 @@ class Rows(NamedTuple):
     dtype: Any
 
 
+class Upstream(NamedTuple):
+    """The derivative of the loss with respect to nll and dot, and to lse**2 / 2; None: it does not depend on them."""
+
+    nll: Array | None
+    dot: Array | None
+    squared_lse: Array | None
+
+    def of_lse(self, lse: Array | None, *, xp: Namespace) -> Array | None:
+        if self.squared_lse is None:
+            return None
+        # Where lse is infinite so is the loss, whatever the logits.
+        return self.squared_lse * xp.where(xp.isinf(lse), 0.0, lse)
+
+
 class Sums(NamedTuple):
     """What one walk over the classes gives of each row."""
 
@@ -255,6 +269,14 @@ def tangents(
             t_targets = t_targets if rows.class_mask is None else xp.where(rows.class_mask, t_targets, 0.0)
             t_dot = t_dot + xp.sum(t_targets * costs(x, targets, total, shift, xp=xp), axis=-1)
     return t_nll, t_dot, u, total * u
+
+
+def is_largest(rows: Rows, answers: Array, *, xp: Namespace) -> Array:
+    """Whether the first of the largest allowed logits of each row is that of its answer."""
+    x = xp.astype(rows.logits, rows.dtype, copy=False)
+    x = x if rows.class_mask is None else xp.where(rows.class_mask, x, -math.inf)
+    # arg-max takes a NaN for the largest, and a NaN is no right answer.
+    return (xp.argmax(x, axis=-1) == answers) & ~xp.isnan(take_label(x, answers, xp=xp))
 
 
 def entropy(rows: Rows, *, xp: Namespace) -> Array:

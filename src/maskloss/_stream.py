@@ -108,17 +108,24 @@ def workspace_of(length: int, classes: int, dtype: Any, library: str, like: Arra
     return view
 
 
+def kept_of(keep: Array | None, read: bool, *, xp: Namespace) -> tuple[Array | None, Array | None]:
+    """Which of the flattened entries are visited (None: all), and of these the mask that is left to select by.
+
+    Elsewhere than in NumPy's and torch's memory, how many are kept is known after a sync, or never.
+    """
+    if keep is None or not read:
+        return None, keep
+    kept = xp.nonzero(flat(keep, xp=xp))[0]
+    return (None if kept.shape[0] == math.prod(keep.shape) else kept), None
+
+
 def walk_of(rows: _rows.Rows, *, xp: Namespace) -> Walk:
     logits = rows.logits
     library = library_of(logits) or ""
     classes, count = logits.shape[-1], math.prod(logits.shape[:-1])
     on_cpu = reads_without_sync(logits, library)
-    kept, keep = None, rows.keep
-    # Elsewhere than in NumPy's and torch's memory, how many are kept is known after a sync, or never.
-    if keep is not None and on_cpu and library in ("numpy", "torch"):
-        kept, keep = xp.nonzero(flat(keep, xp=xp))[0], None
-        kept = None if kept.shape[0] == count else kept
-        count = count if kept is None else kept.shape[0]
+    kept, keep = kept_of(rows.keep, on_cpu and library in ("numpy", "torch"), xp=xp)
+    count = count if kept is None else kept.shape[0]
     row_bytes = classes * (8 if rows.dtype == xp.float64 else 4)
     length = max(1, min(count, (BLOCK_BYTES if on_cpu else ACCELERATOR_BLOCK_BYTES) // row_bytes))
     targets = rows.targets
@@ -177,21 +184,31 @@ def spans(walk: Walk) -> Iterator[tuple[int, int]]:
         yield start, min(start + walk.length, walk.visited)
 
 
-def zeros(shape: tuple[int, ...], rows: _rows.Rows, *, xp: Namespace) -> Array:
-    return xp.zeros(shape, dtype=rows.dtype, **placement(rows.logits))
+def nothing(rows: _rows.Rows, entries: tuple[int, ...], like: Array, *, lse_too: bool, xp: Namespace) -> _rows.Forward:
+    """forward where no row is visited."""
+    parts = (rows.labels, rows.targets, like if lse_too else None, like, None)
+    made = (None if part is None else xp.zeros(entries, dtype=rows.dtype, **placement(like)) for part in parts)
+    return _rows.Forward(*made)
+
+
+def with_one_shift(pieces: Sequence[Any], *, xp: Namespace) -> Sequence[Any]:
+    """Sums or Forwards, the shift of 0 written out where others have another."""
+    if len({piece.shift is None for piece in pieces}) < 2:
+        return pieces
+    return [p if p.shift is not None else p._replace(shift=xp.zeros_like(p.total)) for p in pieces]
 
 
 def joined(pieces: Sequence[Any], *, xp: Namespace) -> Array | None:
     return None if pieces[0] is None else pieces[0] if len(pieces) == 1 else xp.concat(pieces)
 
 
-def spread(values: Array | None, walk: Walk, entries: tuple[int, ...], *, xp: Namespace) -> Array | None:
+def spread(values: Array | None, kept: Array | None, entries: tuple[int, ...], *, xp: Namespace) -> Array | None:
     """Numbers per visited row as numbers per entry, 0 where not visited."""
     if values is None:
         return None
-    if walk.kept is not None:
+    if kept is not None:
         full = xp.zeros((math.prod(entries),), dtype=values.dtype, **placement(values))
-        full[walk.kept] = values
+        full[kept] = values
         values = full
     return values if len(entries) == 1 else xp.reshape(values, entries)
 
@@ -250,20 +267,18 @@ def forward(rows: _rows.Rows, *, lse_too: bool, xp: Namespace) -> _rows.Forward:
             sums = _rows.sums(_rows.selected_logits(block, xp=xp)[0], block, xp=xp, out=out)
         pieces.append(sums)
     if not pieces:
-        parts = (rows.labels, rows.targets, rows.logits if lse_too else None, rows.logits, None)
-        return _rows.Forward(*(None if part is None else zeros(entries, rows, xp=xp) for part in parts))
-    return assembled(walk, rows, pieces, lse_too=lse_too, xp=xp)
+        return nothing(rows, entries, rows.logits, lse_too=lse_too, xp=xp)
+    taken = None if rows.labels is None else label_logits(walk, rows, xp=xp)
+    return assembled(walk, rows, taken, pieces, lse_too=lse_too, xp=xp)
 
 
 def assembled(
-    walk: Walk, rows: _rows.Rows, pieces: Sequence[_rows.Sums], *, lse_too: bool, xp: Namespace
+    walk: Walk, rows: _rows.Rows, taken: Array | None, pieces: Sequence[_rows.Sums], *, lse_too: bool, xp: Namespace
 ) -> _rows.Forward:
-    if len({piece.shift is None for piece in pieces}) > 1:
-        pieces = [p if p.shift is not None else p._replace(shift=xp.zeros_like(p.total)) for p in pieces]
-    shift, total, dot = (joined(parts, xp=xp) for parts in zip(*pieces, strict=True))
+    """`taken` are the labels' logits."""
+    shift, total, dot = (joined(parts, xp=xp) for parts in zip(*with_one_shift(pieces, xp=xp), strict=True))
     nll = lse = None
-    if walk.labels is not None:
-        taken = label_logits(walk, rows, xp=xp)
+    if taken is not None:
         if walk.on_cpu:
             nll = label_costs(walk.library, total, taken, shift, xp=xp)
         else:
@@ -271,7 +286,7 @@ def assembled(
     if lse_too:
         lse = xp.log(total) if shift is None else _rows.log_sum_exp(total, shift, xp=xp)
     entries = tuple(rows.logits.shape[:-1])
-    return _rows.Forward(*(spread(part, walk, entries, xp=xp) for part in (nll, dot, lse, total, shift)))
+    return _rows.Forward(*(spread(part, walk.kept, entries, xp=xp) for part in (nll, dot, lse, total, shift)))
 
 
 def backward(
@@ -284,13 +299,17 @@ def backward(
     *,
     targets_too: bool,
     xp: Namespace,
+    d_logits: Array | None = None,
 ) -> tuple[Array, Array | None]:
-    """_rows.backward, in the dtype of the logits; the gradient of the targets in their shape."""
+    """_rows.backward, in the dtype of the logits; the gradient of the targets in their shape.
+
+    `d_logits`, of shape (rows, C) and all visited, is where the gradient goes: it may be the logits.
+    """
     logits: Array = rows.logits
     targets: Array = rows.targets
     walk = walk_of(rows, xp=xp)
     entries = (math.prod(logits.shape[:-1]), logits.shape[-1])
-    d_logits = gradient_like(logits, walk, xp=xp)
+    d_logits = gradient_like(logits, walk, xp=xp) if d_logits is None else d_logits
     d_targets = None
     if targets_too:
         shape = entries if isinstance(walk.targets, Table) else targets.shape
@@ -321,7 +340,8 @@ def backward(
 
 def gradient_blocks(walk: Walk, rows: _rows.Rows, d_logits: Array) -> Iterator[tuple[int, int, Array, Array]]:
     """Start, stop and logits of each block, and where the caller computes its gradient, which then gets to d_logits."""
-    in_place = walk.kept is None and d_logits.dtype == rows.dtype
+    # Where the gradient takes the place of the logits these are read again if the shift of 0 does not serve.
+    in_place = walk.kept is None and d_logits.dtype == rows.dtype and d_logits is not rows.logits
     for start, stop in spans(walk):
         x, workspace = block_logits(walk, rows.dtype, start, stop)
         out = d_logits[start:stop] if in_place else workspace
@@ -330,18 +350,36 @@ def gradient_blocks(walk: Walk, rows: _rows.Rows, d_logits: Array) -> Iterator[t
             store(d_logits, walk.kept, start, stop, out)
 
 
-def forward_and_backward(rows: _rows.Rows, g_nll: Array, *, xp: Namespace) -> tuple[_rows.Forward, Array] | None:
-    """Both in one walk, where g_nll does not wait for the loss: each exponential is computed once.
+def forward_and_backward(
+    rows: _rows.Rows, upstream: _rows.Upstream, *, targets_too: bool, xp: Namespace, d_logits: Array | None = None
+) -> tuple[_rows.Forward, Array, Array | None]:
+    """Both, where the upstream gradient does not wait for the loss."""
+    both = in_one_walk(rows, upstream, xp=xp, d_logits=d_logits)
+    if both is not None:
+        return *both, None
+    out = forward(rows, lse_too=upstream.squared_lse is not None, xp=xp)
+    g_lse = upstream.of_lse(out.lse, xp=xp)
+    gradients = backward(
+        *(rows, out.total, out.shift, upstream.nll, upstream.dot, g_lse),
+        targets_too=targets_too,
+        xp=xp,
+        d_logits=d_logits,
+    )
+    return out, *gradients
 
-    For class indices alone, in arrays that can be written to; None for the rest.
-    """
-    if rows.labels is None or rows.targets is not None:
+
+def in_one_walk(
+    rows: _rows.Rows, upstream: _rows.Upstream, *, xp: Namespace, d_logits: Array | None
+) -> tuple[_rows.Forward, Array] | None:
+    """Each exponential is computed once: for class indices alone, in arrays that can be written to."""
+    if upstream.nll is None or upstream.dot is not None or upstream.squared_lse is not None:
         return None
     walk = walk_of(rows, xp=xp)
     if not is_plain(walk, rows) or walk.visited == 0:
         return None
-    d_logits = gradient_like(rows.logits, walk, xp=xp)
-    g = chosen(g_nll, walk.kept, xp=xp)
+    d_logits = gradient_like(rows.logits, walk, xp=xp) if d_logits is None else d_logits
+    g = chosen(upstream.nll, walk.kept, xp=xp)
+    taken = label_logits(walk, rows, xp=xp)  # before the gradient may take their place
     shifts = not walk.on_cpu
     pieces: list[_rows.Sums] = []
     for start, stop, x, out in gradient_blocks(walk, rows, d_logits):
@@ -353,7 +391,7 @@ def forward_and_backward(rows: _rows.Rows, g_nll: Array, *, xp: Namespace) -> tu
         pieces.append(sums)
         scale = g[start:stop] / _rows.positive(sums.total, xp=xp)
         finish_gradient(out, scale, walk.labels[start:stop], g[start:stop], xp=xp)
-    return assembled(walk, rows, pieces, lse_too=False, xp=xp), xp.reshape(d_logits, rows.logits.shape)
+    return assembled(walk, rows, taken, pieces, lse_too=False, xp=xp), xp.reshape(d_logits, rows.logits.shape)
 
 
 def gradient_like(logits: Array, walk: Walk, *, xp: Namespace) -> Array:
@@ -384,5 +422,5 @@ def entropy(rows: _rows.Rows, *, xp: Namespace) -> Array:
     walk = walk_of(rows, xp=xp)
     pieces = [_rows.entropy(block_rows(walk, rows, start, stop)[0], xp=xp) for start, stop in spans(walk)]
     if not pieces:
-        return zeros(entries, rows, xp=xp)
-    return spread(joined(pieces, xp=xp), walk, entries, xp=xp)
+        return xp.zeros(entries, dtype=rows.dtype, **placement(rows.logits))
+    return spread(joined(pieces, xp=xp), walk.kept, entries, xp=xp)

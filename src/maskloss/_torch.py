@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.nn.functional import nll_loss
 
-from . import _rows, _stream
+from . import _linear, _rows, _stream
 from ._compat import Namespace, has_tangent, in_forward_mode, is_plain_tensor, is_tracer
 
 Tensor = Any
@@ -103,6 +104,125 @@ def differentiated(x: Tensor | None) -> bool:
     if x is None:
         return False
     return (x.requires_grad and torch.is_grad_enabled()) or has_tangent(x)
+
+
+PARTS = ("hidden", "kernel", "bias", "targets")
+
+
+class _Linear(torch.autograd.Function):
+    """The engine on chunks of logits, of which none is kept.
+
+    Where the upstream gradient is known before the loss, the gradients are made beside it: three products in all. A
+    backward with another upstream gradient makes the logits again.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Any:
+        *tensors, answers, upstream, ctx.softcap, ctx.dtype, lse_too, ctx.chunk_size, ctx.xp = inputs
+        projection, rows = _projected(tensors, ctx)
+        ctx.made = None
+        if upstream is None:
+            out, right = _linear.forward(projection, rows, lse_too=lse_too, answers=answers, xp=ctx.xp)
+        else:
+            parts = _needed(ctx)
+            out, right, made = _linear.forward_and_backward(projection, rows, upstream, parts, answers, xp=ctx.xp)
+            ctx.made = (upstream.nll, upstream.dot, upstream.of_lse(out.lse, xp=ctx.xp)), made
+        ctx.save_for_backward(*tensors, out.total, out.shift)
+        if right is not None:
+            ctx.mark_non_differentiable(right)
+        ctx.set_materialize_grads(False)
+        return out.nll, out.dot, out.lse, right
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        upstream = gradients[:3]
+        given = [g for g in upstream if g is not None]
+        if not given:
+            return (None,) * 14
+        *tensors, total, shift = ctx.saved_tensors
+        (projection, rows), parts = _projected(tensors, ctx), _needed(ctx)
+        # Not kept for a second backward: what autograd adds to a gradient of a parameter would be added to these.
+        made, ctx.made = ctx.made, None
+        if torch.is_grad_enabled() or in_forward_mode() or any(is_tracer(g, "torch") for g in given):
+            results = _linear_gradients(projection, rows, upstream, ctx.xp)
+        elif made is not None and (factor := _factor(made[0], upstream)) is not None:
+            results = made[1] if factor == 1 else {name: g.mul_(factor) for name, g in made[1].items()}
+        else:
+            with torch.autocast(projection.hidden.device.type, enabled=False):
+                results = _linear.backward(projection, rows, total, shift, *upstream, parts, xp=ctx.xp)
+        cast = (results[n].to(x.dtype) if n in parts else None for n, x in zip(PARTS, tensors[:4], strict=True))
+        return *cast, *[None] * 10
+
+
+def _projected(tensors: Any, ctx: Any) -> tuple[_linear.Projection, _rows.Rows]:
+    hidden, kernel, bias, targets, labels, keep, class_mask = tensors
+    rows = _rows.Rows(None, labels, targets, keep, class_mask, ctx.softcap, ctx.dtype)
+    return _linear.Projection(hidden, kernel, bias, ctx.chunk_size), rows
+
+
+def _needed(ctx: Any) -> set[str]:
+    return {name for name, needed in zip(PARTS, ctx.needs_input_grad, strict=False) if needed}
+
+
+def _factor(known: Any, given: Any) -> float | None:
+    """Of which the gradients given are the known ones times it, to rounding; None where they are not."""
+    if any((k is None) is not (g is None) for k, g in zip(known, given, strict=True)):
+        return None
+    k, g = (torch.cat([x.reshape(-1) for x in parts if x is not None]).double() for parts in (known, given))
+    square = torch.dot(k, k).item()
+    factor = torch.dot(k, g).item() / square if square else 1.0
+    epsilon = torch.finfo(next(x.dtype for x in given if x is not None)).eps
+    return factor if bool(((g - factor * k).abs() <= 8 * epsilon * (factor * k).abs()).all()) else None
+
+
+def _linear_gradients(
+    projection: _linear.Projection, rows: _rows.Rows, upstream: Any, xp: Namespace
+) -> dict[str, Tensor]:
+    """As one expression of all the logits, which can be differentiated again, or batched."""
+    rows = _linear.whole(projection, rows, xp=xp)
+    again = _rows.forward(rows, lse_too=False, xp=xp)
+    d_logits, d_targets = _rows.backward(rows, again.total, again.shift, *upstream, targets_too=True, xp=xp)
+    hidden = projection.hidden.to(rows.dtype)
+    if rows.keep is not None:
+        hidden = hidden.where(rows.keep.unsqueeze(-1), 0.0)
+    flat = d_logits.reshape(-1, d_logits.shape[-1])
+    results = {
+        "hidden": d_logits @ projection.kernel.to(rows.dtype),
+        "kernel": flat.mT @ hidden.reshape(-1, hidden.shape[-1]),
+        "bias": flat.sum(0),
+    }
+    if d_targets is not None:
+        targets: Tensor = rows.targets
+        results["targets"] = d_targets.sum_to_size(targets.shape)
+    return results
+
+
+def linear_forward(
+    projection: _linear.Projection,
+    rows: _rows.Rows,
+    *,
+    lse_too: bool,
+    answers: Tensor | None,
+    upstream: Callable[[], _rows.Upstream] | None,
+    xp: Namespace,
+) -> tuple[_rows.Forward, Tensor | None]:
+    """_linear.forward, with its derivative; `upstream` gives that of the loss, where it does not wait for it."""
+    hidden, kernel, bias, chunk_size = projection
+    _, labels, targets, keep, class_mask, softcap, dtype = rows
+    variables = [x for x in (hidden, kernel, bias, targets) if x is not None]
+    if in_forward_mode() or any(is_tracer(x, "torch") for x in variables):
+        rows = _linear.whole(projection, rows, xp=xp)
+        right = None if answers is None else _rows.is_largest(rows, answers, xp=xp)
+        return forward(rows, lse_too=lse_too, xp=xp), right
+    with torch.autocast(hidden.device.type, enabled=False):
+        if not any(differentiated(x) for x in variables):
+            return _linear.forward(projection, rows, lse_too=lse_too, answers=answers, xp=xp)
+        with torch.no_grad():
+            known = None if upstream is None else upstream()
+        tensors = (hidden, kernel, bias, targets, labels, keep, class_mask, answers)
+        function: Any = _Linear
+        nll, dot, lse, right = function.apply(*tensors, known, softcap, dtype, lse_too, chunk_size, xp)
+    return _rows.Forward(nll, dot, lse, None, None), right
 
 
 def small_loss(logits: Any, labels: Any, mask: Any, reduction: str) -> Tensor | None:

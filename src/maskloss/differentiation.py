@@ -12,10 +12,13 @@ from ._capabilities import LIBRARIES, NO_AUTODIFF
 from ._compat import FLOATS, dtype_name, library_of, moved_axis, on_arrays
 from ._entries import sum_to, value_and_gradients
 from ._inputs import fail
+from ._linear import Projection
+from .linear import check_chunk_size, linear_cross_entropy
 from .losses import check_options, cross_entropy
 
 Place = int | str
-DIFFERENTIABLE = ("logits", "labels", "weights", "class_weights", "denominator")
+OPTIONS = ("labels", "weights", "class_weights", "denominator")
+DIFFERENTIABLE = {cross_entropy: ("logits", *OPTIONS), linear_cross_entropy: ("hidden", "kernel", "bias", *OPTIONS)}
 
 
 def value_and_grad(
@@ -26,8 +29,9 @@ def value_and_grad(
     The call ``value_and_grad(f)(*args, **kwargs)`` returns ``(f(*args, **kwargs), gradient)``.
 
     PyTorch and JAX differentiate any function that returns a scalar. NumPy, CuPy and array-api-strict have no automatic
-    differentiation: there the function must be :func:`cross_entropy`, or a :func:`functools.partial` of it, whose
-    derivative with respect to logits, weights, class_weights, floating labels and denominator is known in closed form.
+    differentiation: there the function must be :func:`cross_entropy` or :func:`linear_cross_entropy`, or a
+    :func:`functools.partial` of one, whose derivative with respect to logits (or hidden, kernel and bias), weights,
+    class_weights, floating labels and denominator is known in closed form.
 
     Parameters
     ----------
@@ -135,30 +139,30 @@ def _torch_value_and_grad(of_values: Callable[..., Any], values: list[Any], has_
 
 
 @functools.cache
-def _signature() -> Any:
+def _signature(function: Any) -> Any:
     import inspect  # a third of maskloss' import time
 
-    return inspect.signature(cross_entropy)
+    return inspect.signature(function)
 
 
 @on_arrays
 def _analytic_value_and_grad(
     _: Any, loss_function: Any, keys: list[Place], args: Any, kwargs: Any, has_aux: bool
 ) -> tuple[Any, list[Any]]:
-    """For the libraries without automatic differentiation: the derivative of cross_entropy, and of it alone."""
+    """For the libraries without automatic differentiation: the derivative of the two losses, and of them alone."""
     function, held = loss_function, 0
     while isinstance(function, functools.partial):
         args, kwargs, held = function.args + args, {**function.keywords, **kwargs}, held + len(function.args)
         function = function.func
-    if function is not cross_entropy:
+    if function not in DIFFERENTIABLE:
         fail(TypeError, "loss_function", getattr(function, "__qualname__", repr(function)), NO_AUTODIFF)
-    call = _signature().bind(*args, **kwargs)
+    call = _signature(function).bind(*args, **kwargs)
     call.apply_defaults()
     given = call.arguments
     names = [key if isinstance(key, str) else list(given)[held + key] for key in keys]
     for name in names:
-        if name not in DIFFERENTIABLE:
-            fail(TypeError, "argnums", repr(name), f"the gradient is known for {', '.join(DIFFERENTIABLE)}")
+        if name not in DIFFERENTIABLE[function]:
+            fail(TypeError, "argnums", repr(name), f"the gradient is known for {', '.join(DIFFERENTIABLE[function])}")
     if given["reduction"] == "none":
         fail(ValueError, "reduction", "'none'", "the gradient needs a loss that is a 0-d array")
     if given["with_stats"] is not has_aux:
@@ -168,20 +172,27 @@ def _analytic_value_and_grad(
     implementation, _ = given.pop("implementation"), given.pop("with_stats")
     _inputs.check_reduction(reduction, denominator)
     options = check_options(*(given.pop(name) for name in ("label_smoothing", "z_loss", "softcap")))
-    inputs = _inputs.prepare(**given)
+    axis, projection = given.get("axis", -1), None
+    if function is linear_cross_entropy:
+        chunk_size = given.pop("chunk_size")
+        check_chunk_size(chunk_size)
+        inputs, kernel, bias = _inputs.prepare_linear(**given)
+        projection = Projection(given["hidden"], kernel, bias, chunk_size)
+    else:
+        inputs = _inputs.prepare(**given)
     if _inputs.choose_implementation(implementation, inputs.like.library) != "analytic":
         accepted = f"it cannot run with {LIBRARIES[inputs.like.library]} arrays: {NO_AUTODIFF}"
         fail(ValueError, "implementation", repr(implementation), accepted)
     divisor = None if denominator is None else _inputs.to_denominator(denominator, inputs.dtype, inputs.like)
     value, gradients, stats = value_and_gradients(
-        inputs, options, reduction, divisor, frozenset(names), with_stats=has_aux
+        inputs, options, reduction, divisor, frozenset(names), with_stats=has_aux, projection=projection
     )
     results: list[Any] = []
     for name in names:
         argument: Any = denominator if name == "denominator" else given[name]
         gradient = gradients[name]
         if name in ("logits", "labels"):
-            gradient = moved_axis(gradient, -1, given["axis"], xp=inputs.xp)
+            gradient = moved_axis(gradient, -1, axis, xp=inputs.xp)
         gradient = sum_to(gradient, _inputs.shape_of(argument), inputs)
         results.append(inputs.xp.astype(gradient, argument.dtype, copy=False))
     return ((value, stats) if has_aux else value), results

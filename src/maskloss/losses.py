@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from . import _inputs, _rows, _stream
 from ._compat import Array, is_tracer, on_arrays, torch_module
-from ._entries import Options, entries_of, stats_of, terms_of
+from ._entries import Options, entries_of, right_of, stats_of, terms_of
 from ._inputs import Reduction
 from ._reduce import reduce_entries
 
@@ -199,7 +199,7 @@ def cross_entropy(
     loss = reduce_entries(entries, reduction, divisor, xp=inputs.xp)
     if not with_stats:
         return loss
-    return loss, stats_of(inputs, options, entries, out, reduction)
+    return loss, stats_of(inputs, options, entries, out, right_of(inputs), reduction)
 
 
 @on_arrays

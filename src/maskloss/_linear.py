@@ -1,0 +1,254 @@
+"""Projection and loss in one: the engine on logits = hidden kernel^T + bias, of which one chunk of kept rows exists.
+
+With X_cv = dL/dlogits of a chunk, which takes the place of its logits,
+
+    d hidden = X kernel        d kernel = sum over chunks of X^T hidden        d bias = sum over rows of X
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Set
+from typing import NamedTuple
+
+from . import _rows, _stream
+from ._compat import Array, Namespace, add_product, library_of, placement, product, reads_without_sync, sparse_zeros
+
+# Of logits in the dtype of the computation, per chunk, and the fewest and most rows of one.
+CHUNK_BYTES = 1 << 25
+FEWEST, MOST = 128, 512
+
+
+class Projection(NamedTuple):
+    hidden: Array  # (entries..., D)
+    kernel: Array  # (V, D)
+    bias: Array | None  # (V,)
+    chunk_size: int | None  # rows of logits that exist at a time
+
+
+class Plan(NamedTuple):
+    """The visited rows of a projection, in the dtype of the computation, and where their logits are made."""
+
+    kept: Array | None
+    visited: int
+    length: int  # rows of a chunk
+    hidden: _stream.Table
+    kernel: Array
+    bias: Array | None
+    logits: Array | None  # (length, V); None where the library has no `out`
+    labels: Array | None
+    targets: _stream.Table | Array | None
+    keep: Array | None
+    class_mask: _stream.Table | None
+
+
+class Chunk(NamedTuple):
+    start: int
+    stop: int
+    hidden: Array  # (rows, D)
+    rows: _rows.Rows
+
+
+def chunk_length(classes: int, row_bytes: int) -> int:
+    return max(FEWEST, min(MOST, CHUNK_BYTES // row_bytes))
+
+
+def plan_of(projection: Projection, rows: _rows.Rows, *, xp: Namespace) -> Plan:
+    hidden, kernel, bias, chunk_size = projection
+    library = library_of(hidden) or ""
+    read = library in ("numpy", "torch") and reads_without_sync(hidden, library)
+    count, classes = math.prod(hidden.shape[:-1]), kernel.shape[0]
+    kept, keep = _stream.kept_of(rows.keep, read, xp=xp)
+    visited = count if kept is None else kept.shape[0]
+    length = chunk_size or chunk_length(classes, classes * (8 if rows.dtype == xp.float64 else 4))
+    length = max(1, min(length, visited))
+    targets, class_mask = rows.targets, rows.class_mask
+    return Plan(
+        kept,
+        visited,
+        length,
+        _stream.table_of(hidden, kept, xp=xp),
+        xp.astype(kernel, rows.dtype, copy=False),
+        None if bias is None else xp.astype(bias, rows.dtype, copy=False),
+        None if library == "array_api_strict" else xp.empty((length, classes), dtype=rows.dtype, **placement(hidden)),
+        _stream.chosen(rows.labels, kept, xp=xp),
+        _stream.table_of(targets, kept, xp=xp) if targets is not None and targets.ndim == hidden.ndim else targets,
+        None if keep is None else _stream.flat(keep, xp=xp),
+        None if class_mask is None else _stream.table_of(class_mask, kept, xp=xp),
+    )
+
+
+def chunks(plan: Plan, rows: _rows.Rows, *, xp: Namespace) -> Iterator[Chunk]:
+    for start in range(0, plan.visited, plan.length):
+        stop = min(start + plan.length, plan.visited)
+        keep = None if plan.keep is None else plan.keep[start:stop]
+        hidden = xp.astype(_stream.block_of(plan.hidden, start, stop, None), rows.dtype, copy=False)
+        if keep is not None:
+            # Before the product: 0 times NaN would reach the kernel's gradient.
+            hidden = xp.where(xp.expand_dims(keep, axis=-1), hidden, 0.0)
+        logits = product(hidden, plan.kernel.T, out=None if plan.logits is None else plan.logits[: stop - start])
+        if plan.bias is not None:
+            logits += plan.bias
+        block = _rows.Rows(
+            logits,
+            None if plan.labels is None else plan.labels[start:stop],
+            _stream.block_of(plan.targets, start, stop, None)
+            if isinstance(plan.targets, _stream.Table)
+            else plan.targets,
+            keep,
+            None if plan.class_mask is None else _stream.block_of(plan.class_mask, start, stop, None),
+            rows.softcap,
+            rows.dtype,
+        )
+        yield Chunk(start, stop, hidden, block)
+
+
+def whole(projection: Projection, rows: _rows.Rows, *, xp: Namespace) -> _rows.Rows:
+    """The rows with all their logits, as one expression: for what differentiates or traces it."""
+    hidden, kernel, bias, _ = projection
+    hidden, kernel = (xp.astype(x, rows.dtype, copy=False) for x in (hidden, kernel))
+    if rows.keep is not None:
+        hidden = xp.where(xp.expand_dims(rows.keep, axis=-1), hidden, 0.0)
+    logits = hidden @ kernel.T
+    return rows._replace(logits=logits if bias is None else logits + xp.astype(bias, rows.dtype, copy=False))
+
+
+def collected(
+    plan: Plan,
+    rows: _rows.Rows,
+    entries: tuple[int, ...],
+    outs: list[_rows.Forward],
+    rights: list[Array | None],
+    *,
+    lse_too: bool,
+    answers: Array | None,
+    xp: Namespace,
+) -> tuple[_rows.Forward, Array | None]:
+    """Numbers per row of each chunk as numbers per entry."""
+    if not outs:
+        right = None if answers is None else xp.zeros(entries, dtype=xp.bool, **placement(answers))
+        return _stream.nothing(rows, entries, plan.hidden.array, lse_too=lse_too, xp=xp), right
+    parts = [*zip(*_stream.with_one_shift(outs, xp=xp), strict=True), rights]
+    joined = [_stream.spread(_stream.joined(part, xp=xp), plan.kept, entries, xp=xp) for part in parts]
+    return _rows.Forward(*joined[:-1]), joined[-1]
+
+
+def forward(
+    projection: Projection, rows: _rows.Rows, *, lse_too: bool, answers: Array | None, xp: Namespace
+) -> tuple[_rows.Forward, Array | None]:
+    """_rows.forward, and whether the largest logit of each entry is that of its answer; one product."""
+    entries, plan = tuple(projection.hidden.shape[:-1]), plan_of(projection, rows, xp=xp)
+    answer = _stream.chosen(answers, plan.kept, xp=xp)
+    outs: list[_rows.Forward] = []
+    rights: list[Array | None] = []
+    for chunk in chunks(plan, rows, xp=xp):
+        rights.append(right_of(chunk, answer, xp=xp))
+        outs.append(_stream.forward(chunk.rows, lse_too=lse_too, xp=xp))
+    return collected(plan, rows, entries, outs, rights, lse_too=lse_too, answers=answers, xp=xp)
+
+
+def right_of(chunk: Chunk, answer: Array | None, *, xp: Namespace) -> Array | None:
+    return None if answer is None else _rows.is_largest(chunk.rows, answer[chunk.start : chunk.stop], xp=xp)
+
+
+def forward_and_backward(
+    projection: Projection,
+    rows: _rows.Rows,
+    upstream: _rows.Upstream,
+    parts: Set[str],
+    answers: Array | None,
+    *,
+    xp: Namespace,
+) -> tuple[_rows.Forward, Array | None, dict[str, Array]]:
+    """Both, and the gradients of the parts asked for, in three products; upstream does not wait for the loss."""
+    entries, plan = tuple(projection.hidden.shape[:-1]), plan_of(projection, rows, xp=xp)
+    g = [_stream.chosen(part, plan.kept, xp=xp) for part in upstream]
+    answer = _stream.chosen(answers, plan.kept, xp=xp)
+    lse_too = upstream.squared_lse is not None
+    gradients = empty_gradients(projection, rows, plan, parts, xp=xp)
+    outs: list[_rows.Forward] = []
+    rights: list[Array | None] = []
+    for chunk in chunks(plan, rows, xp=xp):
+        rights.append(right_of(chunk, answer, xp=xp))
+        out, d_logits, d_targets = _stream.forward_and_backward(
+            chunk.rows,
+            _rows.Upstream(*(None if part is None else part[chunk.start : chunk.stop] for part in g)),
+            targets_too="targets" in parts,
+            xp=xp,
+            d_logits=chunk.rows.logits,
+        )
+        outs.append(out)
+        add_gradients(gradients, plan, chunk, d_logits, d_targets, xp=xp)
+    out, right = collected(plan, rows, entries, outs, rights, lse_too=lse_too, answers=answers, xp=xp)
+    return out, right, finished(gradients, projection, rows, xp=xp)
+
+
+def backward(
+    projection: Projection,
+    rows: _rows.Rows,
+    total: Array,
+    shift: Array | None,
+    g_nll: Array | None,
+    g_dot: Array | None,
+    g_lse: Array | None,
+    parts: Set[str],
+    *,
+    xp: Namespace,
+) -> dict[str, Array]:
+    """The gradients of the parts asked for, from logits that are made again: three products beside those of forward."""
+    plan = plan_of(projection, rows, xp=xp)
+    per_row = [_stream.chosen(x, plan.kept, xp=xp) for x in (total, shift, g_nll, g_dot, g_lse)]
+    gradients = empty_gradients(projection, rows, plan, parts, xp=xp)
+    for chunk in chunks(plan, rows, xp=xp):
+        d_logits, d_targets = _stream.backward(
+            chunk.rows,
+            *(None if x is None else x[chunk.start : chunk.stop] for x in per_row),
+            targets_too="targets" in parts,
+            xp=xp,
+            d_logits=chunk.rows.logits,
+        )
+        add_gradients(gradients, plan, chunk, d_logits, d_targets, xp=xp)
+    return finished(gradients, projection, rows, xp=xp)
+
+
+def empty_gradients(
+    projection: Projection, rows: _rows.Rows, plan: Plan, parts: Set[str], *, xp: Namespace
+) -> dict[str, Array]:
+    """The hidden states' in their dtype, a row per entry; the kernel's, a sum over chunks, in that of the rows."""
+    hidden, targets = projection.hidden, rows.targets
+    count = math.prod(hidden.shape[:-1])
+    gradients: dict[str, Array] = {}
+    if "hidden" in parts:
+        shape = (count, hidden.shape[-1])
+        gradients["hidden"] = sparse_zeros(shape, hidden.dtype, hidden, xp=xp)
+    for name, x in (("kernel", plan.kernel), ("bias", plan.bias)):
+        if name in parts:
+            gradients[name] = xp.zeros(x.shape, dtype=rows.dtype, **placement(hidden))
+    if "targets" in parts:
+        shape = (count, plan.kernel.shape[0]) if isinstance(plan.targets, _stream.Table) else targets.shape
+        gradients["targets"] = xp.zeros(shape, dtype=targets.dtype, **placement(hidden))
+    return gradients
+
+
+def add_gradients(
+    gradients: dict[str, Array], plan: Plan, chunk: Chunk, d_logits: Array, d_targets: Array | None, *, xp: Namespace
+) -> None:
+    if "hidden" in gradients:
+        _stream.store(gradients["hidden"], plan.kept, chunk.start, chunk.stop, d_logits @ plan.kernel)
+    if "kernel" in gradients:
+        gradients["kernel"] = add_product(gradients["kernel"], d_logits.T, chunk.hidden)
+    if "bias" in gradients:
+        gradients["bias"] += xp.sum(d_logits, axis=0)
+    if "targets" in gradients:
+        if isinstance(plan.targets, _stream.Table):
+            _stream.store(gradients["targets"], plan.kept, chunk.start, chunk.stop, d_targets)
+        else:
+            gradients["targets"] += d_targets
+
+
+def finished(
+    gradients: dict[str, Array], projection: Projection, rows: _rows.Rows, *, xp: Namespace
+) -> dict[str, Array]:
+    """In the shapes of what they are gradients of."""
+    given: dict[str, Array] = {"hidden": projection.hidden, "targets": rows.targets}
+    return {name: xp.reshape(x, given[name].shape) if name in given else x for name, x in gradients.items()}

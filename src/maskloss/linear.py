@@ -1,0 +1,210 @@
+"""The losses of logits that are never all there: of hidden states and the kernel that projects them."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, Literal
+
+from . import _inputs, _linear, _rows
+from ._compat import Array, on_arrays
+from ._entries import Options, answers_of, entries_of, stats_of, terms_of, upstream_of
+from ._inputs import Reduction, fail
+from ._reduce import reduce_entries
+from .losses import check_options, check_softcap
+
+
+def check_chunk_size(chunk_size: Any) -> None:
+    if chunk_size is None or (type(chunk_size) is int and chunk_size > 0):
+        return
+    kind = ValueError if type(chunk_size) is int else TypeError
+    fail(
+        kind, "chunk_size", _inputs.describe(chunk_size), "it must be None or a positive int: rows of logits at a time"
+    )
+
+
+def rows_forward(
+    inputs: _inputs.Inputs,
+    projection: _linear.Projection,
+    rows: _rows.Rows,
+    implementation: str | None,
+    *,
+    lse_too: bool = False,
+    answers: Array | None = None,
+    upstream: Any = None,
+) -> tuple[_rows.Forward, Array | None]:
+    """In chunks where that can run, elsewhere the expression; and whether the arg-max of each entry is its answer."""
+    library, xp = inputs.like.library, inputs.xp
+    if _inputs.choose_implementation(implementation, library) == "autodiff":
+        rows = _linear.whole(projection, rows, xp=xp)
+        right = None if answers is None else _rows.is_largest(rows, answers, xp=xp)
+        return _rows.forward(rows, lse_too=lse_too, xp=xp), right
+    if library == "torch":
+        from . import _torch
+
+        return _torch.linear_forward(projection, rows, lse_too=lse_too, answers=answers, upstream=upstream, xp=xp)
+    return _linear.forward(projection, rows, lse_too=lse_too, answers=answers, xp=xp)
+
+
+@on_arrays
+def linear_cross_entropy(
+    hidden: Array,
+    kernel: Array,
+    labels: Array,
+    *,
+    bias: Array | None = None,
+    chunk_size: int | None = None,
+    mask: Array | None = None,
+    weights: Array | float | None = None,
+    class_weights: Array | None = None,
+    class_mask: Array | None = None,
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+    reduction: Reduction = "mean",
+    denominator: Array | float | None = None,
+    with_stats: bool = False,
+    validate: bool | Literal["auto"] = "auto",
+    implementation: str | None = None,
+) -> Any:
+    r"""Masked cross-entropy of the logits :math:`x = h K^\top + b`, which are never all in memory.
+
+    The same as ``cross_entropy(hidden @ kernel.T + bias, labels, ...)``, made from a chunk of logits at a time and from
+    kept rows alone. Where a scalar loss is differentiated its gradients are made in the same walk: three matrix
+    products, and nothing of the logits' size is ever kept.
+
+    Parameters
+    ----------
+    hidden : array, shape (..., D), real floating
+        Hidden states; the axes other than the last are the *entries*. They decide the library and the device.
+    kernel : array, shape (V, D), real floating
+        The output projection, a row for each class, as in tied embeddings and in ``torch.nn.Linear.weight``.
+    labels : array
+        As in :func:`cross_entropy`, of the entries' shape, or floating and of shape (..., V).
+    bias : array, shape (V,), optional
+        Added to the logits.
+    chunk_size : int, optional
+        Rows of logits that exist at a time. By default as many as fill 32 MiB, at least 128 and at most 512.
+    mask, weights, class_weights, class_mask, ignore_index, label_smoothing, z_loss, softcap : optional
+        As in :func:`cross_entropy`; `class_mask` broadcasts to the shape (..., V).
+    reduction, denominator, with_stats, validate, implementation : optional
+        As in :func:`cross_entropy`.
+
+    Returns
+    -------
+    array, or (array, LossStats) where `with_stats` is True
+        As :func:`cross_entropy`: float32, or float64 where an argument of the projection is.
+
+    Raises
+    ------
+    TypeError
+        An argument of a wrong kind, dtype or library.
+    ValueError
+        An argument of a wrong shape, value or device, and as :func:`cross_entropy`.
+
+    Notes
+    -----
+    Differentiable with respect to hidden, kernel and bias, and to all that :func:`cross_entropy` is. Half precision is
+    computed and summed in float32, the kernel's gradient included; each gradient has its argument's dtype.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import maskloss as ml
+    >>> hidden, kernel = np.asarray([[1.0, 0.0], [np.nan, 0.0]]), np.log(np.asarray([[0.25, 1.0], [0.75, 1.0]]))
+    >>> loss = ml.linear_cross_entropy(hidden, kernel, np.asarray([0, 0]), mask=np.asarray([True, False]))
+    >>> print(round(float(loss), 6))  # log 4
+    1.386294
+    """
+    _inputs.check_reduction(reduction, denominator)
+    _inputs.check_choice("with_stats", with_stats, (True, False))
+    check_chunk_size(chunk_size)
+    options = check_options(label_smoothing, z_loss, softcap)
+    inputs, kernel, bias = _inputs.prepare_linear(
+        hidden,
+        kernel,
+        labels,
+        bias=bias,
+        mask=mask,
+        weights=weights,
+        class_weights=class_weights,
+        class_mask=class_mask,
+        ignore_index=ignore_index,
+        validate=validate,
+    )
+    divisor = None if denominator is None else _inputs.to_denominator(denominator, inputs.dtype, inputs.like)
+    terms = terms_of(inputs, options)
+    out, right = rows_forward(
+        inputs,
+        _linear.Projection(hidden, kernel, bias, chunk_size),
+        terms.rows,
+        implementation,
+        lse_too=options.z_loss > 0,
+        answers=answers_of(inputs) if with_stats else None,
+        upstream=None if reduction == "none" else partial(upstream_of, inputs, options, terms, reduction, divisor),
+    )
+    entries = entries_of(inputs, options, terms, out)
+    loss = reduce_entries(entries, reduction, divisor, xp=inputs.xp)
+    return (loss, stats_of(inputs, options, entries, out, right, reduction)) if with_stats else loss
+
+
+@on_arrays
+def linear_label_log_probs(
+    hidden: Array,
+    kernel: Array,
+    labels: Array,
+    *,
+    bias: Array | None = None,
+    chunk_size: int | None = None,
+    mask: Array | None = None,
+    class_mask: Array | None = None,
+    ignore_index: int | None = None,
+    softcap: float | None = None,
+    validate: bool | Literal["auto"] = "auto",
+) -> Array:
+    r"""Log-probability of each entry's label under the logits :math:`h K^\top + b`; 0 where not kept.
+
+    The same as ``label_log_probs(hidden @ kernel.T + bias, labels, ...)`` without the logits: one matrix product, four
+    with the gradient.
+
+    Parameters
+    ----------
+    hidden, kernel, bias, chunk_size
+        As in :func:`linear_cross_entropy`.
+    labels, mask, class_mask, ignore_index, softcap, validate
+        As in :func:`label_log_probs`.
+
+    Returns
+    -------
+    array
+        Of the entries' shape; float32, or float64 where an argument of the projection is.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`linear_cross_entropy`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import maskloss as ml
+    >>> hidden, kernel = np.asarray([[1.0, 0.0]]), np.log(np.asarray([[0.25, 1.0], [0.75, 1.0]]))
+    >>> print(np.exp(ml.linear_label_log_probs(hidden, kernel, np.asarray([1]))))
+    [0.75]
+    """
+    check_chunk_size(chunk_size)
+    options = Options(0.0, 0.0, check_softcap(softcap))
+    inputs, kernel, bias = _inputs.prepare_linear(
+        hidden,
+        kernel,
+        labels,
+        bias=bias,
+        mask=mask,
+        class_mask=class_mask,
+        ignore_index=ignore_index,
+        validate=validate,
+    )
+    terms = terms_of(inputs, options)
+    out, _ = rows_forward(inputs, _linear.Projection(hidden, kernel, bias, chunk_size), terms.rows, None)
+    # 0 - loss, not -loss: what is not kept is 0, not -0.
+    return 0.0 - entries_of(inputs, options, terms, out).losses
