@@ -233,16 +233,19 @@ def small_loss(logits: Any, labels: Any, mask: Any, reduction: str) -> Tensor | 
     """
     if reduction not in ("mean", "sum", "mean_over_kept", "mean_over_all") or not is_small(logits, labels, mask):
         return None
-    classes, x, y = logits.shape[-1], logits, labels
-    if x.dim() != 2:
-        x, y = x.reshape(-1, classes), y.reshape(-1)
+    classes, x, y, kept = logits.shape[-1], logits, labels, None
+    dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
+    count = y.numel()
     if mask is not None:
         kept = mask.reshape(-1).nonzero().squeeze(1)
-        if kept.shape[0] < y.shape[0]:
-            x, y = x.index_select(0, kept), y.index_select(0, kept)
-    dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
-    count = y.shape[0]
-    if not 0 < count * classes * dtype.itemsize <= _stream.BLOCK_BYTES or y.min().item() < 0:
+        kept, count = (None, count) if kept.shape[0] == count else (kept, kept.shape[0])
+    if not 0 < count * classes * dtype.itemsize <= _stream.BLOCK_BYTES:
+        return None
+    if x.dim() != 2:
+        x, y = x.reshape(-1, classes), y.reshape(-1)
+    if kept is not None:
+        x, y = x.index_select(0, kept), y.index_select(0, kept)
+    if y.min().item() < 0:
         return None
     x = x if x.dtype is dtype else x.to(dtype)
     graph = x.requires_grad and torch.is_grad_enabled()

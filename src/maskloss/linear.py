@@ -42,6 +42,10 @@ def rows_forward(
         from . import _torch
 
         return _torch.linear_forward(projection, rows, lse_too=lse_too, answers=answers, upstream=upstream, xp=xp)
+    if library == "jax":
+        from . import _jax_linear
+
+        return _jax_linear.forward(projection, rows, lse_too=lse_too, answers=answers, upstream=upstream)
     return _linear.forward(projection, rows, lse_too=lse_too, answers=answers, xp=xp)
 
 

@@ -1,0 +1,232 @@
+"""_linear for JAX: chunks of kept rows in a loop whose length is decided at run time, with a derivative of its own.
+
+Reverse mode alone: jax.custom_vjp refuses jvp, and the loop a derivative of the derivative.
+"""
+
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportUnknownLambdaType=false
+# (JAX's own annotations are partial.)
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.custom_derivatives import SymbolicZero
+
+from . import _jax, _linear, _rows
+
+# Of the kernel's gradient: the product of a whole chunk would need as much memory again.
+TILE = 1 << 12
+
+
+class Static(NamedTuple):
+    softcap: float | None
+    dtype: Any
+    lse_too: bool
+    chunk_size: int | None
+
+
+class Arrays(NamedTuple):
+    """Without a derivative."""
+
+    labels: Any
+    keep: Any
+    class_mask: Any
+    answers: Any
+    upstream: _rows.Upstream | None
+
+
+def forward(
+    projection: _linear.Projection,
+    rows: _rows.Rows,
+    *,
+    lse_too: bool,
+    answers: Any,
+    upstream: Callable[[], _rows.Upstream] | None,
+) -> tuple[_rows.Forward, Any]:
+    """_linear.forward, with its derivative; `upstream` gives that of the loss, where it does not wait for it."""
+    hidden, kernel, bias, chunk_size = projection
+    if jax.device_count() > 1:
+        # The rows may lie on all of them, and chunks would gather them.
+        rows = _linear.whole(projection, rows, xp=jnp)
+        right = None if answers is None else _rows.is_largest(rows, answers, xp=jnp)
+        return _jax.forward(rows, lse_too=lse_too, xp=jnp), right
+    known = None if upstream is None else lax.stop_gradient(upstream())
+    static = Static(rows.softcap, rows.dtype, lse_too, chunk_size)
+    arrays = Arrays(rows.labels, rows.keep, rows.class_mask, answers, known)
+    nll, dot, lse, right = in_chunks(
+        static, {"hidden": hidden, "kernel": kernel, "bias": bias, "targets": rows.targets}, arrays
+    )
+    return _rows.Forward(nll, dot, lse, None, None), right
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def in_chunks(static: Static, given: Any, arrays: Arrays) -> Any:
+    out, right, _ = walked(static, given, arrays._replace(upstream=None), None, ())
+    return out.nll, out.dot, out.lse, right
+
+
+def in_chunks_forward(static: Static, given: Any, arrays: Any) -> Any:
+    parts = tuple(name for name, x in given.items() if x is not None and x.perturbed)
+    given, arrays = jax.tree.map(lambda x: x.value, (given, arrays), is_leaf=lambda x: hasattr(x, "perturbed"))
+    known = arrays.upstream
+    out, right, made = walked(static, given, arrays, None, parts if known is not None else ())
+    expected = None if known is None else (known.nll, known.dot, known.of_lse(out.lse, xp=jnp))
+    wanted = dict.fromkeys(parts)
+    return (out.nll, out.dot, out.lse, right), (given, arrays, out.total, out.shift, expected, made, wanted)
+
+
+def in_chunks_backward(static: Static, residuals: Any, gradients: Any) -> Any:
+    given, arrays, total, shift, expected, made, wanted = residuals
+    upstream = tuple(None if g is None or type(g) is SymbolicZero else g for g in gradients[:3])
+    parts = tuple(wanted)
+
+    def again() -> Any:
+        per_row = (total, shift, *upstream)
+        results = walked(static, given, arrays._replace(answers=None, upstream=None), per_row, parts)[2]
+        return {name: results[name] for name in parts}
+
+    if expected is None or [k is None for k in expected] != [g is None for g in upstream]:
+        results = again()
+    else:
+        factor, same = proportion(expected, upstream)
+        results = lax.cond(same, lambda: {name: made[name] * factor for name in parts}, again)
+    return {name: results[name].astype(x.dtype) if name in parts else None for name, x in given.items()}, None
+
+
+in_chunks.defvjp(in_chunks_forward, in_chunks_backward, symbolic_zeros=True)
+
+
+def proportion(known: Any, given: Any) -> tuple[Any, Any]:
+    """A number, and whether the gradients given are the known ones times it, to rounding."""
+    k, g = (jnp.concatenate([x.reshape(-1) for x in parts if x is not None]) for parts in (known, given))
+    largest = jnp.max(jnp.abs(k), initial=0.0)
+    at = jnp.argmax(jnp.abs(k)) if k.size else None
+    factor = (
+        jnp.ones((), k.dtype) if at is None else jnp.where(largest > 0, g[at] / jnp.where(largest > 0, k[at], 1.0), 1.0)
+    )
+    within = 16 * jnp.finfo(k.dtype).eps * jnp.abs(factor * k)
+    return factor, jnp.all(jnp.abs(g - factor * k) <= within)
+
+
+@partial(jax.jit, static_argnums=(0, 4))
+def walked(
+    static: Static, given: Any, arrays: Arrays, per_row: Any, parts: tuple[str, ...]
+) -> tuple[_rows.Forward, Any, Any]:
+    """What each entry gives, and the gradients of the parts: for `per_row` (total, shift, upstream gradients), or for
+
+    arrays.upstream in the same walk.
+    """
+    hidden, targets = given["hidden"], given["targets"]
+    entries, features, dtype = hidden.shape[:-1], hidden.shape[-1], static.dtype
+    kernel = given["kernel"].astype(dtype)
+    bias = None if given["bias"] is None else given["bias"].astype(dtype)
+    classes, count = kernel.shape[0], math.prod(entries)
+    of_entries = targets is not None and targets.ndim == hidden.ndim
+    length = static.chunk_size or _linear.chunk_length(classes, classes * dtype.dtype.itemsize)
+    length = max(1, min(length, count))
+
+    def flat(x: Any, *tail: int) -> Any:
+        return None if x is None else jnp.broadcast_to(x, (*entries, *tail)).reshape(count, *tail)
+
+    table = {
+        "hidden": flat(hidden, features),
+        "targets": flat(targets, classes) if of_entries else None,
+        "class_mask": flat(arrays.class_mask, classes),
+        **{name: flat(getattr(arrays, name)) for name in ("labels", "answers")},
+        "upstream": jax.tree.map(flat, arrays.upstream),
+        "per_row": jax.tree.map(flat, per_row),
+    }
+    kept = count
+    order = jnp.arange(count)
+    if arrays.keep is not None:
+        keep = arrays.keep.reshape(count)
+        kept = jnp.sum(keep)
+        # Kept rows first; what is behind the last of them is read as a row of zeros, and written nowhere.
+        order = jnp.where(order < kept, jnp.argsort(~keep, stable=True), count)
+    order = jnp.concatenate([order, jnp.full((-count % length,), count, order.dtype)])
+
+    def numbers(asked: Any) -> Any:
+        return jnp.zeros(count, dtype) if asked is not None and asked is not False else None
+
+    again = per_row is not None
+    out = None
+    if not again:
+        out = (numbers(arrays.labels), numbers(targets), numbers(static.lse_too), numbers(True), numbers(True))
+    right = None if arrays.answers is None else jnp.zeros(count, bool)
+    made = {name: jnp.zeros(x.shape, dtype) for name, x in (("kernel", kernel), ("bias", bias)) if name in parts}
+    if "hidden" in parts:
+        made["hidden"] = jnp.zeros((count, features), hidden.dtype)
+    if "targets" in parts:
+        made["targets"] = jnp.zeros((count, classes) if of_entries else targets.shape, dtype)
+
+    def chunk(state: Any) -> Any:
+        start, out, right, made = state
+        places = lax.dynamic_slice(order, (start,), (length,))
+        taken = jax.tree.map(lambda x: x.at[places].get(mode="fill", fill_value=0), table)
+        h = taken["hidden"].astype(dtype)
+        logits = h @ kernel.T
+        logits = logits if bias is None else logits + bias
+        block_targets = taken["targets"] if of_entries else targets
+        keep = places < count  # a row behind the last must not make 0 * inf of a large bias
+        rows = _rows.Rows(logits, taken["labels"], block_targets, keep, taken["class_mask"], static.softcap, dtype)
+        if again:
+            total, shift, *g = taken["per_row"]
+        else:
+            found = _rows.forward(rows, lse_too=static.lse_too, xp=jnp)
+            out = jax.tree.map(lambda x, new: x.at[places].set(new, mode="drop"), out, tuple(found))
+            if right is not None:
+                right = right.at[places].set(_rows.is_largest(rows, taken["answers"], xp=jnp), mode="drop")
+            total, shift, known = found.total, found.shift, taken["upstream"]
+            g = None if known is None else (known.nll, known.dot, known.of_lse(found.lse, xp=jnp))
+        if parts:
+            d_logits, d_targets = _rows.backward(rows, total, shift, *g, targets_too="targets" in parts, xp=jnp)
+            made = added(made, places, h, d_logits, d_targets, kernel, of_entries)
+        return start + length, out, right, made
+
+    _, out, right, made = lax.while_loop(lambda state: state[0] < kept, chunk, (0, out, right, made))
+    if out is not None:
+        out = _rows.Forward(*(None if x is None else x.reshape(entries) for x in out))
+    shapes = {"hidden": hidden.shape, "targets": None if targets is None else targets.shape}
+    made = {name: x.reshape(shapes.get(name, x.shape)) for name, x in made.items()}
+    return out, None if right is None else right.reshape(entries), made
+
+
+def added(made: Any, places: Any, h: Any, d_logits: Any, d_targets: Any, kernel: Any, of_entries: bool) -> Any:
+    made = dict(made)
+    if "hidden" in made:
+        rows = (d_logits @ kernel).astype(made["hidden"].dtype)
+        made["hidden"] = made["hidden"].at[places].set(rows, mode="drop")
+    if "kernel" in made:
+        made["kernel"] = add_product(made["kernel"], d_logits, h)
+    if "bias" in made:
+        made["bias"] = made["bias"] + jnp.sum(d_logits, axis=0)
+    if "targets" in made:
+        if of_entries:
+            made["targets"] = made["targets"].at[places].set(d_targets, mode="drop")
+        else:
+            made["targets"] = made["targets"] + jnp.sum(d_targets, axis=0)
+    return made
+
+
+def add_product(total: Any, a: Any, b: Any) -> Any:
+    """total + a^T b, a tile of its rows at a time; the last tile is moved back to end with the rows."""
+    classes = total.shape[0]
+    if classes <= TILE:
+        return total + a.T @ b
+
+    def tile(i: Any, total: Any) -> Any:
+        start = jnp.minimum(i * TILE, classes - TILE)
+        columns = lax.dynamic_slice(a, (0, start), (a.shape[0], TILE))
+        # Columns that an earlier tile had.
+        columns = jnp.where(jnp.arange(TILE) + start >= i * TILE, columns, 0.0)
+        rows = lax.dynamic_slice(total, (start, 0), (TILE, total.shape[1])) + columns.T @ b
+        return lax.dynamic_update_slice(total, rows, (start, 0))
+
+    return lax.fori_loop(0, -(-classes // TILE), tile, total)
