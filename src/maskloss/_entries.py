@@ -190,14 +190,15 @@ def value_and_gradients(
     upstream = upstream_of(inputs, options, terms, reduction, denominator)
     wants_targets = bool(wanted & {"class_weights", "labels"})
     targets_too = wants_targets and upstream.dot is not None
+    d_targets: Array
     if projection is None:
         out, d_logits, d_targets = _stream.forward_and_backward(terms.rows, upstream, targets_too=targets_too, xp=xp)
         gradients, right = {"logits": d_logits}, right_of(inputs) if with_stats else None
     else:
-        parts = wanted & {"hidden", "kernel", "bias"} | ({"targets"} if targets_too else set())
+        parts = wanted | {"targets"} if targets_too else wanted
         answers = answers_of(inputs) if with_stats else None
         out, right, made = _linear.forward_and_backward(projection, terms.rows, upstream, parts, answers, xp=xp)
-        gradients, d_targets = dict(made), made.get("targets")
+        gradients, d_targets = {**made}, made.get("targets")
     entries = entries_of(inputs, options, terms, out)
     value, d = reduction_derivatives(entries, reduction, denominator, xp=xp)
     g = d.losses

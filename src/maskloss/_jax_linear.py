@@ -60,7 +60,8 @@ def forward(
     known = None if upstream is None else lax.stop_gradient(upstream())
     static = Static(rows.softcap, rows.dtype, lse_too, chunk_size)
     arrays = Arrays(rows.labels, rows.keep, rows.class_mask, answers, known)
-    nll, dot, lse, right = in_chunks(
+    walk: Any = in_chunks
+    nll, dot, lse, right = walk(
         static, {"hidden": hidden, "kernel": kernel, "bias": bias, "targets": rows.targets}, arrays
     )
     return _rows.Forward(nll, dot, lse, None, None), right
@@ -116,21 +117,22 @@ def proportion(known: Any, given: Any) -> tuple[Any, Any]:
 
 
 @partial(jax.jit, static_argnums=(0, 4))
-def walked(
-    static: Static, given: Any, arrays: Arrays, per_row: Any, parts: tuple[str, ...]
-) -> tuple[_rows.Forward, Any, Any]:
+def walked(static: Static, given: Any, arrays: Arrays, per_row: Any, parts: tuple[str, ...]) -> tuple[Any, Any, Any]:
     """What each entry gives, and the gradients of the parts: for `per_row` (total, shift, upstream gradients), or for
 
     arrays.upstream in the same walk.
     """
-    hidden, targets = given["hidden"], given["targets"]
+    hidden: Any = given["hidden"]
+    targets: Any = given["targets"]
     entries, features, dtype = hidden.shape[:-1], hidden.shape[-1], static.dtype
     kernel = given["kernel"].astype(dtype)
     bias = None if given["bias"] is None else given["bias"].astype(dtype)
     classes, count = kernel.shape[0], math.prod(entries)
     of_entries = targets is not None and targets.ndim == hidden.ndim
-    length = static.chunk_size or _linear.chunk_length(classes, classes * dtype.dtype.itemsize)
-    length = max(1, min(length, count))
+    projection = _linear.Projection(hidden, kernel, bias, static.chunk_size)
+    # The last chunk is as long as the others, however few kept rows are left for it.
+    share = 1.5 if arrays.keep is None else 0.75
+    length = _linear.chunk_length(projection, count, dtype.dtype.itemsize, share=share)
 
     def flat(x: Any, *tail: int) -> Any:
         return None if x is None else jnp.broadcast_to(x, (*entries, *tail)).reshape(count, *tail)
@@ -156,30 +158,32 @@ def walked(
         return jnp.zeros(count, dtype) if asked is not None and asked is not False else None
 
     again = per_row is not None
-    out = None
+    out: Any = None
     if not again:
         out = (numbers(arrays.labels), numbers(targets), numbers(static.lse_too), numbers(True), numbers(True))
     right = None if arrays.answers is None else jnp.zeros(count, bool)
-    made = {name: jnp.zeros(x.shape, dtype) for name, x in (("kernel", kernel), ("bias", bias)) if name in parts}
+    made = {name: jnp.zeros_like(x) for name, x in (("kernel", kernel), ("bias", bias)) if name in parts}
     if "hidden" in parts:
         made["hidden"] = jnp.zeros((count, features), hidden.dtype)
     if "targets" in parts:
-        made["targets"] = jnp.zeros((count, classes) if of_entries else targets.shape, dtype)
+        made["targets"] = jnp.zeros_like(table["targets"] if of_entries else targets)
 
     def chunk(state: Any) -> Any:
         start, out, right, made = state
+        g: Any
         places = lax.dynamic_slice(order, (start,), (length,))
         taken = jax.tree.map(lambda x: x.at[places].get(mode="fill", fill_value=0), table)
         h = taken["hidden"].astype(dtype)
         logits = h @ kernel.T
-        logits = logits if bias is None else logits + bias
+        if bias is not None:
+            # In a row behind the last, a large bias would become 0 * inf.
+            logits = logits + jnp.where((places < count)[:, None], bias, 0.0)
         block_targets = taken["targets"] if of_entries else targets
-        keep = places < count  # a row behind the last must not make 0 * inf of a large bias
-        rows = _rows.Rows(logits, taken["labels"], block_targets, keep, taken["class_mask"], static.softcap, dtype)
+        rows = _rows.Rows(logits, taken["labels"], block_targets, None, taken["class_mask"], static.softcap, dtype)
         if again:
             total, shift, *g = taken["per_row"]
         else:
-            found = _rows.forward(rows, lse_too=static.lse_too, xp=jnp)
+            found = _jax.forward(rows, lse_too=static.lse_too, xp=jnp)
             out = jax.tree.map(lambda x, new: x.at[places].set(new, mode="drop"), out, tuple(found))
             if right is not None:
                 right = right.at[places].set(_rows.is_largest(rows, taken["answers"], xp=jnp), mode="drop")

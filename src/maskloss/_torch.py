@@ -135,7 +135,7 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        upstream = gradients[:3]
+        upstream: tuple[Any, Any, Any] = gradients[:3]
         given = [g for g in upstream if g is not None]
         if not given:
             return (None,) * 14
@@ -143,13 +143,15 @@ class _Linear(torch.autograd.Function):
         (projection, rows), parts = _projected(tensors, ctx), _needed(ctx)
         # Not kept for a second backward: what autograd adds to a gradient of a parameter would be added to these.
         made, ctx.made = ctx.made, None
+        results: dict[str, Tensor]
         if torch.is_grad_enabled() or in_forward_mode() or any(is_tracer(g, "torch") for g in given):
             results = _linear_gradients(projection, rows, upstream, ctx.xp)
         elif made is not None and (factor := _factor(made[0], upstream)) is not None:
             results = made[1] if factor == 1 else {name: g.mul_(factor) for name, g in made[1].items()}
         else:
             with torch.autocast(projection.hidden.device.type, enabled=False):
-                results = _linear.backward(projection, rows, total, shift, *upstream, parts, xp=ctx.xp)
+                g_nll, g_dot, g_lse = upstream
+                results = _linear.backward(projection, rows, total, shift, g_nll, g_dot, g_lse, parts, xp=ctx.xp)
         cast = (results[n].to(x.dtype) if n in parts else None for n, x in zip(PARTS, tensors[:4], strict=True))
         return *cast, *[None] * 10
 
