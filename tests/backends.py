@@ -27,18 +27,17 @@ class Backend(NamedTuple):
 
 ALL = FLOATS + HALVES
 SINGLE = ("float32",)
-TORCH = {"eager": ALL, "autodiff": FLOATS, "vmap": FLOATS, "blocks": ALL}
-STRICT = {"eager": FLOATS, "autodiff": SINGLE, "blocks": SINGLE}
+TORCH = {"eager": ALL, "autodiff": FLOATS, "vmap": FLOATS, "blocks": ALL, "linear": ALL}
+STRICT = {"eager": FLOATS, "autodiff": SINGLE, "blocks": SINGLE, "linear": SINGLE}
 X64 = {"eager": ("float64",), "jit": ("float64",), "vmap": ("float64",)}
-X32 = {"eager": ("float32", "bfloat16"), "jit": ("float32", "float16"), "blocks": SINGLE}
+X32 = {"eager": ("float32", "bfloat16"), "jit": ("float32", "float16"), "blocks": SINGLE, "linear": SINGLE}
+CUPY = {"eager": (*FLOATS, "float16"), "autodiff": FLOATS, "linear": FLOATS}
 BACKENDS = {
     b.name: b
     for b in (
-        Backend("numpy", "numpy", {"eager": ALL, "autodiff": FLOATS, "blocks": ALL}, "value_and_grad"),
+        Backend("numpy", "numpy", {"eager": ALL, "autodiff": FLOATS, "blocks": ALL, "linear": ALL}, "value_and_grad"),
         Backend("numpy-readonly", "numpy", {"eager": SINGLE}, "value_and_grad", ("eager",), readonly=True),
-        Backend(
-            "strict", "array_api_strict", {"eager": FLOATS, "autodiff": SINGLE, "blocks": SINGLE}, "value_and_grad"
-        ),
+        Backend("strict", "array_api_strict", STRICT, "value_and_grad"),
         Backend("strict-limited", "array_api_strict", {"eager": SINGLE}, "value_and_grad", limited=True),
         Backend("strict-device", "array_api_strict", {"eager": SINGLE}, "value_and_grad", ("eager",), device="device1"),
         Backend("torch", "torch", TORCH | {"compile": SINGLE}, "autograd", ("compile",), device="cpu"),
@@ -47,9 +46,7 @@ BACKENDS = {
         Backend("jax", "jax", X64, "vjp", ("eager", "jit", "vmap"), device="cpu"),
         Backend("jax-x32", "jax", X32, "vjp", ("jit", "blocks"), device="cpu", x64=False),
         Backend("jax-gpu", "jax", X64 | {"eager": FLOATS + HALVES}, "vjp", ("jit", "vmap"), True, "gpu"),
-        Backend(
-            "cupy", "cupy", {"eager": (*FLOATS, "float16"), "autodiff": FLOATS}, "value_and_grad", accelerator=True
-        ),
+        Backend("cupy", "cupy", CUPY, "value_and_grad", accelerator=True),
     )
 }
 

@@ -52,8 +52,8 @@ def forward(
 ) -> tuple[_rows.Forward, Any]:
     """_linear.forward, with its derivative; `upstream` gives that of the loss, where it does not wait for it."""
     hidden, kernel, bias, chunk_size = projection
-    if jax.device_count() > 1:
-        # The rows may lie on all of them, and chunks would gather them.
+    if jax.device_count() > 1 or 0 in hidden.shape[:-1]:
+        # The rows may lie on all devices, and chunks would gather them.
         rows = _linear.whole(projection, rows, xp=jnp)
         right = None if answers is None else _rows.is_largest(rows, answers, xp=jnp)
         return _jax.forward(rows, lse_too=lse_too, xp=jnp), right
@@ -97,7 +97,7 @@ def in_chunks_backward(static: Static, residuals: Any, gradients: Any) -> Any:
         results = again()
     else:
         factor, same = proportion(expected, upstream)
-        results = lax.cond(same, lambda: {name: made[name] * factor for name in parts}, again)
+        results = lax.cond(same, lambda: {n: (made[n] * factor).astype(made[n].dtype) for n in parts}, again)
     return {name: results[name].astype(x.dtype) if name in parts else None for name, x in given.items()}, None
 
 
@@ -125,8 +125,8 @@ def walked(static: Static, given: Any, arrays: Arrays, per_row: Any, parts: tupl
     hidden: Any = given["hidden"]
     targets: Any = given["targets"]
     entries, features, dtype = hidden.shape[:-1], hidden.shape[-1], static.dtype
-    kernel = given["kernel"].astype(dtype)
-    bias = None if given["bias"] is None else given["bias"].astype(dtype)
+    kernel: Any = given["kernel"].astype(dtype)
+    bias: Any = None if given["bias"] is None else given["bias"].astype(dtype)
     classes, count = kernel.shape[0], math.prod(entries)
     of_entries = targets is not None and targets.ndim == hidden.ndim
     projection = _linear.Projection(hidden, kernel, bias, static.chunk_size)
@@ -137,7 +137,7 @@ def walked(static: Static, given: Any, arrays: Arrays, per_row: Any, parts: tupl
     def flat(x: Any, *tail: int) -> Any:
         return None if x is None else jnp.broadcast_to(x, (*entries, *tail)).reshape(count, *tail)
 
-    table = {
+    table: Any = {
         "hidden": flat(hidden, features),
         "targets": flat(targets, classes) if of_entries else None,
         "class_mask": flat(arrays.class_mask, classes),
@@ -152,7 +152,7 @@ def walked(static: Static, given: Any, arrays: Arrays, per_row: Any, parts: tupl
         kept = jnp.sum(keep)
         # Kept rows first; what is behind the last of them is read as a row of zeros, and written nowhere.
         order = jnp.where(order < kept, jnp.argsort(~keep, stable=True), count)
-    order = jnp.concatenate([order, jnp.full((-count % length,), count, order.dtype)])
+    order = jnp.concatenate([order, jnp.full((-count % length or length,), count, order.dtype)])
 
     def numbers(asked: Any) -> Any:
         return jnp.zeros(count, dtype) if asked is not None and asked is not False else None

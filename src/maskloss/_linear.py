@@ -240,7 +240,8 @@ def add_gradients(
     gradients: dict[str, Array], plan: Plan, chunk: Chunk, d_logits: Array, d_targets: Array | None, *, xp: Namespace
 ) -> None:
     if "hidden" in gradients:
-        _stream.store(gradients["hidden"], plan.kept, chunk.start, chunk.stop, d_logits @ plan.kernel)
+        d_hidden = xp.astype(d_logits @ plan.kernel, gradients["hidden"].dtype, copy=False)
+        _stream.store(gradients["hidden"], plan.kept, chunk.start, chunk.stop, d_hidden)
     if "kernel" in gradients:
         gradients["kernel"] = add_product(gradients["kernel"], d_logits.T, chunk.hidden)
     if "bias" in gradients:

@@ -9,7 +9,7 @@ import importlib
 
 import numpy as np
 import pytest
-from runs import REDUCED, UPSTREAM, call, leaves, mapped, reduction_of, upstream_of
+from runs import LINEAR, REDUCED, UPSTREAM, call, leaves, mapped, namespace, reduction_of, upstream_of
 
 import maskloss as ml
 
@@ -46,12 +46,15 @@ def array_api_eager(case, arrays):
 def with_value_and_grad(case, arrays, names):
     """ml.value_and_grad, of the sum for "none", with respect to every floating input."""
     reduction = "sum" if reduction_of(case) == "none" else reduction_of(case)
-    argnums = tuple({"logits": 0, "labels": 1}.get(n, n) for n in names)
-    function = functools.partial(ml.cross_entropy, **dict(case.options) | {"reduction": reduction})
     if reduction == "sum":
         arrays = {n: a for n, a in arrays.items() if n != "denominator"}
+    first = (arrays["logits"], arrays["labels"])
     rest = {n: a for n, a in arrays.items() if n not in ("logits", "labels")}
-    _, gradients = ml.value_and_grad(function, argnums)(arrays["logits"], arrays["labels"], **rest)
+    function, given = ml.cross_entropy, dict(case.options) | {"reduction": reduction}
+    if hasattr(function, "linear"):
+        function, first, given = function.linear, (first[0], identity_like(first[0]), first[1]), given | CHUNKS
+    argnums = tuple({"logits": 0, "labels": len(first) - 1}.get(n, n) for n in names)
+    _, gradients = ml.value_and_grad(functools.partial(function, **given), argnums)(*first, **rest)
     return dict(zip(names, gradients, strict=True))
 
 
@@ -203,6 +206,43 @@ def in_blocks(observe):
     return mode
 
 
+CHUNKS = {"chunk_size": 2}
+
+
+def identity_like(logits):
+    identity = np.eye(logits.shape[-1])
+    library = type(logits).__module__.partition(".")[0]
+    if library == "torch":
+        torch = importlib.import_module("torch")
+        return torch.from_numpy(identity).to(logits)
+    if library == "numpy":
+        return identity.astype(logits.dtype)
+    xp = namespace(logits)
+    return xp.asarray(identity.tolist(), dtype=logits.dtype, **({} if "jax" in library else {"device": logits.device}))
+
+
+def through_a_kernel(function):
+    """The function of hidden states that are the logits, since the kernel is the identity: the product is exact."""
+
+    def of_logits(logits, *labels, axis=-1, **options):
+        return function(logits, identity_like(logits), *labels, **CHUNKS, **options)
+
+    of_logits.linear = function
+    return of_logits
+
+
+def linear(observe):
+    """Every case again, as one of linear_cross_entropy in chunks of two rows."""
+
+    def mode(case, arrays):
+        with pytest.MonkeyPatch.context() as patch:
+            for name in LINEAR:
+                patch.setattr(ml, name, through_a_kernel(getattr(ml, LINEAR[name])))
+            return observe(case, arrays)
+
+    return mode
+
+
 MODES = {
     ("value_and_grad", "eager"): array_api_eager,
     ("value_and_grad", "autodiff"): array_api_autodiff,
@@ -216,4 +256,7 @@ MODES = {
     ("value_and_grad", "blocks"): in_blocks(array_api_eager),
     ("autograd", "blocks"): in_blocks(torch_eager),
     ("vjp", "blocks"): in_blocks(jax_jit),
+    ("value_and_grad", "linear"): linear(array_api_eager),
+    ("autograd", "linear"): linear(torch_eager),
+    ("vjp", "linear"): linear(jax_jit),
 }

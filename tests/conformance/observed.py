@@ -8,7 +8,7 @@ import numpy as np
 from cases import CASES
 from closeness import errors, summation
 from modes import MODES
-from runs import Run, is_array, leaves, mapped, placed, reduction_of, wanted
+from runs import Run, is_array, is_linear, leaves, mapped, placed, reduction_of, wanted
 
 
 class Seen(NamedTuple):
@@ -59,8 +59,10 @@ def runs(backend, gradients=False):
     """Every (id, Run) on a backend; with gradients, those that take one."""
     for case in CASES.values():
         for mode, dtypes in backend.modes.items():
-            # Where two implementations are compared, so are blocks.
-            listed = "autodiff" if mode == "blocks" else mode
+            # Where two implementations are compared, so are blocks and chunks.
+            listed = "autodiff" if mode in ("blocks", "linear") else mode
+            if mode == "linear" and not is_linear(case):
+                continue
             if listed not in case.modes or (mode in backend.few and "compile" not in case.modes):
                 continue
             if (mode == "vmap" and mapped(case) is None) or (gradients and not differentiated(backend, mode, case)):
@@ -72,7 +74,7 @@ def runs(backend, gradients=False):
 
 def differentiated(backend, mode, case):
     by_value = backend.gradient == "value_and_grad"
-    covered = not by_value or (case.function == "cross_entropy" and mode in ("eager", "blocks"))
+    covered = not by_value or (case.function == "cross_entropy" and mode in ("eager", "blocks", "linear"))
     return covered and bool(leaves(case, reduction_of(case)))
 
 

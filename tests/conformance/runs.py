@@ -22,6 +22,8 @@ POSITIONAL = {
     "reduce": ("values",),
 }
 REDUCED = ("cross_entropy", "reduce")
+# What is also a function of hidden states and a kernel.
+LINEAR = {"cross_entropy": "linear_cross_entropy", "label_log_probs": "linear_label_log_probs"}
 # The upstream gradient of a 0-d loss where the library takes one: not 1, and a power of two, so that it scales exactly.
 UPSTREAM = -0.5
 
@@ -147,6 +149,20 @@ def laid_out(backend, a, layout):
 
 def placed(backend, case, dtype):
     return {n: laid_out(backend, a, case.layout) if is_array(a) else a for n, a in cast(case, dtype).items()}
+
+
+def is_linear(case):
+    """Whether the logits can be a product with the identity: finite where kept, the classes last, and not too many."""
+    if case.function not in LINEAR or "axis" in case.options:
+        return False
+    logits, labels = case.inputs["logits"], case.inputs.get("labels")
+    rows = np.isfinite(logits).all(-1)
+    for name, dropped in (("mask", 0), ("weights", 0)):
+        if name in case.inputs:
+            rows = rows | (np.asarray(case.inputs[name]) == dropped)
+    if is_array(labels) and labels.dtype.kind in "iu" and "ignore_index" in case.options:
+        rows = rows | (labels == case.options["ignore_index"])
+    return logits.shape[-1] <= 64 and not case.nonfinite and bool(rows.all())
 
 
 def mapped(case):

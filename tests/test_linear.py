@@ -1,0 +1,401 @@
+"""linear_cross_entropy beyond the matrix: the gradients of kernel and bias, chunks, what each framework does with it.
+
+What it is compared with is cross_entropy of the logits, whose gradient the matrix proves, and the chain rule:
+with X = dL/dlogits, d hidden = X kernel, d kernel = X^T hidden and d bias = the sum of X over the entries.
+"""
+
+import contextlib
+import functools
+import importlib
+
+import backends
+import numpy as np
+import pytest
+from backends import asarray, settings, to_numpy
+from derivatives import CALLS, arrays
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+import maskloss as ml
+from maskloss import _linear
+
+NAMED = ("numpy", "strict", "torch", "jax", "torch-cuda", "jax-gpu", "cupy")
+FEATURES = 3
+
+
+def runs(backend):
+    return [(f"{backend.name}-{name}", (backend, name)) for name in CALLS] if backend.name in NAMED else []
+
+
+def problem(name, seed=11):
+    """hidden, kernel, bias and labels in NumPy, and the options of the call `name`."""
+    rng, labels, (given_arrays, options) = np.random.default_rng(seed), CALLS[name][0], CALLS[name][1:]
+    values = arrays()
+    count, classes = values["logits"].shape
+    hidden, kernel = rng.normal(size=(count, FEATURES)), rng.normal(size=(classes, FEATURES))
+    return hidden, kernel, rng.normal(size=classes), values[labels], {n: values[n] for n in given_arrays}, options
+
+
+def on(backend, *xs):
+    return [asarray(backend, x) for x in xs]
+
+
+def through_logits(backend, hidden, kernel, bias, labels, **options):
+    """The loss, and the gradients of hidden, kernel and bias."""
+    logits = hidden @ kernel.T + bias
+    loss, d = ml.value_and_grad(ml.cross_entropy)(asarray(backend, logits), asarray(backend, labels), **options)
+    d, flat = to_numpy(backend, d), hidden.reshape(-1, hidden.shape[-1])
+    return to_numpy(backend, loss), d @ kernel, d.reshape(-1, d.shape[-1]).T @ flat, d.reshape(-1, d.shape[-1]).sum(0)
+
+
+def through_chunks(backend, hidden, kernel, bias, labels, **options):
+    function = functools.partial(ml.linear_cross_entropy, **options)
+    loss, gradients = ml.value_and_grad(function, (0, 1, "bias"))(
+        *on(backend, hidden, kernel, labels), bias=asarray(backend, bias)
+    )
+    return [to_numpy(backend, x) for x in (loss, *gradients)]
+
+
+def assert_close(found, expected, tolerance=1e-12):
+    for x, y in zip(found, expected, strict=True):
+        np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance * max(1.0, abs(y).max(initial=0)))
+
+
+@pytest.mark.parametrize("chunk_size", [None, 1, 3])
+def test_gradients_of_the_projection(run, chunk_size):
+    backend, name = run
+    with settings(backend):
+        hidden, kernel, bias, labels, given_arrays, options = problem(name)
+        options = options | {n: asarray(backend, x) for n, x in given_arrays.items()}
+        expected = through_logits(backend, hidden, kernel, bias, labels, **options)
+        found = through_chunks(backend, hidden, kernel, bias, labels, chunk_size=chunk_size, **options)
+        assert_close(found, expected)
+
+
+def named(backend):
+    if backend.name not in NAMED:
+        pytest.skip("one backend of each library")
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 1e-2)])
+def test_narrow_dtypes(backend, dtype, tolerance):
+    """Against float64 of the same numbers, relative to the largest entry, with logits from 0 to 1e4 apart."""
+    named(backend)
+    if backend.library in ("array_api_strict", "cupy") and dtype == "bfloat16":
+        pytest.skip("the library has no bfloat16")
+    importlib.import_module("ml_dtypes")
+    rng = np.random.default_rng(3)
+    hidden, kernel = rng.normal(size=(40, 16)), rng.normal(size=(333, 16)) * 0.3
+    bias, labels = rng.normal(size=333), rng.integers(0, 333, 40)
+    narrow = [x.astype(dtype) for x in (hidden, kernel, bias)]
+    wide = [x.astype(np.float64) for x in narrow]
+    with settings(backend):
+        found = through_chunks(backend, *narrow, labels, chunk_size=16)
+    expected = through_logits(backends.BACKENDS["numpy"], *wide, labels)
+    for x, y in zip(found, expected, strict=True):
+        assert abs(x.astype(np.float64) - y).max() <= tolerance * abs(y).max()
+
+
+@pytest.mark.parametrize(
+    ("count", "classes", "kept"),
+    [(0, 5, ()), (1, 1, (0,)), (5, 1, (1, 3)), (7, 11, (4,)), (7, 11, ()), (6, 7, range(6))],
+)
+def test_few(backend, count, classes, kept):
+    named(backend)
+    rng = np.random.default_rng(5)
+    hidden, kernel, bias = rng.normal(size=(count, 4)), rng.normal(size=(classes, 4)), rng.normal(size=classes)
+    labels, mask = rng.integers(0, classes, count), np.isin(np.arange(count), kept)
+    garbage, bad_labels = np.where(mask[:, None], hidden, np.nan), np.where(mask, labels, 10**6)
+    with settings(backend):
+        options = {"mask": asarray(backend, mask)}
+        expected = through_logits(backend, hidden, kernel, bias, labels, **options)
+        assert_close(through_chunks(backend, garbage, kernel, bias, bad_labels, chunk_size=2, **options), expected)
+
+
+def test_a_common_offset(backend):
+    """Logits of 1e4 and of -1e4, a last place apart from shifted ones: the loss is that of the logits less 1e4."""
+    named(backend)
+    rng = np.random.default_rng(9)
+    hidden, kernel, labels = np.round(rng.normal(size=(9, 4)) * 8) / 8, np.eye(4), rng.integers(0, 4, 9)
+    plain = through_logits(backends.BACKENDS["numpy"], hidden, kernel, np.zeros(4), labels)
+    for offset in (1e4, -1e4):
+        with settings(backend):
+            cast = [x.astype(np.float32) for x in (hidden, kernel, np.full(4, offset))]
+            # 1/8 is 128 last places of 1e4 in float32: the logits are exact.
+            assert_close(through_chunks(backend, *cast, labels, chunk_size=4), plain, 2e-6)
+
+
+@given(st.integers(1, 9), st.permutations(range(7)), st.integers(0, 3), st.booleans())
+@hypothesis_settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+def test_invariance(backend, chunk_size, order, padding, weighted):
+    """Any size of the chunks, any order of the rows and any padding: the same to rounding."""
+    named(backend)
+    rng = np.random.default_rng(13)
+    hidden, kernel, bias = rng.normal(size=(7, 4)), rng.normal(size=(9, 4)), rng.normal(size=9)
+    labels, mask = rng.integers(0, 9, 7), np.array([1, 1, 0, 1, 0, 1, 1], bool)
+    weights = rng.normal(size=7) if weighted else np.ones(7)
+    with settings(backend):
+        whole = {"mask": asarray(backend, mask), "weights": asarray(backend, weights)}
+        expected = through_logits(backend, hidden, kernel, bias, labels, **whole)
+        order = list(order)
+        extra = np.full((padding, 4), np.inf)
+        hidden_too = np.concatenate([hidden[order], extra])
+        labels_too = np.concatenate([labels[order], np.full(padding, -1)])
+        rest = {
+            "mask": np.concatenate([mask[order], np.zeros(padding, bool)]),
+            "weights": np.concatenate([weights[order], extra[:, 0]]),
+        }
+        options = {n: asarray(backend, x) for n, x in rest.items()} | {"chunk_size": chunk_size}
+        found = through_chunks(backend, hidden_too, kernel, bias, labels_too, **options)
+        back = np.empty_like(hidden)
+        back[order] = found[1][:7]
+        assert (found[1][7:] == 0).all()
+        assert_close([found[0], back, *found[2:]], expected)
+
+
+def test_label_log_probs(backend):
+    named(backend)
+    hidden, kernel, bias, labels, _, _ = problem("plain")
+    mask = np.array([True, False, True, True])
+    with settings(backend):
+        h, k, b, y, m = on(backend, hidden, kernel, bias, labels, mask)
+        found = ml.linear_label_log_probs(h, k, y, bias=b, mask=m, softcap=2.0, chunk_size=2)
+        expected = ml.label_log_probs(asarray(backend, hidden @ kernel.T + bias), y, mask=m, softcap=2.0)
+        assert_close([to_numpy(backend, found)], [to_numpy(backend, expected)])
+
+
+def test_mixed_dtypes(backend):
+    """Computed in the widest; each gradient in its argument's dtype."""
+    named(backend)
+    rng = np.random.default_rng(17)
+    with settings(backend):
+        h, k, y = on(backend, rng.normal(size=(4, 3)).astype("f"), rng.normal(size=(5, 3)), rng.integers(0, 5, 4))
+        loss, (d_hidden, d_kernel) = ml.value_and_grad(ml.linear_cross_entropy, (0, 1))(h, k, y)
+        assert [backends.dtype_name(x) for x in (loss, d_hidden, d_kernel)] == ["float64", "float32", "float64"]
+
+
+# PyTorch alone
+
+
+def torch_case(requires=(True, True, True), seed=19):
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(seed)
+    hidden, kernel, bias = rng.normal(size=(6, 3)), rng.normal(size=(5, 3)), rng.normal(size=5)
+    leaves = [torch.from_numpy(x).requires_grad_(r) for x, r in zip((hidden, kernel, bias), requires, strict=True)]
+    return torch, *leaves, torch.from_numpy(rng.integers(0, 5, 6)), torch.from_numpy(rng.random(6) < 0.7)
+
+
+def torch_only(backend):
+    if backend.name not in ("torch", "torch-cuda"):
+        pytest.skip("a test of torch alone")
+
+
+@contextlib.contextmanager
+def counted(monkeypatch, *names):
+    calls = dict.fromkeys(names, 0)
+
+    def counting(name, function):
+        def call(*args, **kwargs):
+            calls[name] += 1
+            return function(*args, **kwargs)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        for name in names:
+            patch.setattr(_linear, name, counting(name, getattr(_linear, name)))
+        yield calls
+
+
+OPTIONS = (
+    {},
+    {"reduction": "none"},
+    {"reduction": "sum", "z_loss": 0.1, "softcap": 3.0},
+    {"label_smoothing": 0.1, "reduction": "mean_over_kept"},
+)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_torch_derivatives(backend, options):
+    torch_only(backend)
+    torch, *leaves, labels, mask = torch_case()
+
+    def loss(hidden, kernel, bias):
+        return ml.linear_cross_entropy(hidden, kernel, labels, bias=bias, mask=mask, chunk_size=4, **options)
+
+    torch.autograd.gradcheck(loss, leaves, check_forward_ad=True, check_batched_grad=True)
+    torch.autograd.gradgradcheck(loss, leaves, check_fwd_over_rev=True)
+
+
+def test_torch_products(backend, monkeypatch):
+    """A scalar loss makes its logits once, a loss per entry again; what is frozen costs no product."""
+    torch_only(backend)
+    for requires, reduction, walks, kernels in (
+        ((True, True, True), "mean", 1, 2),
+        ((True, True, True), "none", 2, 2),
+        ((True, False, False), "mean", 1, 0),
+        ((False, False, False), "mean", 1, 0),
+    ):
+        _, hidden, kernel, bias, labels, _ = torch_case(requires)
+        with counted(monkeypatch, "plan_of", "add_product") as calls:
+            loss = ml.linear_cross_entropy(hidden, kernel, labels, bias=bias, reduction=reduction, chunk_size=3)
+            if any(requires):
+                loss.sum().backward()
+        assert (calls["plan_of"], calls["add_product"]) == (walks, kernels)
+
+
+def test_torch_upstream_gradients(backend, monkeypatch):
+    """Other than 1, twice through one graph, and of another form than the loss' own."""
+    torch_only(backend)
+    torch, hidden, kernel, bias, labels, mask = torch_case()
+    leaves = (hidden, kernel, bias)
+
+    def loss(**options):
+        return ml.linear_cross_entropy(hidden, kernel, labels, bias=bias, mask=mask, **options)
+
+    def plain(**options):
+        return ml.cross_entropy(hidden @ kernel.T + bias, labels, mask=mask, **options)
+
+    with counted(monkeypatch, "plan_of") as calls:
+        value = loss()
+        scaled = torch.autograd.grad(-3.0 * value, leaves, retain_graph=True)
+        assert calls["plan_of"] == 1
+    torch.testing.assert_close(scaled, torch.autograd.grad(-3.0 * plain(), leaves), rtol=1e-12, atol=1e-13)
+    again = torch.autograd.grad(value, leaves)
+    torch.testing.assert_close(again, torch.autograd.grad(plain(), leaves), rtol=1e-12, atol=1e-13)
+    both = []
+    for function in (loss, plain):
+        value, stats = function(with_stats=True, z_loss=0.1)
+        both.append(torch.autograd.grad(value + 0.5 * stats.z_loss + stats.total.square(), leaves))
+    torch.testing.assert_close(*both, rtol=1e-12, atol=1e-13)
+
+
+def test_torch_accumulation_and_checkpoint(backend):
+    """Two losses of one kernel add up, in one graph, in two, and where the forward is run again."""
+    torch_only(backend)
+    torch, hidden, kernel, bias, labels, mask = torch_case()
+    checkpoint = importlib.import_module("torch.utils.checkpoint").checkpoint
+
+    def loss(x, reduction="mean"):
+        return ml.linear_cross_entropy(x, kernel, labels, bias=bias, mask=mask, reduction=reduction, chunk_size=2)
+
+    (loss(hidden) + loss(2.0 * hidden, "sum")).backward()
+    together = kernel.grad
+    kernel.grad = None
+    loss(hidden).backward()
+    loss(2.0 * hidden, "sum").backward()
+    torch.testing.assert_close(kernel.grad, together)
+    kernel.grad = None
+    for use_reentrant in (False, True):
+        kernel.grad = None
+        checkpoint(loss, hidden, use_reentrant=use_reentrant).backward()
+        checkpoint(lambda x: loss(2.0 * x, "sum"), hidden, use_reentrant=use_reentrant).backward()
+        torch.testing.assert_close(kernel.grad, together)
+
+
+def test_torch_autocast(backend):
+    """Computed in float32 whatever autocast says; hidden states that it made bfloat16 meet a float32 kernel."""
+    torch_only(backend)
+    torch, hidden, kernel, bias, labels, mask = torch_case()
+    half, kernel, bias = hidden.detach().bfloat16(), kernel.detach().float(), bias.detach().float()
+    leaves = [x.requires_grad_() for x in (half, kernel, bias)]
+
+    def loss():
+        return ml.linear_cross_entropy(half, kernel, labels, bias=bias, mask=mask)
+
+    expected = loss()
+    gradients = torch.autograd.grad(expected, leaves)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = loss()
+    assert found.dtype is torch.float32
+    assert found.item() == expected.item()
+    assert all(map(torch.equal, torch.autograd.grad(found, leaves), gradients))
+
+
+def test_torch_compile(backend):
+    torch_only(backend)
+    torch, hidden, kernel, bias, labels, mask = torch_case()
+
+    def loss(hidden, kernel, bias):
+        return ml.linear_cross_entropy(hidden, kernel, labels, bias=bias, mask=mask)
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    results = [torch.autograd.grad(f(hidden, kernel, bias), (hidden, kernel, bias)) for f in (compiled, loss)]
+    torch.testing.assert_close(*results)
+
+
+def test_torch_func(backend):
+    torch_only(backend)
+    torch, hidden, kernel, bias, labels, mask = torch_case((False, False, False))
+
+    def loss(function):
+        return lambda x, w: function(x, w, labels, bias=bias, mask=mask)
+
+    def plain(x, w, labels, bias, mask):
+        return ml.cross_entropy(x @ w.mT + bias, labels, mask=mask)
+
+    for transform in (
+        lambda f: torch.func.grad(f, (0, 1))(hidden, kernel),
+        lambda f: torch.func.jvp(f, (hidden, kernel), (torch.cos(hidden), torch.sin(kernel))),
+        lambda f: torch.func.hessian(f, (0, 1))(hidden, kernel),
+        lambda f: torch.func.vmap(torch.func.grad(f), in_dims=(0, None))(torch.stack([hidden, 2 * hidden]), kernel),
+    ):
+        torch.testing.assert_close(transform(loss(ml.linear_cross_entropy)), transform(loss(plain)))
+
+
+# JAX alone
+
+
+def jax_case(backend):
+    if backend.name not in ("jax", "jax-gpu"):
+        pytest.skip("a test of JAX alone")
+    jax = importlib.import_module("jax")
+    hidden, kernel, bias, labels, _, _ = problem("plain")
+    h, k, b, y = on(backend, hidden, kernel, bias, labels)
+
+    def loss(hidden, kernel, reduction="mean", mask=None):
+        return ml.linear_cross_entropy(hidden, kernel, y, bias=b, mask=mask, reduction=reduction, chunk_size=3)
+
+    def plain(hidden, kernel, reduction="mean", mask=None):
+        return ml.cross_entropy(hidden @ kernel.T + b, y, mask=mask, reduction=reduction)
+
+    return jax, h, k, loss, plain
+
+
+def test_jax_transformations(backend):
+    with settings(backend):
+        jax, h, k, loss, plain = jax_case(backend)
+        for transform in (
+            lambda f: jax.jit(jax.value_and_grad(lambda h, k: -3.0 * f(h, k), (0, 1)))(h, k),
+            lambda f: jax.vjp(functools.partial(f, reduction="none"), h, k)[1](jax.numpy.arange(4.0)),
+            lambda f: jax.vmap(jax.grad(f, (0, 1)), (0, None))(jax.numpy.stack([h, 2 * h]), k),
+            lambda f: jax.grad(lambda h: jax.checkpoint(f)(h, k) ** 2)(h),
+            lambda f: jax.lax.scan(lambda c, x: (c + f(x, k), f(x, k)), 0.0, jax.numpy.stack([h, 2 * h])),
+            lambda f: jax.jacfwd(jax.grad(f))(h, k),
+        ):
+            jax.tree.map(
+                functools.partial(np.testing.assert_allclose, rtol=1e-11, atol=1e-12), transform(loss), transform(plain)
+            )
+
+
+def test_jax_refuses_what_it_cannot(backend):
+    with settings(backend):
+        jax, h, k, loss, _ = jax_case(backend)
+        with pytest.raises(TypeError, match="jvp"):
+            jax.jvp(lambda h: loss(h, k), (h,), (h,))
+        with pytest.raises(ValueError, match="while_loop"):
+            jax.jacrev(jax.grad(loss))(h, k)
+
+
+def test_jax_kept_rows_are_known_at_run_time(backend):
+    """One program for any mask: a row that is not kept is not read, whatever it holds."""
+    with settings(backend):
+        jax, h, k, loss, plain = jax_case(backend)
+        jitted = jax.jit(jax.value_and_grad(lambda h, k, m: loss(h, k, mask=m), (0, 1)))
+        for kept in ([0, 1, 2, 3], [2], [], [0, 3]):
+            mask = jax.numpy.asarray(np.isin(np.arange(4), kept))
+            expected = jax.value_and_grad(lambda h, k, mask=mask: plain(h, k, mask=mask), (0, 1))(h, k)
+            found = jitted(jax.numpy.where(mask[:, None], h, np.nan), k, mask)
+            jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-11, atol=1e-12), found, expected)
+        assert jitted._cache_size() == 1
