@@ -44,7 +44,7 @@ BACKENDS = {
         Backend("torch-meta", "torch", {"eager": SINGLE}, "autograd", device="meta", shapes_only=True),
         Backend("torch-cuda", "torch", TORCH, "autograd", accelerator=True, device="cuda"),
         Backend("jax", "jax", X64, "vjp", ("eager", "jit", "vmap"), device="cpu"),
-        Backend("jax-x32", "jax", X32, "vjp", ("jit", "blocks"), device="cpu", x64=False),
+        Backend("jax-x32", "jax", X32, "vjp", ("jit", "blocks", "linear"), device="cpu", x64=False),
         Backend("jax-gpu", "jax", X64 | {"eager": FLOATS + HALVES}, "vjp", ("jit", "vmap"), True, "gpu"),
         Backend("cupy", "cupy", CUPY, "value_and_grad", accelerator=True),
     )

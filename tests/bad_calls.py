@@ -38,7 +38,7 @@ class BadCall(NamedTuple):
 NOT_JAX = tuple(name for name in NAMES if name != "jax")  # whose int64 is int32 without x64
 
 CALLS: list[BadCall] = []
-POSITIONAL = ("logits", "labels", "x", "values", "*")
+POSITIONAL = ("logits", "hidden", "kernel", "labels", "x", "values", "*")
 
 
 def bad(name, exception, *words, function="cross_entropy", call=None, on=None, reads=False, needs=None, **arguments):
@@ -109,6 +109,8 @@ GOOD = {
     "masked": {"x": given(ROWS)},
     "reduce": {"values": given(ROWS)},
 }
+KERNEL = given([[0.5, 1.0, -2.0], [0.1, 0.2, 0.3], [1.0, 0.0, 2.0], [0.0, 1.0, 0.5]])
+GOOD["linear"] = {"hidden": given(ROWS), "kernel": KERNEL, "labels": given([0, 3], "int64")}
 SOFT = given([[0.2, 0.3, 0.5], [0.0, 1.0, 0.0]])
 
 # Shapes.
@@ -741,4 +743,32 @@ bad(
     function="reduce",
     reduction="sum",
     denominator=3,
+)
+
+# Hidden states and their kernel.
+linear = functools.partial(bad, function="linear_cross_entropy")
+linear("a kernel of other features", ValueError, "kernel", "(4, 2)", "(classes, 3)", kernel=given([[0.5, 1.0]] * 4))
+linear(
+    "a transposed kernel", ValueError, "kernel", "(3, 4)", "(classes, 3)", "transpose", kernel=given([[0.5] * 4] * 3)
+)
+linear("a kernel without classes", ValueError, "kernel", "(0, 3)", "(classes, 3)", kernel=given(np.zeros((0, 3))))
+linear("an integer kernel", TypeError, "kernel", "int32", "floating", kernel=given([[1, 0, 2]] * 4, "int32"))
+linear("a kernel that is a list", TypeError, "kernel", "list", "array", kernel=[[0.5, 1.0, -2.0]] * 4)
+linear("a bias of other classes", ValueError, "bias", "(3,)", "(4,)", bias=given([0.5] * 3))
+linear("an integer bias", TypeError, "bias", "int32", "floating", bias=given([1] * 4, "int32"))
+linear("hidden states of no axis", ValueError, "hidden", "()", "features", hidden=given(0.5))
+linear("hidden states of integers", TypeError, "hidden", "int32", "floating", hidden=given([[1, 0, 2]] * 2, "int32"))
+linear("chunks of no rows", ValueError, "chunk_size", "0", "positive", chunk_size=0)
+linear("chunks of half rows", TypeError, "chunk_size", "0.5", "positive int", chunk_size=0.5)
+linear("labels of other entries than hidden's", ValueError, "labels", "(3,)", "(2,)", labels=given([0, 1, 2], "int64"))
+linear("a label beyond the kernel", ValueError, "labels[1]", "4", "[0, 4)", reads=True, labels=given([0, 4], "int64"))
+linear("a mask of other entries than hidden's", ValueError, "mask", "(3,)", "hidden", mask=given([True] * 3, "bool"))
+bad(
+    "chunks of no log-probabilities",
+    ValueError,
+    "chunk_size",
+    "-1",
+    "positive",
+    function="linear_label_log_probs",
+    chunk_size=-1,
 )

@@ -45,7 +45,7 @@ BACKENDS = (
     Backend("array_api_strict", ("cpu",), "value_and_grad", None, None, {"cpu": "run"}),
 )
 
-NO_AUTODIFF = "the library has no automatic differentiation; ml.value_and_grad covers (linear_)cross_entropy alone"
+NO_AUTODIFF = "the library has no automatic differentiation; ml.value_and_grad covers cross_entropy and its linear form"
 NO_TRACER = "the library has no tracer"
 
 VALUE_ONLY = (

@@ -137,7 +137,7 @@ def walked(static: Static, given: Any, arrays: Arrays, per_row: Any, parts: tupl
     def flat(x: Any, *tail: int) -> Any:
         return None if x is None else jnp.broadcast_to(x, (*entries, *tail)).reshape(count, *tail)
 
-    table: Any = {
+    table: dict[str, Any] = {
         "hidden": flat(hidden, features),
         "targets": flat(targets, classes) if of_entries else None,
         "class_mask": flat(arrays.class_mask, classes),
@@ -166,7 +166,8 @@ def walked(static: Static, given: Any, arrays: Arrays, per_row: Any, parts: tupl
     if "hidden" in parts:
         made["hidden"] = jnp.zeros((count, features), hidden.dtype)
     if "targets" in parts:
-        made["targets"] = jnp.zeros_like(table["targets"] if of_entries else targets)
+        table_like: Any = table["targets"] if of_entries else targets
+        made["targets"] = jnp.zeros_like(table_like)
 
     def chunk(state: Any) -> Any:
         start, out, right, made = state
