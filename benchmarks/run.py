@@ -131,10 +131,13 @@ def measured(args, save):
         result[key] += [row for row in rows if "failure" not in row]
         save(result)
 
-    def timed(group, chosen, share=1):
+    def timed(group, chosen, share=1, fewest=options["fewest"]):
         chosen = [c for c in chosen if wanted(args.only, group, name_of(c))]
         if chosen:
-            add("rows", child("cases", group, {**options, "limit": args.limit / share, "cases": chosen}))
+            add(
+                "rows",
+                child("cases", group, {**options, "limit": args.limit / share, "fewest": fewest, "cases": chosen}),
+            )
 
     some = args.quick and not args.only
     for group in args.group:
@@ -150,7 +153,7 @@ def measured(args, save):
         add("first call", singles("first call", first_call_tasks(group), group, options, args, caches=False))
     for group in args.group:
         rest = [c for c in cases_of(group) if not is_shown(c)]
-        timed(group, rest[::8] if some else rest, share=4)
+        timed(group, rest[::8] if some else rest, share=6, fewest=min(3, options["fewest"]))
     return result
 
 
@@ -174,7 +177,7 @@ def main():
         "--limit",
         type=float,
         metavar="SECONDS",
-        help="of a case of the grid and a direction (2), a fourth of it elsewhere; but see --rounds",
+        help="of a case of the grid and a direction (2), a sixth of it elsewhere; but see --rounds",
     )
     parser.add_argument("--rounds", type=int, default=5, help="at least so many, however slow (5)")
     parser.add_argument(
