@@ -152,4 +152,5 @@ def bench(session: nox.Session) -> None:
     python, env = shared_python(session), {"JAX_PLATFORMS": ENV["JAX_PLATFORMS"]}  # threads and caches as shipped
     session.run(python, "benchmarks/run.py", *session.posargs, env=env)
     if not session.posargs:
+        session.run(python, "benchmarks/linear.py", env=env)
         session.run(python, "docs/scripts/performance.py", "--write", env=env)

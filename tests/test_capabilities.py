@@ -23,6 +23,8 @@ def call(function, x, mask, labels):
     f = getattr(ml, function)
     if function in ("cross_entropy", "label_log_probs"):
         result = f(x, labels, class_mask=mask)
+    elif function == "linear_entropy":
+        result = f(x, x, mask=mask[:, 2])
     elif function.startswith("linear"):
         result = f(x, x, labels, mask=mask[:, 2])
     elif function == "entropy":

@@ -165,6 +165,48 @@ def test_label_log_probs(backend):
         assert_close([to_numpy(backend, found)], [to_numpy(backend, expected)])
 
 
+def test_entropy(backend):
+    """Value, and where there is one the gradient, with an upstream gradient of each entry."""
+    named(backend)
+    rng, (hidden, kernel, bias, _, _, _) = np.random.default_rng(23), problem("plain")
+    mask, up, class_mask = np.array([True, False, True, True]), rng.normal(size=4), rng.random((4, 5)) < 0.8
+    garbage = np.where(mask[:, None], hidden, np.nan)
+    with settings(backend):
+        g, m, c = on(backend, up, mask, class_mask)
+
+        def loss(h, k, b):
+            values = ml.linear_entropy(h, k, bias=b, mask=m, class_mask=c, softcap=2.0, chunk_size=2)
+            return (values * g).sum()
+
+        def plain(h, k, b):
+            return (ml.entropy(h @ k.T + b, mask=m, class_mask=c, softcap=2.0) * g).sum()
+
+        h, k, b = on(backend, garbage, kernel, bias)
+        if backend.gradient == "value_and_grad":
+            found = ml.linear_entropy(h, k, bias=b, mask=m, class_mask=c, softcap=2.0, chunk_size=2)
+            logits = asarray(backend, hidden @ kernel.T + bias)
+            expected = ml.entropy(logits, mask=m, class_mask=c, softcap=2.0)
+            assert_close([to_numpy(backend, found)], [to_numpy(backend, expected)])
+            return
+        found = ml.value_and_grad(loss, (0, 1, 2))(h, k, b)
+        expected = ml.value_and_grad(plain, (0, 1, 2))(asarray(backend, hidden), k, b)
+        assert_close(
+            [to_numpy(backend, x) for x in (found[0], *found[1])],
+            [to_numpy(backend, x) for x in (expected[0], *expected[1])],
+        )
+
+
+def test_torch_entropy_derivatives(backend):
+    torch_only(backend)
+    torch, *leaves, _, mask = torch_case()
+
+    def entropy(hidden, kernel, bias):
+        return ml.linear_entropy(hidden, kernel, bias=bias, mask=mask, chunk_size=4)
+
+    torch.autograd.gradcheck(entropy, leaves, check_forward_ad=True, check_batched_grad=True)
+    torch.autograd.gradgradcheck(entropy, leaves)
+
+
 def test_mixed_dtypes(backend):
     """Computed in the widest; each gradient in its argument's dtype."""
     named(backend)

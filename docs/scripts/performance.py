@@ -15,6 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
+import linear  # noqa: E402
 import plots  # noqa: E402
 import tables  # noqa: E402
 
@@ -28,6 +29,15 @@ def mark_of(text):
 
 def pages(result):
     return {f"performance_{name}.md": make(result) for name, make in tables.FILES.items()}
+
+
+def linear_stale(folder):
+    """The same for what benchmarks/linear.py measured."""
+    source, page = folder / "linear.json", folder / "linear.md"
+    if not source.exists():
+        return [f"{source.name} is missing: `python benchmarks/linear.py` measures it"]
+    made = linear.table(json.loads(source.read_text()))
+    return [] if page.exists() and page.read_text() == made else [f"{page.name} is not made from {source.name}"]
 
 
 def stale(folder):
@@ -55,6 +65,8 @@ def write(folder):
     for name, page in pages(result).items():
         (folder / name).write_text(page)
     plots.save(result, folder, mark_of(text))
+    if (folder / "linear.json").exists():
+        (folder / "linear.md").write_text(linear.table(json.loads((folder / "linear.json").read_text())))
 
 
 def main():
@@ -67,7 +79,7 @@ def main():
     if options.write:
         write(options.folder)
         return
-    found = stale(options.folder)
+    found = stale(options.folder) + (linear_stale(options.folder) if options.folder == GENERATED else [])
     sys.exit("\n".join(["the page's tables are stale: run this with --write", *found]) if found else 0)
 
 

@@ -1,7 +1,7 @@
 """Masked cross-entropy and reductions: one definition for NumPy, PyTorch, JAX and CuPy."""
 
 from .differentiation import value_and_grad
-from .linear import linear_cross_entropy, linear_label_log_probs
+from .linear import linear_cross_entropy, linear_entropy, linear_label_log_probs
 from .losses import cross_entropy, entropy, label_log_probs
 from .reductions import (
     masked_log_softmax,
@@ -25,6 +25,7 @@ __all__ = [
     "entropy",
     "label_log_probs",
     "linear_cross_entropy",
+    "linear_entropy",
     "linear_label_log_probs",
     "masked_log_softmax",
     "masked_logsumexp",

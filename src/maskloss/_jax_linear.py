@@ -30,6 +30,7 @@ class Static(NamedTuple):
     dtype: Any
     lse_too: bool
     chunk_size: int | None
+    entropy: bool = False  # the entropy of each entry, in the place of nll
 
 
 class Arrays(NamedTuple):
@@ -52,8 +53,7 @@ def forward(
 ) -> tuple[_rows.Forward, Any]:
     """_linear.forward, with its derivative; `upstream` gives that of the loss, where it does not wait for it."""
     hidden, kernel, bias, chunk_size = projection
-    if jax.device_count() > 1 or 0 in hidden.shape[:-1]:
-        # The rows may lie on all devices, and chunks would gather them.
+    if not runs_in_chunks(hidden):
         rows = _linear.whole(projection, rows, xp=jnp)
         right = None if answers is None else _rows.is_largest(rows, answers, xp=jnp)
         return _jax.forward(rows, lse_too=lse_too, xp=jnp), right
@@ -65,6 +65,22 @@ def forward(
         static, {"hidden": hidden, "kernel": kernel, "bias": bias, "targets": rows.targets}, arrays
     )
     return _rows.Forward(nll, dot, lse, None, None), right
+
+
+def entropy(projection: _linear.Projection, rows: _rows.Rows) -> Any:
+    """_linear.entropy, with its derivative."""
+    hidden, kernel, bias, chunk_size = projection
+    if not runs_in_chunks(hidden):
+        return _rows.entropy(_linear.whole(projection, rows, xp=jnp), xp=jnp)
+    static = Static(rows.softcap, rows.dtype, False, chunk_size, entropy=True)
+    given = {"hidden": hidden, "kernel": kernel, "bias": bias, "targets": None}
+    walk: Any = in_chunks
+    return walk(static, given, Arrays(None, rows.keep, rows.class_mask, None, None))[0]
+
+
+def runs_in_chunks(hidden: Any) -> bool:
+    """On several devices the rows may lie on all, and chunks would gather them."""
+    return jax.device_count() == 1 and 0 not in hidden.shape[:-1]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -159,7 +175,9 @@ def walked(static: Static, given: Any, arrays: Arrays, per_row: Any, parts: tupl
 
     again = per_row is not None
     out: Any = None
-    if not again:
+    if static.entropy and not again:
+        out = (numbers(True), None, None, None, None)
+    elif not again:
         out = (numbers(arrays.labels), numbers(targets), numbers(static.lse_too), numbers(True), numbers(True))
     right = None if arrays.answers is None else jnp.zeros(count, bool)
     made = {name: jnp.zeros_like(x) for name, x in (("kernel", kernel), ("bias", bias)) if name in parts}
@@ -184,13 +202,18 @@ def walked(static: Static, given: Any, arrays: Arrays, per_row: Any, parts: tupl
         if again:
             total, shift, *g = taken["per_row"]
         else:
-            found = _jax.forward(rows, lse_too=static.lse_too, xp=jnp)
+            if static.entropy:
+                found = _rows.Forward(_rows.entropy(rows, xp=jnp), *[None] * 4)
+            else:
+                found = _jax.forward(rows, lse_too=static.lse_too, xp=jnp)
             out = jax.tree.map(lambda x, new: x.at[places].set(new, mode="drop"), out, tuple(found))
             if right is not None:
                 right = right.at[places].set(_rows.is_largest(rows, taken["answers"], xp=jnp), mode="drop")
             total, shift, known = found.total, found.shift, taken["upstream"]
             g = None if known is None else (known.nll, known.dot, known.of_lse(found.lse, xp=jnp))
-        if parts:
+        if parts and static.entropy:
+            made = added(made, places, h, _rows.entropy_backward(rows, g[0], xp=jnp), None, kernel, of_entries)
+        elif parts:
             d_logits, d_targets = _rows.backward(rows, total, shift, *g, targets_too="targets" in parts, xp=jnp)
             made = added(made, places, h, d_logits, d_targets, kernel, of_entries)
         return start + length, out, right, made

@@ -216,6 +216,28 @@ def backward(
     return finished(gradients, projection, rows, xp=xp)
 
 
+def entropy(projection: Projection, rows: _rows.Rows, *, xp: Namespace) -> Array:
+    """_rows.entropy; 0 where not visited."""
+    entries, plan = tuple(projection.hidden.shape[:-1]), plan_of(projection, rows, xp=xp)
+    pieces = [_stream.entropy(chunk.rows, xp=xp) for chunk in chunks(plan, rows, xp=xp)]
+    if not pieces:
+        return xp.zeros(entries, dtype=rows.dtype, **placement(projection.hidden))
+    return _stream.spread(_stream.joined(pieces, xp=xp), plan.kept, entries, xp=xp)
+
+
+def entropy_backward(
+    projection: Projection, rows: _rows.Rows, g: Array, parts: Set[str], *, xp: Namespace
+) -> dict[str, Array]:
+    plan = plan_of(projection, rows, xp=xp)
+    g = _stream.chosen(g, plan.kept, xp=xp)
+    gradients = empty_gradients(projection, rows, plan, parts, xp=xp)
+    for chunk in chunks(plan, rows, xp=xp):
+        d_logits = chunk.rows.logits
+        _stream.entropy_backward(chunk.rows, g[chunk.start : chunk.stop], d_logits, xp=xp)
+        add_gradients(gradients, plan, chunk, d_logits, None, xp=xp)
+    return finished(gradients, projection, rows, xp=xp)
+
+
 def empty_gradients(
     projection: Projection, rows: _rows.Rows, plan: Plan, parts: Set[str], *, xp: Namespace
 ) -> dict[str, Array]:

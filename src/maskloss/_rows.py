@@ -285,3 +285,16 @@ def entropy(rows: Rows, *, xp: Namespace) -> Array:
     shift, total = shift_and_total(x, xp=xp)
     p = probabilities(x, total, shift, xp=xp)
     return long_sum(p * costs(x, p, total, shift, xp=xp), xp=xp)
+
+
+def entropy_backward(rows: Rows, g: Array, *, xp: Namespace) -> Array:
+    """With H = sum_c p_c (lse - x_c), in which p and lse both depend on x: dH/dx_c = p_c ((lse - x_c) - H)."""
+    x, slope = selected_logits(rows, xp=xp)
+    shift, total = shift_and_total(x, xp=xp)
+    p = probabilities(x, total, shift, xp=xp)
+    cost = costs(x, p, total, shift, xp=xp)
+    d_logits = p * (cost - xp.expand_dims(long_sum(p * cost, xp=xp), axis=-1)) * xp.expand_dims(g, axis=-1)
+    if slope is not None:
+        d_logits = d_logits * slope
+    allowed = allowed_of(rows, xp=xp)
+    return d_logits if allowed is None else xp.where(allowed, d_logits, 0.0)

@@ -424,3 +424,11 @@ def entropy(rows: _rows.Rows, *, xp: Namespace) -> Array:
     if not pieces:
         return xp.zeros(entries, dtype=rows.dtype, **placement(rows.logits))
     return spread(joined(pieces, xp=xp), walk.kept, entries, xp=xp)
+
+
+def entropy_backward(rows: _rows.Rows, g: Array, d_logits: Array, *, xp: Namespace) -> None:
+    """_rows.entropy_backward of all rows, into d_logits, which may be the logits."""
+    walk = walk_of(rows, xp=xp)
+    for start, stop in spans(walk):
+        block = block_rows(walk, rows, start, stop)[0]
+        store(d_logits, None, start, stop, _rows.entropy_backward(block, g[start:stop], xp=xp))

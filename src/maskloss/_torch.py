@@ -145,7 +145,7 @@ class _Linear(torch.autograd.Function):
         made, ctx.made = ctx.made, None
         results: dict[str, Tensor]
         if torch.is_grad_enabled() or in_forward_mode() or any(is_tracer(g, "torch") for g in given):
-            results = _linear_gradients(projection, rows, upstream, ctx.xp)
+            results = _plain_gradients(projection, rows, upstream, ctx.xp)
         elif made is not None and (factor := _factor(made[0], upstream)) is not None:
             results = made[1] if factor == 1 else {name: g.mul_(factor) for name, g in made[1].items()}
         else:
@@ -177,26 +177,66 @@ def _factor(known: Any, given: Any) -> float | None:
     return factor if bool(((g - factor * k).abs() <= 8 * epsilon * (factor * k).abs()).all()) else None
 
 
-def _linear_gradients(
+def _plain_gradients(
     projection: _linear.Projection, rows: _rows.Rows, upstream: Any, xp: Namespace
 ) -> dict[str, Tensor]:
     """As one expression of all the logits, which can be differentiated again, or batched."""
     rows = _linear.whole(projection, rows, xp=xp)
     again = _rows.forward(rows, lse_too=False, xp=xp)
     d_logits, d_targets = _rows.backward(rows, again.total, again.shift, *upstream, targets_too=True, xp=xp)
-    hidden = projection.hidden.to(rows.dtype)
-    if rows.keep is not None:
-        hidden = hidden.where(rows.keep.unsqueeze(-1), 0.0)
-    flat = d_logits.reshape(-1, d_logits.shape[-1])
-    results = {
-        "hidden": d_logits @ projection.kernel.to(rows.dtype),
-        "kernel": flat.mT @ hidden.reshape(-1, hidden.shape[-1]),
-        "bias": flat.sum(0),
-    }
+    results = _plain_products(projection, rows, d_logits)
     if d_targets is not None:
         targets: Tensor = rows.targets
         results["targets"] = d_targets.sum_to_size(targets.shape)
     return results
+
+
+def _plain_products(projection: _linear.Projection, rows: _rows.Rows, d_logits: Tensor) -> dict[str, Tensor]:
+    hidden = projection.hidden.to(rows.dtype)
+    if rows.keep is not None:
+        hidden = hidden.where(rows.keep.unsqueeze(-1), 0.0)
+    flat = d_logits.reshape(-1, d_logits.shape[-1])
+    return {
+        "hidden": d_logits @ projection.kernel.to(rows.dtype),
+        "kernel": flat.mT @ hidden.reshape(-1, hidden.shape[-1]),
+        "bias": flat.sum(0),
+    }
+
+
+class _LinearEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Any:
+        hidden, kernel, bias, keep, class_mask, ctx.softcap, ctx.dtype, ctx.chunk_size, ctx.xp = inputs
+        tensors = (hidden, kernel, bias, None, None, keep, class_mask)
+        ctx.save_for_backward(*tensors)
+        return _linear.entropy(*_projected(tensors, ctx), xp=ctx.xp)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        (g,), tensors = gradients, ctx.saved_tensors
+        (projection, rows), parts = _projected(tensors, ctx), _needed(ctx)
+        if torch.is_grad_enabled() or in_forward_mode() or is_tracer(g, "torch"):
+            rows = _linear.whole(projection, rows, xp=ctx.xp)
+            results = _plain_products(projection, rows, _rows.entropy_backward(rows, g, xp=ctx.xp))
+        else:
+            with torch.autocast(projection.hidden.device.type, enabled=False):
+                results = _linear.entropy_backward(projection, rows, g, parts, xp=ctx.xp)
+        cast = (results[n].to(x.dtype) if n in parts else None for n, x in zip(PARTS[:3], tensors[:3], strict=True))
+        return *cast, *[None] * 6
+
+
+def linear_entropy(projection: _linear.Projection, rows: _rows.Rows, *, xp: Namespace) -> Tensor:
+    hidden, kernel, bias, chunk_size = projection
+    variables = [x for x in (hidden, kernel, bias) if x is not None]
+    if in_forward_mode() or any(is_tracer(x, "torch") for x in variables):
+        return _rows.entropy(_linear.whole(projection, rows, xp=xp), xp=xp)
+    with torch.autocast(hidden.device.type, enabled=False):
+        if not any(differentiated(x) for x in variables):
+            return _linear.entropy(projection, rows, xp=xp)
+        function: Any = _LinearEntropy
+        return function.apply(
+            hidden, kernel, bias, rows.keep, rows.class_mask, rows.softcap, rows.dtype, chunk_size, xp
+        )
 
 
 def linear_forward(

@@ -212,3 +212,67 @@ def linear_label_log_probs(
     out, _ = rows_forward(inputs, _linear.Projection(hidden, kernel, bias, chunk_size), terms.rows, None)
     # 0 - loss, not -loss: what is not kept is 0, not -0.
     return 0.0 - entries_of(inputs, options, terms, out).losses
+
+
+@on_arrays
+def linear_entropy(
+    hidden: Array,
+    kernel: Array,
+    *,
+    bias: Array | None = None,
+    chunk_size: int | None = None,
+    mask: Array | None = None,
+    class_mask: Array | None = None,
+    softcap: float | None = None,
+) -> Array:
+    r"""Entropy of each entry's softmax of the logits :math:`h K^\top + b`, in nats; 0 where not kept.
+
+    The same as ``entropy(hidden @ kernel.T + bias, ...)`` without the logits: one matrix product, four with the
+    gradient.
+
+    Parameters
+    ----------
+    hidden, kernel, bias, chunk_size
+        As in :func:`linear_cross_entropy`.
+    mask, class_mask, softcap
+        As in :func:`entropy`.
+
+    Returns
+    -------
+    array
+        Of the entries' shape; float32, or float64 where an argument of the projection is.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`linear_cross_entropy`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import maskloss as ml
+    >>> hidden, kernel = np.asarray([[1.0, 0.0]]), np.log(np.asarray([[0.5, 1.0], [0.5, 1.0]]))
+    >>> print(np.round(ml.linear_entropy(hidden, kernel), 6))  # log 2
+    [0.693147]
+    """
+    check_chunk_size(chunk_size)
+    cap = check_softcap(softcap)
+    inputs, kernel, bias = _inputs.prepare_linear(
+        hidden, kernel, _inputs.NO_LABELS, bias=bias, mask=mask, class_mask=class_mask
+    )
+    rows = _rows.Rows(None, None, None, inputs.keep, inputs.class_mask, cap, inputs.dtype)
+    result = entropy_of_rows(inputs, _linear.Projection(hidden, kernel, bias, chunk_size), rows)
+    return result if inputs.keep is None else inputs.xp.where(inputs.keep, result, 0.0)
+
+
+def entropy_of_rows(inputs: _inputs.Inputs, projection: _linear.Projection, rows: _rows.Rows) -> Array:
+    library, xp = inputs.like.library, inputs.xp
+    if library == "torch":
+        from . import _torch
+
+        return _torch.linear_entropy(projection, rows, xp=xp)
+    if library == "jax":
+        from . import _jax_linear
+
+        return _jax_linear.entropy(projection, rows)
+    return _linear.entropy(projection, rows, xp=xp)

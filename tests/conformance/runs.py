@@ -23,7 +23,7 @@ POSITIONAL = {
 }
 REDUCED = ("cross_entropy", "reduce")
 # What is also a function of hidden states and a kernel.
-LINEAR = {"cross_entropy": "linear_cross_entropy", "label_log_probs": "linear_label_log_probs"}
+LINEAR = {name: f"linear_{name}" for name in ("cross_entropy", "label_log_probs", "entropy")}
 # The upstream gradient of a 0-d loss where the library takes one: not 1, and a power of two, so that it scales exactly.
 UPSTREAM = -0.5
 
