@@ -1,4 +1,4 @@
-"""One batch of logits on every installed backend, and beside the right value what the usual wrong ways give."""
+"""One batch of outputs on every installed backend, and beside the right value what the usual wrong ways give."""
 
 from contextlib import suppress
 from importlib.util import find_spec
@@ -50,15 +50,16 @@ def to_numpy(array):
     return np.asarray(array)
 
 
-def losses_and_gradients(asarray, mlm_logits, nsp_logits, batch):
-    """masked-LM loss, next-sentence loss, their sum, and the gradient of the sum with respect to both logits."""
-    mlm_logits, nsp_logits = asarray(mlm_logits), asarray(nsp_logits)
+def losses_and_gradients(asarray, mlm_head, nsp_logits, batch):
+    """masked-LM loss, next-sentence loss, their sum, and the gradient of the sum with respect to all of the outputs."""
+    (hidden, kernel, bias), nsp_logits = map(asarray, mlm_head), asarray(nsp_logits)
     batch = {name: asarray(array) for name, array in batch.items()}
-    (mlm, _), mlm_grad = ml.value_and_grad(masked_lm, has_aux=True)(mlm_logits, batch["mlm_labels"])
+    of_head = ml.value_and_grad(masked_lm, (0, 1, "bias"), has_aux=True)
+    (mlm, _), mlm_grads = of_head(hidden, kernel, batch["mlm_labels"], bias=bias)
     pairs = {"mask": batch["is_pair"]}
     (nsp, _), nsp_grad = ml.value_and_grad(next_sentence, has_aux=True)(nsp_logits, batch["nsp_labels"], **pairs)
-    both, _ = objective(mlm_logits, nsp_logits, batch)
-    gradients = np.concatenate([to_numpy(mlm_grad).ravel(), to_numpy(nsp_grad).ravel()])
+    both, _ = objective((hidden, kernel, bias), nsp_logits, batch)
+    gradients = np.concatenate([to_numpy(g).ravel() for g in (*mlm_grads, nsp_grad)])
     return {"mlm": float(mlm), "nsp": float(nsp), "sum": float(both)}, gradients
 
 
@@ -67,12 +68,13 @@ def spread(values):
     return float(np.max(np.ptp(np.stack(values), axis=0)))
 
 
-def agreement(mlm_logits, nsp_logits, batch):
+def agreement(mlm_head, nsp_logits, batch):
     """A row per backend in float32, each against NumPy's float64, and the largest difference between any two rows."""
-    exact, exact_grad = losses_and_gradients(np.asarray, np.float64(mlm_logits), np.float64(nsp_logits), batch)
+    wide = tuple(x.astype(np.float64) for x in mlm_head)
+    exact, exact_grad = losses_and_gradients(np.asarray, wide, np.float64(nsp_logits), batch)
     rows, gradients = {}, []
     for name, asarray in backends().items():
-        losses, grad = losses_and_gradients(asarray, mlm_logits, nsp_logits, batch)
+        losses, grad = losses_and_gradients(asarray, mlm_head, nsp_logits, batch)
         off = {"value": abs(losses["sum"] - exact["sum"]), "gradient": float(np.max(np.abs(grad - exact_grad)))}
         rows[name] = {**losses, "off": off}
         gradients.append(grad)
@@ -92,24 +94,26 @@ def plain_losses(logits, labels):
     return -np.take_along_axis(log_probs, labels[..., None], -1)[..., 0]
 
 
-def wrong_ways(mlm_logits, nsp_logits, batch, sizes):
+def wrong_ways(mlm_head, nsp_logits, batch, sizes):
     """Rows of objective, what is done, what it gives (None: NaN) and the right value, all in NumPy."""
+    hidden, kernel, bias = mlm_head
+    mlm_logits = hidden @ kernel.T + bias
     labels, is_pair = batch["mlm_labels"], batch["is_pair"]
     kept = labels != NO_LABEL
     losses = plain_losses(mlm_logits, np.where(kept, labels, 0))
     nsp_losses = plain_losses(nsp_logits, batch["nsp_labels"])
-    _, stats = objective(mlm_logits, nsp_logits, batch)
+    _, stats = objective(mlm_head, nsp_logits, batch)
     mlm, nsp = stats["mlm"].mean, stats["nsp"].mean
 
     ends = np.cumsum(sizes)
     assert ends[-1] == len(labels)
     parts = [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
-    per_part = [masked_lm(mlm_logits[rows], labels[rows])[1] for rows in parts]
+    per_part = [masked_lm(hidden[rows], kernel, labels[rows], bias=bias)[1] for rows in parts]
     micro = f"micro-batches of {', '.join(map(str, sizes))} sequences"
 
-    broken = mlm_logits.copy()
-    broken[~kept] = np.nan
-    times_mask = (plain_losses(broken, np.where(kept, labels, 0)) * kept).sum() / kept.sum()
+    broken = np.where(kept[..., None], hidden, np.nan)
+    broken_logits = broken @ kernel.T + bias
+    times_mask = (plain_losses(broken_logits, np.where(kept, labels, 0)) * kept).sum() / kept.sum()
 
     rows = {
         "masked-LM": {
@@ -118,7 +122,7 @@ def wrong_ways(mlm_logits, nsp_logits, batch, sizes):
             f"mean of the means of {micro}": np.mean([s.mean for s in per_part]),
             "maskloss: LossStats of the same micro-batches, added": sum(per_part).mean,
             "NaN in the slots without a label, times the mask": times_mask,
-            "maskloss: the same NaN": masked_lm(broken, labels)[0],
+            "maskloss: the same NaN": masked_lm(broken, kernel, labels, bias=bias)[0],
         },
         "next-sentence": {
             "maskloss": nsp,

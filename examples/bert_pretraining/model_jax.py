@@ -46,11 +46,11 @@ class Bert(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (self.vocab_size,))
         pooled = jnp.tanh(nn.Dense(self.dim, kernel_init=normal)(x[:, 0]))
         masked = jnp.take_along_axis(x, places[..., None], axis=1)
-        return token.attend(masked) + bias, nn.Dense(2, kernel_init=normal)(pooled)
+        return (masked, token.embedding, bias), nn.Dense(2, kernel_init=normal)(pooled)
 
 
 def train(batches, rates, record, **sizes):
-    """Trains, calling record with both losses of each step; returns the function from a batch to the model's logits."""
+    """Trains, calling record with both losses of each step; returns the function from a batch to the model's outputs."""
     model = Bert(**sizes)
     rates = jnp.asarray(rates)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(lambda i: rates[i], weight_decay=0.01))
@@ -61,11 +61,11 @@ def train(batches, rates, record, **sizes):
         return params, optimizer.init(params)
 
     @jax.jit
-    def logits(params, batch):
+    def outputs(params, batch):
         return model.apply(params, *inputs(batch))
 
     def loss(params, batch):
-        return objective(*logits(params, batch), batch)
+        return objective(*outputs(params, batch), batch)
 
     @jax.jit
     def step(params, state, batch):
@@ -81,4 +81,4 @@ def train(batches, rates, record, **sizes):
         params, state, stats = step(params, state, batch)
         record({name: of.mean.item() for name, of in stats.items()})
 
-    return lambda batch: [np.asarray(x) for x in logits(params, batch)]
+    return lambda batch: jax.tree.map(np.asarray, outputs(params, batch))

@@ -44,22 +44,22 @@ class Bert(nn.Module):
             x = block(x, attend)
         x = self.norm(x)
         masked = torch.take_along_dim(x, places[..., None].long(), dim=1)
-        return F.linear(masked, self.token.weight, self.bias), self.is_next(torch.tanh(self.pool(x[:, 0])))
+        return (masked, self.token.weight, self.bias), self.is_next(torch.tanh(self.pool(x[:, 0])))
 
 
 def train(batches, rates, record, **sizes):
-    """Trains, calling record with both losses of each step; returns the function from a batch to the model's logits."""
+    """Trains, calling record with both losses of each step; returns the function from a batch to the model's outputs."""
     torch.manual_seed(0)
     model = Bert(**sizes)
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.01)
 
-    def logits(batch):
+    def outputs(batch):
         return model(batch["tokens"], batch["part"], batch["attend"], batch["mlm_places"])
 
     for batch, rate in zip(batches, rates, strict=True):
         batch = {name: torch.from_numpy(array) for name, array in batch.items()}
         optimizer.param_groups[0]["lr"] = rate
-        loss, stats = objective(*logits(batch), batch)
+        loss, stats = objective(*outputs(batch), batch)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -68,6 +68,7 @@ def train(batches, rates, record, **sizes):
 
     @torch.no_grad()
     def predict(batch):
-        return [x.numpy() for x in logits({name: torch.from_numpy(array) for name, array in batch.items()})]
+        head, nsp_logits = outputs({name: torch.from_numpy(array) for name, array in batch.items()})
+        return tuple(x.detach().numpy() for x in head), nsp_logits.numpy()
 
     return predict

@@ -54,7 +54,12 @@ def markdown(result):
 **Training.** {result["steps"]} steps of {result["batch_size"]} sequences, a vocabulary of {result["vocab_size"]}:
 
 {training(result)}
-**One batch of logits on every backend.** Of {entries["mlm"]} slots for masked tokens {kept["mlm"]} have a label; of \
+**The masked-LM head** has no logits: of {entries["mlm"]} x {result["vocab_size"]} numbers, \
+{entries["mlm"] * result["vocab_size"] * 4 / 1e6:.1f} MB a step and three times as many with their gradient, only the \
+{kept["mlm"]} rows of the slots that have a label are made ({kept["mlm"] * result["vocab_size"] * 4 / 1e6:.1f} MB), \
+in memory that also takes their gradient; {1 - kept["mlm"] / entries["mlm"]:.0%} of the head's products are spared.
+
+**One batch of outputs on every backend.** Of {entries["mlm"]} slots for masked tokens {kept["mlm"]} have a label; of \
 {entries["nsp"]} sequences {kept["nsp"]} have a second segment. The last two columns compare with NumPy in float64; \
 the largest entry of the gradient is {result["agreement"]["largest gradient"]:.1e}.
 

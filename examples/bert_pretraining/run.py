@@ -50,7 +50,7 @@ def prepare(steps):
 
 
 def train(name, batches, vocab_size):
-    """Both losses of every step, and the function from a batch to the trained model's logits."""
+    """Both losses of every step, and the function from a batch to the trained model's outputs."""
     steps = np.arange(len(batches))
     rates = PEAK_RATE * np.minimum(np.minimum((steps + 1) / WARM_UP, 1), 2 * (1 - steps / len(steps)))
     curves = {"mlm": [], "nsp": []}
@@ -118,7 +118,7 @@ def main():
 
     start = time.perf_counter()
     batch = held_out[0]
-    logits = predicts["PyTorch"](batch)
+    outputs = predicts["PyTorch"](batch)
     result = {
         "vocab_size": vocab_size,
         "steps": args.steps,
@@ -132,8 +132,8 @@ def main():
         "margin": compare.MARGIN,
         "fell": {name: compare.fell(c, uniform) for name, c in curves.items()},
         "held out": {name: evaluate(predict, held_out) for name, predict in predicts.items()},
-        "agreement": compare.agreement(*logits, batch),
-        "wrong ways": compare.wrong_ways(*logits, batch, MICRO_BATCHES),
+        "agreement": compare.agreement(*outputs, batch),
+        "wrong ways": compare.wrong_ways(*outputs, batch, MICRO_BATCHES),
         "kept": {"mlm": int((batch["mlm_labels"] != data.NO_LABEL).sum()), "nsp": int(batch["is_pair"].sum())},
         "entries": {"mlm": batch["mlm_labels"].size, "nsp": batch["is_pair"].size},
         **surroundings(),
