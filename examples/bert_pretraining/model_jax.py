@@ -50,7 +50,7 @@ class Bert(nn.Module):
 
 
 def train(batches, rates, record, **sizes):
-    """Trains, calling record with both losses of each step; returns the function from a batch to the model's outputs."""
+    """Trains, calling record with both losses of a step; returns a function from a batch to the model's outputs."""
     model = Bert(**sizes)
     rates = jnp.asarray(rates)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(lambda i: rates[i], weight_decay=0.01))

@@ -48,7 +48,7 @@ class Bert(nn.Module):
 
 
 def train(batches, rates, record, **sizes):
-    """Trains, calling record with both losses of each step; returns the function from a batch to the model's outputs."""
+    """Trains, calling record with both losses of a step; returns a function from a batch to the model's outputs."""
     torch.manual_seed(0)
     model = Bert(**sizes)
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.01)
