@@ -254,3 +254,24 @@ def test_stale_tables_and_plots_are_told(bench, tmp_path):
 
     (tmp_path / "performance.json").write_text(text.replace('"quick": false', '"quick": true'))
     assert "quick run" in performance.stale(tmp_path)[0]
+
+
+def test_a_wrong_linear_loss_is_told(bench):
+    linear = bench("linear")
+    ours, apart = (1.0, np.ones(3), np.ones(2)), (1.0, np.ones(3), np.asarray([1.0, 1.001]))
+    linear.agree((linear.OURS, linear.PRODUCTS, "other"), {linear.OURS: ours, "other": ours}.get)
+    with pytest.raises(SystemExit, match="other is"):
+        linear.agree((linear.OURS, "other"), {linear.OURS: ours, "other": apart}.get)
+
+
+def test_stale_tables_of_the_linear_losses_are_told(bench, tmp_path):
+    page, linear = bench("performance"), bench("linear")
+    assert len(page.linear_stale(tmp_path)) == 1
+    result = {"machine": {"cpu": "a", "cores": 2, "GiB": 3}, "versions": {"torch": "1"}, "date": "2026-11-22"}
+    row = {"group": "torch", "shape": [4, 2, 3, None], "floor": 0.5, "seconds": {linear.OURS: [1.0], "other": [2.0]}}
+    extra = {"group": "torch", "shape": list(linear.BERT), "provider": linear.OURS, "extra": 0.125}
+    (tmp_path / "linear.json").write_text(json.dumps(result | {"rows": [row], "memory": [extra]}))
+    assert len(page.linear_stale(tmp_path)) == 1
+    (tmp_path / "linear.md").write_text(linear.table(result | {"rows": [row], "memory": [extra]}))
+    assert page.linear_stale(tmp_path) == []
+    assert "| 4 × 2 × 3, all | 500 | 1000 | 2000 (2; 2–2) |" in (tmp_path / "linear.md").read_text()
