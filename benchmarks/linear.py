@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from memory import peak_beyond
 from run import ROOT, machine, versions, write
+from tables import figure
 from timing import interleaved, middle, sample
 
 OURS, PRODUCTS = "maskloss", "three products"
@@ -191,10 +192,6 @@ def child(task):
         sys.exit(f"{task}\n{done.stderr[-3000:]}")
     print(done.stdout.strip().splitlines()[-1][:300], file=sys.stderr, flush=True)
     return json.loads(done.stdout.strip().splitlines()[-1])
-
-
-def figure(number):
-    return f"{number:.3g}"
 
 
 def table(result):
