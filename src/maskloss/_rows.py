@@ -227,12 +227,15 @@ def backward(
         d_logits = subtract_at_label(d_logits, rows.labels, g_nll, in_place=out is not None, xp=xp)
     if g_dot is not None:
         d_logits = d_logits - xp.expand_dims(g_dot, axis=-1) * targets
+    return through_selection(d_logits, slope, rows, xp=xp), d_targets
+
+
+def through_selection(d_logits: Array, slope: Array | None, rows: Rows, *, xp: Namespace) -> Array:
+    """The adjoint of selected_logits."""
     if slope is not None:
         d_logits = d_logits * slope
     allowed = allowed_of(rows, xp=xp)
-    if allowed is not None:
-        d_logits = xp.where(allowed, d_logits, 0.0)
-    return d_logits, d_targets
+    return d_logits if allowed is None else xp.where(allowed, d_logits, 0.0)
 
 
 def sum_of(*terms: Array | None) -> Array:
@@ -294,7 +297,4 @@ def entropy_backward(rows: Rows, g: Array, *, xp: Namespace) -> Array:
     p = probabilities(x, total, shift, xp=xp)
     cost = costs(x, p, total, shift, xp=xp)
     d_logits = p * (cost - xp.expand_dims(long_sum(p * cost, xp=xp), axis=-1)) * xp.expand_dims(g, axis=-1)
-    if slope is not None:
-        d_logits = d_logits * slope
-    allowed = allowed_of(rows, xp=xp)
-    return d_logits if allowed is None else xp.where(allowed, d_logits, 0.0)
+    return through_selection(d_logits, slope, rows, xp=xp)

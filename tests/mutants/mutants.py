@@ -371,8 +371,8 @@ MUTANTS = [
     Mutant(
         "softcap derivative missing",
         "_rows.py",
-        "d_logits = d_logits * slope",
-        "pass",
+        "        d_logits = d_logits * slope\n",
+        "        pass\n",
         "the gradient is that of the capped logits",
         gradients("softcap-3.0"),
     ),
