@@ -104,16 +104,13 @@ def in_chunks_backward(static: Static, residuals: Any, gradients: Any) -> Any:
     upstream = tuple(None if g is None or type(g) is SymbolicZero else g for g in gradients[:3])
     parts = tuple(wanted)
 
-    def again() -> Any:
-        per_row = (total, shift, *upstream)
-        results = walked(static, given, arrays._replace(answers=None, upstream=None), per_row, parts)[2]
-        return {name: results[name] for name in parts}
-
-    if expected is None or [k is None for k in expected] != [g is None for g in upstream]:
-        results = again()
-    else:
+    start = same = None
+    if expected is not None and [k is None for k in expected] == [g is None for g in upstream]:
         factor, same = proportion(expected, upstream)
-        results = lax.cond(same, lambda: {n: (made[n] * factor).astype(made[n].dtype) for n in parts}, again)
+        # The loop adds to it, in its memory, where it runs at all. lax.cond would hold the gradients twice.
+        start = {name: jnp.where(same, made[name] * factor, 0.0).astype(made[name].dtype) for name in parts}
+    arrays = arrays._replace(answers=None, upstream=None)
+    results = walked(static, given, arrays, (total, shift, *upstream), parts, start, same)[2]
     return {name: results[name].astype(x.dtype) if name in parts else None for name, x in given.items()}, None
 
 
@@ -133,10 +130,18 @@ def proportion(known: Any, given: Any) -> tuple[Any, Any]:
 
 
 @partial(jax.jit, static_argnums=(0, 4))
-def walked(static: Static, given: Any, arrays: Arrays, per_row: Any, parts: tuple[str, ...]) -> tuple[Any, Any, Any]:
+def walked(
+    static: Static,
+    given: Any,
+    arrays: Arrays,
+    per_row: Any,
+    parts: tuple[str, ...],
+    made: Any = None,
+    finished: Any = None,
+) -> tuple[Any, Any, Any]:
     """What each entry gives, and the gradients of the parts: for `per_row` (total, shift, upstream gradients), or for
 
-    arrays.upstream in the same walk.
+    arrays.upstream in the same walk. They are added to those in `made`; where `finished`, nothing is.
     """
     hidden: Any = given["hidden"]
     targets: Any = given["targets"]
@@ -168,6 +173,7 @@ def walked(static: Static, given: Any, arrays: Arrays, per_row: Any, parts: tupl
         kept = jnp.sum(keep)
         # Kept rows first; what is behind the last of them is read as a row of zeros, and written nowhere.
         order = jnp.where(order < kept, jnp.argsort(~keep, stable=True), count)
+    kept = kept if finished is None else jnp.where(finished, 0, kept)
     order = jnp.concatenate([order, jnp.full((-count % length or length,), count, order.dtype)])
 
     def numbers(asked: Any) -> Any:
@@ -180,12 +186,10 @@ def walked(static: Static, given: Any, arrays: Arrays, per_row: Any, parts: tupl
     elif not again:
         out = (numbers(arrays.labels), numbers(targets), numbers(static.lse_too), numbers(True), numbers(True))
     right = None if arrays.answers is None else jnp.zeros(count, bool)
-    made = {name: jnp.zeros_like(x) for name, x in (("kernel", kernel), ("bias", bias)) if name in parts}
-    if "hidden" in parts:
-        made["hidden"] = jnp.zeros((count, features), hidden.dtype)
-    if "targets" in parts:
-        table_like: Any = table["targets"] if of_entries else targets
-        made["targets"] = jnp.zeros_like(table_like)
+    like: dict[str, Any] = {"hidden": hidden, "targets": targets, "kernel": kernel, "bias": bias}
+    made = {n: jnp.zeros_like(like[n]) for n in parts} if made is None else made
+    tails = {"hidden": (features,), **({"targets": (classes,)} if of_entries else {})}
+    made = {name: x.reshape(count, *tails[name]) if name in tails else x for name, x in made.items()}
 
     def chunk(state: Any) -> Any:
         start, out, right, made = state
@@ -221,8 +225,7 @@ def walked(static: Static, given: Any, arrays: Arrays, per_row: Any, parts: tupl
     _, out, right, made = lax.while_loop(lambda state: state[0] < kept, chunk, (0, out, right, made))
     if out is not None:
         out = _rows.Forward(*(None if x is None else x.reshape(entries) for x in out))
-    shapes = {"hidden": hidden.shape, "targets": None if targets is None else targets.shape}
-    made = {name: x.reshape(shapes.get(name, x.shape)) for name, x in made.items()}
+    made = {name: x.reshape(like[name].shape) for name, x in made.items()}
     return out, None if right is None else right.reshape(entries), made
 
 

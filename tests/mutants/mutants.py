@@ -449,8 +449,8 @@ MUTANTS = [
     Mutant(
         "an upstream gradient taken for granted in JAX",
         "_jax_linear.py",
-        "results = lax.cond(same,",
-        "results = lax.cond(same | True,",
+        "factor, same = proportion(expected, upstream)",
+        "factor, same = proportion(expected, upstream)[0], jnp.asarray(True)",
         "what was made beside the loss serves for another loss",
         ("tests/test_linear.py::test_jax_transformations[jax]",),
         "jax",
