@@ -546,7 +546,7 @@ MUTANTS = [
         "z_terms = xp.where(inputs.keep, z_terms, 0.0)",
         "pass",
         "the statistic holds what the loss does not",
-        values("z-loss-1.0"),
+        values("z-loss-1.0", mode="autodiff"),
     ),
     Mutant(
         "denominator enters the statistics",
