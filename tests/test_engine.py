@@ -138,3 +138,14 @@ def test_second_derivative_of_a_small_loss(backend):
     mask = torch.tensor([True, False])
     for given in ({}, {"mask": mask}):
         assert torch.autograd.gradgradcheck(lambda x, g=given: ml.cross_entropy(x, torch.tensor([0, 1]), **g), x)
+
+
+def test_a_wrong_label_that_was_not_checked_is_nan_in_every_gradient(backend):
+    """Of the weights of the classes too. For "sum", dL/dw_1 is the other entry's loss, log 3; class 2 has no label."""
+    of_library(backend, "numpy", "array_api_strict", "torch", "jax", "cupy")
+    with settings(backend):
+        logits, labels, class_weights = (asarray(backend, x) for x in (np.zeros((2, 3)), np.array([1, 9]), np.ones(3)))
+        gradient = ml.value_and_grad(ml.cross_entropy, "class_weights")(
+            logits, labels, class_weights=class_weights, reduction="sum", validate=False
+        )[1]
+        np.testing.assert_allclose(to_numpy(backend, gradient), [np.nan, np.log(3), 0.0], rtol=1e-12)

@@ -91,6 +91,13 @@ def z_term(out: _rows.Forward, options: Options, inputs: Inputs) -> Array:
     return xp.where(infinite, math.inf, options.z_loss * lse * lse)
 
 
+def nan_where_wrong(x: Array, inputs: Inputs) -> Array:
+    """Multiplied, not selected: so the gradient of the whole entry is NaN as well."""
+    if inputs.wrong is None:
+        return x
+    return x * inputs.xp.where(inputs.wrong, math.nan, inputs.xp.ones_like(x))
+
+
 def entries_of(inputs: Inputs, options: Options, terms: Terms, out: _rows.Forward) -> Entries:
     xp = inputs.xp
     nll = dot = None
@@ -99,9 +106,7 @@ def entries_of(inputs: Inputs, options: Options, terms: Terms, out: _rows.Forwar
     if out.dot is not None:
         dot = out.dot if is_one(terms.beta) else terms.beta * out.dot
     losses = _rows.sum_of(nll, dot, z_term(out, options, inputs) if options.z_loss else None)
-    if inputs.wrong is not None:
-        # Multiplied, not selected: so the gradient of the whole entry is NaN as well.
-        losses = losses * xp.where(inputs.wrong, math.nan, xp.ones_like(losses))
+    losses = nan_where_wrong(losses, inputs)
     if inputs.keep is not None:
         losses = xp.where(inputs.keep, losses, 0.0)
     return Entries(losses, inputs.keep, inputs.weights, terms.masses)
@@ -157,13 +162,7 @@ def upstream_of(
     xp = inputs.xp
     losses = xp.zeros(inputs.entries, dtype=inputs.dtype, **placement(inputs.like.array))
     entries = Entries(losses, inputs.keep, inputs.weights, terms.masses)
-    g = reduction_derivatives(entries, reduction, denominator, xp=xp)[1].losses
-    return upstream_of_rows(inputs, options, terms, g)
-
-
-def upstream_of_rows(inputs: Inputs, options: Options, terms: Terms, g: Array) -> _rows.Upstream:
-    xp, wrong = inputs.xp, inputs.wrong
-    g = g if wrong is None else g * xp.where(wrong, math.nan, xp.ones_like(g))
+    g = nan_where_wrong(reduction_derivatives(entries, reduction, denominator, xp=xp)[1].losses, inputs)
     nll = None if terms.rows.labels is None else g * terms.alpha
     dot = None if terms.rows.targets is None else g * terms.beta
     return _rows.Upstream(nll, dot, 2.0 * options.z_loss * g if options.z_loss else None)
@@ -201,7 +200,7 @@ def value_and_gradients(
         gradients, d_targets = {**made}, made.get("targets")
     entries = entries_of(inputs, options, terms, out)
     value, d = reduction_derivatives(entries, reduction, denominator, xp=xp)
-    g = d.losses
+    g = nan_where_wrong(d.losses, inputs)
     gradients |= {"weights": d.weights, "denominator": d.denominator}
     class_weights, q = inputs.class_weights, inputs.distribution
     if wants_targets and q is not None:

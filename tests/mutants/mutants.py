@@ -377,6 +377,14 @@ MUTANTS = [
         gradients("softcap-3.0"),
     ),
     Mutant(
+        "a number for the weight of a wrong label's class",
+        "_entries.py",
+        "g = nan_where_wrong(d.losses, inputs)",
+        "g = d.losses",
+        "a label that is none, and was not checked, teaches a class weight",
+        ("tests/test_engine.py::test_a_wrong_label_that_was_not_checked_is_nan_in_every_gradient[numpy]",),
+    ),
+    Mutant(
         "z loss derivative missing",
         "_entries.py",
         "2.0 * options.z_loss * g if",
@@ -560,7 +568,7 @@ MUTANTS = [
     Mutant(
         "wrong label inside a tracer is 0",
         "_entries.py",
-        "losses = losses * xp.where(inputs.wrong, math.nan, xp.ones_like(losses))",
+        "losses = nan_where_wrong(losses, inputs)",
         "losses = xp.where(inputs.wrong, 0.0, losses)",
         "where a label cannot be checked it must not pass unnoticed",
         ("tests/test_unread_labels.py::test_not_validated[numpy-None]",),
