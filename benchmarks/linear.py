@@ -45,13 +45,13 @@ def arrays_of(shape):
     return hidden, kernel, labels, None if shape.kept is None else rng.random(shape.rows) < shape.kept / 100
 
 
-def torch_calls(shape):
+def torch_calls(arrays):
     import torch
     import torch.nn.functional as F
 
     import maskloss as ml
 
-    hidden, kernel, labels, mask = (None if x is None else torch.from_numpy(x) for x in arrays_of(shape))
+    hidden, kernel, labels, mask = (None if x is None else torch.from_numpy(x) for x in arrays)
     hidden.requires_grad_()
     kernel.requires_grad_()
     ignored = labels if mask is None else torch.where(mask, labels, -100)
@@ -97,14 +97,14 @@ def torch_calls(shape):
     return calls, answer, lambda: a @ b
 
 
-def jax_calls(shape):
+def jax_calls(arrays):
     import jax
     import jax.numpy as jnp
     from optax import softmax_cross_entropy_with_integer_labels as per_entry
 
     import maskloss as ml
 
-    hidden, kernel, labels, mask = (None if x is None else jnp.asarray(x) for x in arrays_of(shape))
+    hidden, kernel, labels, mask = (None if x is None else jnp.asarray(x) for x in arrays)
 
     def pair(hidden, kernel, labels, mask):
         losses = per_entry(hidden @ kernel.T, labels)
@@ -152,12 +152,13 @@ def agree(calls, answer):
 
 
 def measure(group, shape, limit, fewest):
-    calls, answer, square = MAKE[group](shape)
+    arrays = arrays_of(shape)
+    calls, answer, square = MAKE[group](arrays)
     agree(calls, answer)
     square()
     rate = 2 * 2048**3 / min(sample(square, 3) for _ in range(5))
     seconds = interleaved(calls, limit=limit, fewest=fewest)
-    mask = arrays_of(shape)[3]
+    mask = arrays[3]
     kept = shape.rows if mask is None else int(mask.sum())
     return {
         "group": group,
@@ -170,12 +171,12 @@ def measure(group, shape, limit, fewest):
 
 def memory(group, shape, name):
     """Bytes at the peak beyond the arguments and their gradients, as a share of BERT's logits."""
-    calls, answer, _ = MAKE[group](shape)
+    calls, answer, _ = MAKE[group](arrays_of(shape))
     if group == "jax":
         found = answer.planned(name)
     else:
         # The libraries' own buffers, from a call on a few rows.
-        MAKE[group](shape._replace(rows=64))[0][name]()
+        MAKE[group](arrays_of(shape._replace(rows=64)))[0][name]()
         found = peak_beyond(calls[name])
     gradients = 4 * (shape.rows + shape.classes) * shape.features
     extra = None if found is None else round((found - gradients) / (4 * BERT.rows * BERT.classes), 3)

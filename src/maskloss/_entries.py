@@ -12,12 +12,21 @@ targets w_c: no array of the logits' size is made for the target. For distributi
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from . import _linear, _rows, _stream
 from ._compat import Array, class_indices, placement
 from ._inputs import Inputs
-from ._reduce import Entries, as_array, count_kept, reduction_derivatives, sum_all, total_and_divisor, weighted_losses
+from ._reduce import (
+    Entries,
+    as_array,
+    count_kept,
+    reduce_entries,
+    reduction_derivatives,
+    sum_all,
+    total_and_divisor,
+    weighted_losses,
+)
 from .stats import LossStats
 
 
@@ -110,6 +119,21 @@ def entries_of(inputs: Inputs, options: Options, terms: Terms, out: _rows.Forwar
     if inputs.keep is not None:
         losses = xp.where(inputs.keep, losses, 0.0)
     return Entries(losses, inputs.keep, inputs.weights, terms.masses)
+
+
+def loss_of(
+    inputs: Inputs,
+    options: Options,
+    terms: Terms,
+    out: _rows.Forward,
+    right: Array | None,
+    reduction: str,
+    denominator: Array | None,
+) -> Any:
+    """The loss, and beside it the statistics where `right` is given (see stats_of)."""
+    entries = entries_of(inputs, options, terms, out)
+    loss = reduce_entries(entries, reduction, denominator, xp=inputs.xp)
+    return loss if right is None else (loss, stats_of(inputs, options, entries, out, right, reduction))
 
 
 def stats_of(

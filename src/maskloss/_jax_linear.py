@@ -54,9 +54,7 @@ def forward(
     """_linear.forward, with its derivative; `upstream` gives that of the loss, where it does not wait for it."""
     hidden, kernel, bias, chunk_size = projection
     if not runs_in_chunks(hidden):
-        rows = _linear.whole(projection, rows, xp=jnp)
-        right = None if answers is None else _rows.is_largest(rows, answers, xp=jnp)
-        return _jax.forward(rows, lse_too=lse_too, xp=jnp), right
+        return _linear.through_whole(projection, rows, _jax.forward, lse_too=lse_too, answers=answers, xp=jnp)
     known = None if upstream is None else lax.stop_gradient(upstream())
     static = Static(rows.softcap, rows.dtype, lse_too, chunk_size)
     arrays = Arrays(rows.labels, rows.keep, rows.class_mask, answers, known)
@@ -95,7 +93,7 @@ def in_chunks_forward(static: Static, given: Any, arrays: Any) -> Any:
     known = arrays.upstream
     out, right, made = walked(static, given, arrays, None, parts if known is not None else ())
     expected = None if known is None else (known.nll, known.dot, known.of_lse(out.lse, xp=jnp))
-    wanted = dict.fromkeys(parts)
+    wanted = dict.fromkeys(parts)  # as keys, since only arrays can be leaves
     return (out.nll, out.dot, out.lse, right), (given, arrays, out.total, out.shift, expected, made, wanted)
 
 
@@ -120,11 +118,8 @@ in_chunks.defvjp(in_chunks_forward, in_chunks_backward, symbolic_zeros=True)
 def proportion(known: Any, given: Any) -> tuple[Any, Any]:
     """A number, and whether the gradients given are the known ones times it, to rounding."""
     k, g = (jnp.concatenate([x.reshape(-1) for x in parts if x is not None]) for parts in (known, given))
-    largest = jnp.max(jnp.abs(k), initial=0.0)
-    at = jnp.argmax(jnp.abs(k)) if k.size else None
-    factor = (
-        jnp.ones((), k.dtype) if at is None else jnp.where(largest > 0, g[at] / jnp.where(largest > 0, k[at], 1.0), 1.0)
-    )
+    at = jnp.argmax(jnp.abs(k))
+    factor = jnp.where(k[at] == 0, 1.0, g[at] / jnp.where(k[at] == 0, 1.0, k[at]))
     within = 16 * jnp.finfo(k.dtype).eps * jnp.abs(factor * k)
     return factor, jnp.all(jnp.abs(g - factor * k) <= within)
 
@@ -215,10 +210,11 @@ def walked(
                 right = right.at[places].set(_rows.is_largest(rows, taken["answers"], xp=jnp), mode="drop")
             total, shift, known = found.total, found.shift, taken["upstream"]
             g = None if known is None else (known.nll, known.dot, known.of_lse(found.lse, xp=jnp))
-        if parts and static.entropy:
-            made = added(made, places, h, _rows.entropy_backward(rows, g[0], xp=jnp), None, kernel, of_entries)
-        elif parts:
-            d_logits, d_targets = _rows.backward(rows, total, shift, *g, targets_too="targets" in parts, xp=jnp)
+        if parts:
+            if static.entropy:
+                d_logits, d_targets = _rows.entropy_backward(rows, g[0], xp=jnp), None
+            else:
+                d_logits, d_targets = _rows.backward(rows, total, shift, *g, targets_too="targets" in parts, xp=jnp)
             made = added(made, places, h, d_logits, d_targets, kernel, of_entries)
         return start + length, out, right, made
 

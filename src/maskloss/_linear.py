@@ -8,8 +8,8 @@ With X_cv = dL/dlogits of a chunk, which takes the place of its logits,
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Set
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Set
+from typing import Any, NamedTuple
 
 from . import _rows, _stream
 from ._compat import Array, Namespace, add_product, library_of, placement, product, reads_without_sync, sparse_zeros
@@ -84,38 +84,41 @@ def plan_of(projection: Projection, rows: _rows.Rows, *, xp: Namespace) -> Plan:
 
 
 def chunks(plan: Plan, rows: _rows.Rows, *, xp: Namespace) -> Iterator[Chunk]:
-    for start in range(0, plan.visited, plan.length):
-        stop = min(start + plan.length, plan.visited)
+    for start, stop in _stream.spans(plan):
         keep = None if plan.keep is None else plan.keep[start:stop]
-        hidden = xp.astype(_stream.block_of(plan.hidden, start, stop, None), rows.dtype, copy=False)
-        if keep is not None:
-            # Before the product: 0 times NaN would reach the kernel's gradient.
-            hidden = xp.where(xp.expand_dims(keep, axis=-1), hidden, 0.0)
+        hidden = selected_hidden(_stream.block_of(plan.hidden, start, stop, None), keep, rows.dtype, xp=xp)
         logits = product(hidden, plan.kernel.T, out=None if plan.logits is None else plan.logits[: stop - start])
         if plan.bias is not None:
             logits += plan.bias
-        block = _rows.Rows(
-            logits,
-            None if plan.labels is None else plan.labels[start:stop],
-            _stream.block_of(plan.targets, start, stop, None)
-            if isinstance(plan.targets, _stream.Table)
-            else plan.targets,
-            keep,
-            None if plan.class_mask is None else _stream.block_of(plan.class_mask, start, stop, None),
-            rows.softcap,
-            rows.dtype,
-        )
-        yield Chunk(start, stop, hidden, block)
+        yield Chunk(start, stop, hidden, _stream.rows_with(logits, plan, rows, start, stop))
+
+
+def selected_hidden(hidden: Array, keep: Array | None, dtype: Any, *, xp: Namespace) -> Array:
+    hidden = xp.astype(hidden, dtype, copy=False)
+    # Before the product: 0 times NaN would reach the kernel's gradient.
+    return hidden if keep is None else xp.where(xp.expand_dims(keep, axis=-1), hidden, 0.0)
 
 
 def whole(projection: Projection, rows: _rows.Rows, *, xp: Namespace) -> _rows.Rows:
     """The rows with all their logits, as one expression: for what differentiates or traces it."""
     hidden, kernel, bias, _ = projection
-    hidden, kernel = (xp.astype(x, rows.dtype, copy=False) for x in (hidden, kernel))
-    if rows.keep is not None:
-        hidden = xp.where(xp.expand_dims(rows.keep, axis=-1), hidden, 0.0)
-    logits = hidden @ kernel.T
+    logits = selected_hidden(hidden, rows.keep, rows.dtype, xp=xp) @ xp.astype(kernel, rows.dtype, copy=False).T
     return rows._replace(logits=logits if bias is None else logits + xp.astype(bias, rows.dtype, copy=False))
+
+
+def through_whole(
+    projection: Projection,
+    rows: _rows.Rows,
+    rows_forward: Callable[..., _rows.Forward],
+    *,
+    lse_too: bool,
+    answers: Array | None,
+    xp: Namespace,
+) -> tuple[_rows.Forward, Array | None]:
+    """forward, by a forward of the rows with all their logits."""
+    rows = whole(projection, rows, xp=xp)
+    right = None if answers is None else _rows.is_largest(rows, answers, xp=xp)
+    return rows_forward(rows, lse_too=lse_too, xp=xp), right
 
 
 def collected(

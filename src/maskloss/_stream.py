@@ -161,17 +161,21 @@ def block_logits(walk: Walk, dtype: Any, start: int, stop: int) -> tuple[Array, 
 
 def block_rows(walk: Walk, rows: _rows.Rows, start: int, stop: int) -> tuple[_rows.Rows, Array | None]:
     logits, out = block_logits(walk, rows.dtype, start, stop)
-    targets = walk.targets
-    block = _rows.Rows(
+    return rows_with(logits, walk, rows, start, stop), out
+
+
+def rows_with(logits: Array, visited: Any, rows: _rows.Rows, start: int, stop: int) -> _rows.Rows:
+    """These logits with what else belongs to the rows from start to stop of a Walk, or of a plan of _linear."""
+    targets = visited.targets
+    return _rows.Rows(
         logits,
-        None if walk.labels is None else walk.labels[start:stop],
+        None if visited.labels is None else visited.labels[start:stop],
         block_of(targets, start, stop, None) if isinstance(targets, Table) else targets,
-        None if walk.keep is None else walk.keep[start:stop],
-        None if walk.class_mask is None else block_of(walk.class_mask, start, stop, None),
+        None if visited.keep is None else visited.keep[start:stop],
+        None if visited.class_mask is None else block_of(visited.class_mask, start, stop, None),
         rows.softcap,
         rows.dtype,
     )
-    return block, out
 
 
 def is_plain(walk: Walk, rows: _rows.Rows) -> bool:
@@ -179,7 +183,8 @@ def is_plain(walk: Walk, rows: _rows.Rows) -> bool:
     return walk.workspace is not None and walk.keep is rows.class_mask is rows.softcap is None
 
 
-def spans(walk: Walk) -> Iterator[tuple[int, int]]:
+def spans(walk: Any) -> Iterator[tuple[int, int]]:
+    """Of a Walk in blocks, or of a plan of _linear in chunks."""
     for start in range(0, walk.visited, walk.length):
         yield start, min(start + walk.length, walk.visited)
 

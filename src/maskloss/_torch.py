@@ -184,17 +184,17 @@ def _plain_gradients(
     rows = _linear.whole(projection, rows, xp=xp)
     again = _rows.forward(rows, lse_too=False, xp=xp)
     d_logits, d_targets = _rows.backward(rows, again.total, again.shift, *upstream, targets_too=True, xp=xp)
-    results = _plain_products(projection, rows, d_logits)
+    results = _plain_products(projection, rows, d_logits, xp)
     if d_targets is not None:
         targets: Tensor = rows.targets
         results["targets"] = d_targets.sum_to_size(targets.shape)
     return results
 
 
-def _plain_products(projection: _linear.Projection, rows: _rows.Rows, d_logits: Tensor) -> dict[str, Tensor]:
-    hidden = projection.hidden.to(rows.dtype)
-    if rows.keep is not None:
-        hidden = hidden.where(rows.keep.unsqueeze(-1), 0.0)
+def _plain_products(
+    projection: _linear.Projection, rows: _rows.Rows, d_logits: Tensor, xp: Namespace
+) -> dict[str, Tensor]:
+    hidden = _linear.selected_hidden(projection.hidden, rows.keep, rows.dtype, xp=xp)
     flat = d_logits.reshape(-1, d_logits.shape[-1])
     return {
         "hidden": d_logits @ projection.kernel.to(rows.dtype),
@@ -217,7 +217,7 @@ class _LinearEntropy(torch.autograd.Function):
         (projection, rows), parts = _projected(tensors, ctx), _needed(ctx)
         if torch.is_grad_enabled() or in_forward_mode() or is_tracer(g, "torch"):
             rows = _linear.whole(projection, rows, xp=ctx.xp)
-            results = _plain_products(projection, rows, _rows.entropy_backward(rows, g, xp=ctx.xp))
+            results = _plain_products(projection, rows, _rows.entropy_backward(rows, g, xp=ctx.xp), ctx.xp)
         else:
             with torch.autocast(projection.hidden.device.type, enabled=False):
                 results = _linear.entropy_backward(projection, rows, g, parts, xp=ctx.xp)
@@ -253,9 +253,7 @@ def linear_forward(
     _, labels, targets, keep, class_mask, softcap, dtype = rows
     variables = [x for x in (hidden, kernel, bias, targets) if x is not None]
     if in_forward_mode() or any(is_tracer(x, "torch") for x in variables):
-        rows = _linear.whole(projection, rows, xp=xp)
-        right = None if answers is None else _rows.is_largest(rows, answers, xp=xp)
-        return forward(rows, lse_too=lse_too, xp=xp), right
+        return _linear.through_whole(projection, rows, forward, lse_too=lse_too, answers=answers, xp=xp)
     with torch.autocast(hidden.device.type, enabled=False):
         if not any(differentiated(x) for x in variables):
             return _linear.forward(projection, rows, lse_too=lse_too, answers=answers, xp=xp)

@@ -7,9 +7,8 @@ from typing import Any, Literal
 
 from . import _inputs, _linear, _rows
 from ._compat import Array, on_arrays
-from ._entries import Options, answers_of, entries_of, stats_of, terms_of, upstream_of
+from ._entries import Options, answers_of, entries_of, loss_of, terms_of, upstream_of
 from ._inputs import Reduction, fail
-from ._reduce import reduce_entries
 from .losses import check_options, check_softcap
 
 
@@ -35,9 +34,7 @@ def rows_forward(
     """In chunks where that can run, elsewhere the expression; and whether the arg-max of each entry is its answer."""
     library, xp = inputs.like.library, inputs.xp
     if _inputs.choose_implementation(implementation, library) == "autodiff":
-        rows = _linear.whole(projection, rows, xp=xp)
-        right = None if answers is None else _rows.is_largest(rows, answers, xp=xp)
-        return _rows.forward(rows, lse_too=lse_too, xp=xp), right
+        return _linear.through_whole(projection, rows, _rows.forward, lse_too=lse_too, answers=answers, xp=xp)
     if library == "torch":
         from . import _torch
 
@@ -147,9 +144,7 @@ def linear_cross_entropy(
         answers=answers_of(inputs) if with_stats else None,
         upstream=None if reduction == "none" else partial(upstream_of, inputs, options, terms, reduction, divisor),
     )
-    entries = entries_of(inputs, options, terms, out)
-    loss = reduce_entries(entries, reduction, divisor, xp=inputs.xp)
-    return (loss, stats_of(inputs, options, entries, out, right, reduction)) if with_stats else loss
+    return loss_of(inputs, options, terms, out, right, reduction, divisor)
 
 
 @on_arrays

@@ -9,9 +9,8 @@ from typing import Any, Literal
 
 from . import _inputs, _rows, _stream
 from ._compat import Array, is_tracer, on_arrays, torch_module
-from ._entries import Options, entries_of, right_of, stats_of, terms_of
+from ._entries import Options, entries_of, loss_of, right_of, terms_of
 from ._inputs import Reduction
-from ._reduce import reduce_entries
 
 
 def check_options(label_smoothing: Any, z_loss: Any, softcap: Any) -> Options:
@@ -195,11 +194,8 @@ def cross_entropy(
     forward = rows_forward_of(inputs, implementation)
     terms = terms_of(inputs, options)
     out = forward(terms.rows, lse_too=options.z_loss > 0, xp=inputs.xp)
-    entries = entries_of(inputs, options, terms, out)
-    loss = reduce_entries(entries, reduction, divisor, xp=inputs.xp)
-    if not with_stats:
-        return loss
-    return loss, stats_of(inputs, options, entries, out, right_of(inputs), reduction)
+    right = right_of(inputs) if with_stats else None
+    return loss_of(inputs, options, terms, out, right, reduction, divisor)
 
 
 @on_arrays

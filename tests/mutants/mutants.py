@@ -423,8 +423,8 @@ MUTANTS = [
     Mutant(
         "hidden states that are not kept",
         "_linear.py",
-        "            hidden = xp.where(xp.expand_dims(keep, axis=-1), hidden, 0.0)\n",
-        "            pass\n",
+        "return hidden if keep is None else xp.where(xp.expand_dims(keep, axis=-1), hidden, 0.0)",
+        "return hidden",
         "0 * NaN reaches the kernel's gradient",
         ("tests/test_linear.py::test_few[strict-7-11-kept3]",),
         "strict",
