@@ -116,6 +116,41 @@ def memory(plt, result):
     return figure
 
 
+def linear(plt, result):
+    """Of benchmarks/linear.py: the time of each provider, one group of bars for each shape, and the floor across it."""
+    figure, axes = plt.subplots(1, len(NAMES_OF_LINEAR), figsize=(9, 3.6), layout="constrained")
+    for axis, (group, names) in zip(axes, NAMES_OF_LINEAR.items(), strict=True):
+        rows = [row for row in result["rows"] if row["group"] == group]
+        width = 0.8 / len(names)
+        for i, (name, colour) in enumerate(zip(names, COLOURS, strict=False)):
+            of_name = [
+                (at + i * width, middle(row["seconds"][name])) for at, row in enumerate(rows) if name in row["seconds"]
+            ]
+            places, medians, spread = [], [], []
+            for place, (centre, low, high) in of_name:
+                places.append(place)
+                medians.append(1e3 * centre)
+                spread.append((1e3 * (centre - low), 1e3 * (high - centre)))
+            axis.bar(
+                places, medians, width, yerr=np.transpose(spread), color=colour, label=name, error_kw={"linewidth": 0.8}
+            )
+        ends = [(at - width / 2, at + 0.8 - width / 2) for at in range(len(rows))]
+        for (left, right), row in zip(ends, rows, strict=True):
+            line = axis.hlines(1e3 * row["floor"], left, right, color="black", linestyle=":")
+        line.set_label(FLOOR["label"])
+        shapes = [(*row["shape"][:3], "all" if row["shape"][3] is None else f"{row['shape'][3]} %") for row in rows]
+        axis.set_xticks(
+            [np.mean(end) for end in ends], [f"{n} × {d}\n× {v}\n{kept}" for n, d, v, kept in shapes], fontsize=7
+        )
+        axis.set(ylabel="ms", title=f"{TITLES[group]}, loss and gradients")
+        axis.legend(fontsize=7)
+    return figure
+
+
+NAMES_OF_LINEAR = {
+    "torch": (OURS, "F.linear + F.cross_entropy", "F.linear_cross_entropy", "the same, kept rows"),
+    "jax": (OURS, "optax on hidden @ kernel.T"),
+}
 PICTURES = {
     "performance": readme,
     "performance_kept": kept,
@@ -123,16 +158,17 @@ PICTURES = {
     "performance_classes": against_classes,
     "performance_memory": memory,
 }
+PICTURES_OF_LINEAR = {"linear": linear}
 
 
-def save(result, folder, mark):
-    """Every picture, with `mark` in its metadata: it says which result it was made from."""
+def save(pictures, result, folder, mark):
+    """The pictures, with `mark` in its metadata: it says which result it was made from."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    for name, make in PICTURES.items():
+    for name, make in pictures.items():
         figure = make(plt, result)
         figure.savefig(folder / f"{name}.png", dpi=110, metadata={"Software": None, "Source": mark})
         plt.close(figure)

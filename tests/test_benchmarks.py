@@ -271,7 +271,9 @@ def test_stale_tables_of_the_linear_losses_are_told(bench, tmp_path):
     row = {"group": "torch", "shape": [4, 2, 3, None], "floor": 0.5, "seconds": {linear.OURS: [1.0], "other": [2.0]}}
     extra = {"group": "torch", "shape": list(linear.BERT), "provider": linear.OURS, "extra": 0.125}
     (tmp_path / "linear.json").write_text(json.dumps(result | {"rows": [row], "memory": [extra]}))
-    assert len(page.linear_stale(tmp_path)) == 1
+    assert len(page.linear_stale(tmp_path)) == 2
+    text = (tmp_path / "linear.json").read_text()
+    (tmp_path / "linear.png").write_bytes(b"PNG Source " + page.mark_of(text).encode() + b" and so on")
     (tmp_path / "linear.md").write_text(linear.table(result | {"rows": [row], "memory": [extra]}))
     assert page.linear_stale(tmp_path) == []
     assert "| 4 × 2 × 3, all | 500 | 1000 | 2000 (2; 2–2) |" in (tmp_path / "linear.md").read_text()

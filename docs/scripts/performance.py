@@ -31,13 +31,26 @@ def pages(result):
     return {f"performance_{name}.md": make(result) for name, make in tables.FILES.items()}
 
 
+def pictures_stale(folder, pictures, source, text):
+    mark = mark_of(text).encode()
+    paths = [folder / f"{name}.png" for name in pictures]
+    wrong = [path for path in paths if not path.exists() or mark not in path.read_bytes()]
+    return [f"{path.name} is not made from {source.name}" for path in wrong]
+
+
+def pages_stale(folder, made, source):
+    wrong = [name for name, page in made.items() if not (folder / name).exists() or (folder / name).read_text() != page]
+    return [f"{name} is not made from {source.name}" for name in wrong]
+
+
 def linear_stale(folder):
     """The same for what benchmarks/linear.py measured."""
-    source, page = folder / "linear.json", folder / "linear.md"
+    source = folder / "linear.json"
     if not source.exists():
         return [f"{source.name} is missing: `python benchmarks/linear.py` measures it"]
-    made = linear.table(json.loads(source.read_text()))
-    return [] if page.exists() and page.read_text() == made else [f"{page.name} is not made from {source.name}"]
+    text = source.read_text()
+    made = {"linear.md": linear.table(json.loads(text))}
+    return pages_stale(folder, made, source) + pictures_stale(folder, plots.PICTURES_OF_LINEAR, source, text)
 
 
 def stale(folder):
@@ -48,15 +61,8 @@ def stale(folder):
     text = source.read_text()
     result = json.loads(text)
     found = [f"{source.name} is of a quick run: `nox -s bench` measures"] if result["quick"] else []
-    for name, page in pages(result).items():
-        if not (folder / name).exists() or (folder / name).read_text() != page:
-            found.append(f"{name} is not made from {source.name}")
-    mark = mark_of(text).encode()
-    for name in plots.PICTURES:
-        picture = folder / f"{name}.png"
-        if not picture.exists() or mark not in picture.read_bytes():
-            found.append(f"{picture.name} is not made from {source.name}")
-    return found
+    found += pages_stale(folder, pages(result), source)
+    return found + pictures_stale(folder, plots.PICTURES, source, text)
 
 
 def write(folder):
@@ -64,9 +70,12 @@ def write(folder):
     result = json.loads(text)
     for name, page in pages(result).items():
         (folder / name).write_text(page)
-    plots.save(result, folder, mark_of(text))
+    plots.save(plots.PICTURES, result, folder, mark_of(text))
     if (folder / "linear.json").exists():
-        (folder / "linear.md").write_text(linear.table(json.loads((folder / "linear.json").read_text())))
+        text = (folder / "linear.json").read_text()
+        result = json.loads(text)
+        (folder / "linear.md").write_text(linear.table(result))
+        plots.save(plots.PICTURES_OF_LINEAR, result, folder, mark_of(text))
 
 
 def main():
