@@ -59,8 +59,8 @@ def runs(backend, gradients=False):
     """Every (id, Run) on a backend; with gradients, those that take one."""
     for case in CASES.values():
         for mode, dtypes in backend.modes.items():
-            # Where two implementations are compared, so are blocks and chunks.
-            listed = "autodiff" if mode in ("blocks", "linear") else mode
+            # Where two implementations are compared, so are blocks.
+            listed = {"blocks": "autodiff", "linear": "eager"}.get(mode, mode)
             if mode == "linear" and not is_linear(case):
                 continue
             if listed not in case.modes or (mode in backend.few and "compile" not in case.modes):
