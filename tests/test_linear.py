@@ -453,3 +453,22 @@ def test_jax_kept_rows_are_known_at_run_time(backend, monkeypatch):
             jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-11, atol=1e-12), found, expected)
         assert jitted._cache_size() == 1
         jax.clear_caches()
+
+
+def test_jax_any_number_of_rows_in_long_and_short_chunks(backend):
+    """19 rows in chunks of 7, and the last of those kept in chunks of 2."""
+    with settings(backend):
+        jax = jax_case(backend)[0]
+        rng = np.random.default_rng(3)
+        h, k, y = on(backend, rng.normal(size=(19, 3)), rng.normal(size=(5, 3)), rng.integers(0, 5, 19))
+
+        def gradients(loss):
+            return jax.jit(jax.value_and_grad(lambda h, k, m: loss(h, k, m), (0, 1)))
+
+        chunked = gradients(lambda h, k, m: ml.linear_cross_entropy(h, k, y, mask=m, chunk_size=8))
+        plain = gradients(lambda h, k, m: ml.cross_entropy(h @ k.T, y, mask=m))
+        order = rng.permutation(19)
+        for kept in range(20):
+            mask = jax.numpy.asarray(order < kept)
+            for x, wanted in zip(jax.tree.leaves(chunked(h, k, mask)), jax.tree.leaves(plain(h, k, mask)), strict=True):
+                np.testing.assert_allclose(x, wanted, rtol=1e-11, atol=1e-12)

@@ -146,9 +146,9 @@ def walked(
     classes, count = kernel.shape[0], math.prod(entries)
     of_entries = targets is not None and targets.ndim == hidden.ndim
     projection = _linear.Projection(hidden, kernel, bias, static.chunk_size)
-    # The last chunk is as long as the others, however few kept rows are left for it.
-    share = 1.5 if arrays.keep is None else 0.75
-    length = _linear.chunk_length(projection, count, dtype.dtype.itemsize, share=share)
+    length = _linear.chunk_length(projection, count, dtype.dtype.itemsize, share=1.5)
+    # A chunk costs the same however few kept rows are left for it: the last of them go into short ones.
+    lengths = (length,) if arrays.keep is None else (length, -(-length // 4))
 
     def flat(x: Any, *tail: int) -> Any:
         return None if x is None else jnp.broadcast_to(x, (*entries, *tail)).reshape(count, *tail)
@@ -186,7 +186,7 @@ def walked(
     tails = {"hidden": (features,), **({"targets": (classes,)} if of_entries else {})}
     made = {name: x.reshape(count, *tails[name]) if name in tails else x for name, x in made.items()}
 
-    def chunk(state: Any) -> Any:
+    def chunk(length: int, state: Any) -> Any:
         start, out, right, made = state
         g: Any
         places = lax.dynamic_slice(order, (start,), (length,))
@@ -218,7 +218,12 @@ def walked(
             made = added(made, places, h, d_logits, d_targets, kernel, of_entries)
         return start + length, out, right, made
 
-    _, out, right, made = lax.while_loop(lambda state: state[0] < kept, chunk, (0, out, right, made))
+    state = (0, out, right, made)
+    for rows_of_chunk in lengths:
+        # Half of a long chunk or less, which two or three short ones hold, ends within the order's last long one.
+        left = 0 if rows_of_chunk == lengths[-1] else length // 2
+        state = lax.while_loop(lambda state, n=left: kept - state[0] > n, partial(chunk, rows_of_chunk), state)
+    _, out, right, made = state
     if out is not None:
         out = _rows.Forward(*(None if x is None else x.reshape(entries) for x in out))
     made = {name: x.reshape(like[name].shape) for name, x in made.items()}

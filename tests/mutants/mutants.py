@@ -464,6 +464,15 @@ MUTANTS = [
         "jax",
     ),
     Mutant(
+        "kept rows behind the last long chunk",
+        "_jax_linear.py",
+        "left = 0 if rows_of_chunk == lengths[-1] else length // 2",
+        "left = length // 2",
+        "up to half a chunk of kept rows is left out",
+        ("tests/test_linear.py::test_jax_any_number_of_rows_in_long_and_short_chunks[jax]",),
+        "jax",
+    ),
+    Mutant(
         "a tile counted twice",
         "_jax_linear.py",
         "columns = jnp.where(jnp.arange(TILE) + start >= i * TILE, columns, 0.0)",
