@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import importlib.util
+import os
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +24,7 @@ class Backend(NamedTuple):
     limited: bool = False  # boolean indexing and data-dependent shapes off
     readonly: bool = False
     shapes_only: bool = False
+    interpreted: bool = False  # Triton's kernels, in Python
 
 
 ALL = FLOATS + HALVES
@@ -31,6 +33,7 @@ TORCH = {"eager": ALL, "autodiff": FLOATS, "vmap": FLOATS, "blocks": ALL, "linea
 STRICT = {"eager": FLOATS, "autodiff": SINGLE, "blocks": SINGLE, "linear": SINGLE}
 X64 = {"eager": ("float64",), "jit": ("float64",), "vmap": ("float64",)}
 X32 = {"eager": ("float32", "bfloat16"), "jit": ("float32", "float16"), "blocks": SINGLE, "linear": SINGLE}
+TRITON = dict.fromkeys(("triton", "triton-blocks", "triton-linear"), (*SINGLE, *HALVES))
 CUPY = {"eager": (*FLOATS, "float16"), "autodiff": FLOATS, "linear": FLOATS}
 BACKENDS = {
     b.name: b
@@ -42,7 +45,8 @@ BACKENDS = {
         Backend("strict-device", "array_api_strict", {"eager": SINGLE}, "value_and_grad", ("eager",), device="device1"),
         Backend("torch", "torch", TORCH | {"compile": SINGLE}, "autograd", ("compile",), device="cpu"),
         Backend("torch-meta", "torch", {"eager": SINGLE}, "autograd", device="meta", shapes_only=True),
-        Backend("torch-cuda", "torch", TORCH, "autograd", accelerator=True, device="cuda"),
+        Backend("torch-triton", "torch", TRITON, "autograd", device="cpu", interpreted=True),
+        Backend("torch-cuda", "torch", TORCH | TRITON, "autograd", accelerator=True, device="cuda"),
         Backend("jax", "jax", X64, "vjp", ("eager", "jit", "vmap"), device="cpu"),
         Backend("jax-x32", "jax", X32, "vjp", ("jit", "blocks", "linear"), device="cpu", x64=False),
         Backend("jax-gpu", "jax", X64 | {"eager": FLOATS + HALVES}, "vjp", ("jit", "vmap"), True, "gpu"),
@@ -55,6 +59,10 @@ def missing(backend):
     """Why the backend cannot run here, or None."""
     if importlib.util.find_spec(backend.library) is None:
         return f"the package {backend.library} is not installed"
+    if backend.interpreted:
+        if importlib.util.find_spec("triton") is None:
+            return "the package triton is not installed"
+        return None if os.environ.get("TRITON_INTERPRET") == "1" else "TRITON_INTERPRET is not 1"
     if not backend.accelerator:
         return None
     if backend.library == "torch":

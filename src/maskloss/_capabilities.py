@@ -16,7 +16,7 @@ class Backend(NamedTuple):
 
 class Implementation(NamedTuple):
     summary: str
-    missing: dict[str, str]  # library, or library + " compiled" -> why it cannot run there
+    missing: dict[str, str]  # library, or library + " compiled" or " cpu" -> why it cannot run there
 
 
 LIBRARIES = {"numpy": "NumPy", "torch": "PyTorch", "jax": "JAX", "cupy": "CuPy", "array_api_strict": "array-api-strict"}
@@ -69,6 +69,15 @@ IMPLEMENTATIONS = {
         {"torch compiled": "torch.compile takes no autograd.Function with a jvp; it fuses the expression itself"},
     ),
     "autodiff": Implementation("one array-API expression, differentiated by the framework", {}),
+    "triton": Implementation(
+        "the analytic pair as Triton kernels, for class indices without class_mask; never the default while no GPU has"
+        " measured it",
+        {
+            **dict.fromkeys(("numpy", "jax", "cupy", "array_api_strict"), "its kernels take PyTorch tensors"),
+            "torch cpu": "its kernels take CUDA tensors; under TRITON_INTERPRET=1, which is for tests, any",
+            "torch compiled": "torch.compile takes no autograd.Function with a jvp; it fuses the expression itself",
+        },
+    ),
 }
 
 

@@ -6,6 +6,7 @@ import functools
 import itertools
 import math
 import mmap
+import os
 import sys
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
@@ -304,6 +305,11 @@ def as_arrays(x: Any) -> Any:
         items = [as_arrays(item) for item in given]
         return type(given)(*items) if hasattr(given, "_fields") else tuple(items)
     return sys.modules["numpy"].asarray(x) if library_of(x) == "numpy" else x
+
+
+def takes_kernels(x: Any) -> bool:
+    """Whether Triton's kernels take this tensor: a CUDA tensor, and under its interpreter one of the CPU."""
+    return x.device.type == ("cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda")
 
 
 def is_compiling(library: str) -> bool:

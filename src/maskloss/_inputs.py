@@ -27,6 +27,7 @@ from ._compat import (
     placement,
     reads_without_sync,
     take_label,
+    takes_kernels,
 )
 
 Reduction = Literal["none", "sum", "mean", "mean_over_kept", "mean_over_all", "mean_over_sequences"]
@@ -409,21 +410,24 @@ def _label_value(labels: Array, classes: int, at: tuple[int, ...]) -> str:
     return f"{place} is {value}, outside the classes [0, {classes}); mask the entry, or name the value in ignore_index"
 
 
-def choose_implementation(implementation: Any, library: str) -> str:
+def choose_implementation(implementation: Any, like: Like) -> str:
     """The implementation that runs: the one named, or an error; None takes the first that can."""
     for name in IMPLEMENTATIONS if implementation is None else ():
-        if reason_not_run(name, library) is None:
+        if reason_not_run(name, like) is None:
             return name
     check_choice("implementation", implementation, tuple(IMPLEMENTATIONS))
-    reason = reason_not_run(str(implementation), library)
+    reason = reason_not_run(str(implementation), like)
     if reason is not None:
-        runs = [name for name in IMPLEMENTATIONS if reason_not_run(name, library) is None]
+        runs = [name for name in IMPLEMENTATIONS if reason_not_run(name, like) is None]
         fail(ValueError, "implementation", repr(implementation), f"here only {runs} can run: {reason}")
     return str(implementation)
 
 
-def reason_not_run(implementation: str, library: str) -> str | None:
-    missing = IMPLEMENTATIONS[implementation].missing
+def reason_not_run(implementation: str, like: Like) -> str | None:
+    missing, library = IMPLEMENTATIONS[implementation].missing, like.library
     if not missing:
         return None
-    return missing.get(library) or (missing.get(f"{library} compiled") if is_compiling(library) else None)
+    reason = missing.get(library) or (missing.get(f"{library} compiled") if is_compiling(library) else None)
+    if reason is None and f"{library} cpu" in missing and not takes_kernels(like.array):
+        return missing[f"{library} cpu"]
+    return reason

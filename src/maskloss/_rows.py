@@ -56,6 +56,7 @@ class Rows(NamedTuple):
     class_mask: Array | None
     softcap: float | None
     dtype: Any
+    kernels: Any = None  # the module of _kernels that computes them; None: arrays
 
 
 class Upstream(NamedTuple):

@@ -175,6 +175,7 @@ def rows_with(logits: Array, visited: Any, rows: _rows.Rows, start: int, stop: i
         None if visited.class_mask is None else block_of(visited.class_mask, start, stop, None),
         rows.softcap,
         rows.dtype,
+        rows.kernels,
     )
 
 
@@ -255,6 +256,8 @@ def label_costs(library: str, total: Array, label_logits: Array, shift: Array | 
 
 def forward(rows: _rows.Rows, *, lse_too: bool, xp: Namespace) -> _rows.Forward:
     """_rows.forward; where not kept, numbers that mean nothing."""
+    if rows.kernels is not None:
+        return rows.kernels.forward(rows, lse_too=lse_too)
     entries = tuple(rows.logits.shape[:-1])
     walk = walk_of(rows, xp=xp)
     pieces: list[_rows.Sums] = []
@@ -312,6 +315,8 @@ def backward(
     """
     logits: Array = rows.logits
     targets: Array = rows.targets
+    if rows.kernels is not None and not targets_too:
+        return rows.kernels.backward(rows, total, shift, g_nll, g_dot, g_lse, d_logits=d_logits), None
     walk = walk_of(rows, xp=xp)
     entries = (math.prod(logits.shape[:-1]), logits.shape[-1])
     d_logits = gradient_like(logits, walk, xp=xp) if d_logits is None else d_logits
@@ -359,7 +364,7 @@ def forward_and_backward(
     rows: _rows.Rows, upstream: _rows.Upstream, *, targets_too: bool, xp: Namespace, d_logits: Array | None = None
 ) -> tuple[_rows.Forward, Array, Array | None]:
     """Both, where the upstream gradient does not wait for the loss."""
-    both = in_one_walk(rows, upstream, xp=xp, d_logits=d_logits)
+    both = in_one_walk(rows, upstream, xp=xp, d_logits=d_logits) if rows.kernels is None else None
     if both is not None:
         return *both, None
     out = forward(rows, lse_too=upstream.squared_lse is not None, xp=xp)

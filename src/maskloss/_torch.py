@@ -28,7 +28,7 @@ class _Rows(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-        *tensors, ctx.softcap, ctx.dtype, ctx.lse_too, ctx.xp = inputs
+        *tensors, ctx.softcap, ctx.dtype, ctx.kernels, ctx.lse_too, ctx.xp = inputs
         total, shift = output[-2:]
         # total is saved as an output that has a derivative of its own, not as a number: double backward is exact so.
         if shift is not None:
@@ -44,7 +44,7 @@ class _Rows(torch.autograd.Function):
         if g_total is not None:
             g_lse = _rows.sum_of(g_lse, g_total * total)
         if g_nll is None and g_dot is None and g_lse is None:
-            return (None,) * 9
+            return (None,) * 10
         # A gradient that is differentiated again, or batched, needs operations that can be.
         given = [g for g in (g_nll, g_dot, g_lse) if g is not None]
         plain = torch.is_grad_enabled() or in_forward_mode() or any(is_tracer(g, "torch") for g in given)
@@ -54,7 +54,7 @@ class _Rows(torch.autograd.Function):
         if d_targets is not None:
             targets: Tensor = rows.targets
             d_targets = d_targets.sum_to_size(targets.shape)
-        return (d_logits.to(rows.logits.dtype), d_targets, *[None] * 7)
+        return (d_logits.to(rows.logits.dtype), d_targets, *[None] * 8)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Any, ...]:
@@ -79,24 +79,35 @@ class _Blocks(_Rows):
 
 
 def _unpack(inputs: Any) -> tuple[_rows.Rows, bool, Namespace]:
-    logits, targets, labels, keep, class_mask, softcap, dtype, lse_too, xp = inputs
-    return _rows.Rows(logits, labels, targets, keep, class_mask, softcap, dtype), lse_too, xp
+    logits, targets, labels, keep, class_mask, softcap, dtype, kernels, lse_too, xp = inputs
+    return _rows.Rows(logits, labels, targets, keep, class_mask, softcap, dtype, kernels), lse_too, xp
 
 
 def _saved(ctx: Any) -> tuple[_rows.Rows, Namespace, Tensor, Tensor | None]:
     logits, targets, labels, keep, class_mask, total, shift = ctx.saved_tensors
-    return _rows.Rows(logits, labels, targets, keep, class_mask, ctx.softcap, ctx.dtype), ctx.xp, total, shift
+    rows = _rows.Rows(logits, labels, targets, keep, class_mask, ctx.softcap, ctx.dtype, ctx.kernels)
+    return rows, ctx.xp, total, shift
 
 
 def forward(rows: _rows.Rows, *, lse_too: bool, xp: Namespace) -> _rows.Forward:
     """_rows.forward with _rows.backward as its derivative."""
-    logits, labels, targets, keep, class_mask, softcap, dtype = rows
+    logits, labels, targets, *rest = rows
     function: Any = _Blocks
     if is_tracer(logits, "torch") or (targets is not None and is_tracer(targets, "torch")):
         function = _Rows
     elif not differentiated(logits) and not differentiated(targets):
         return _stream.forward(rows, lse_too=lse_too, xp=xp)
-    return _rows.Forward(*function.apply(logits, targets, labels, keep, class_mask, softcap, dtype, lse_too, xp))
+    return _rows.Forward(*function.apply(logits, targets, labels, *rest, lse_too, xp))
+
+
+def for_kernels(rows: _rows.Rows) -> _rows.Rows:
+    from ._kernels import cross_entropy
+
+    return cross_entropy.taken(rows)
+
+
+def through_kernels(rows: _rows.Rows, *, lse_too: bool, xp: Namespace) -> _rows.Forward:
+    return forward(for_kernels(rows), lse_too=lse_too, xp=xp)
 
 
 def differentiated(x: Tensor | None) -> bool:
@@ -118,7 +129,7 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Any:
-        *tensors, answers, upstream, ctx.softcap, ctx.dtype, lse_too, ctx.chunk_size, ctx.xp = inputs
+        *tensors, answers, upstream, ctx.softcap, ctx.dtype, ctx.kernels, lse_too, ctx.chunk_size, ctx.xp = inputs
         projection, rows = _projected(tensors, ctx)
         ctx.made = None
         if upstream is None:
@@ -138,7 +149,7 @@ class _Linear(torch.autograd.Function):
         upstream: tuple[Any, Any, Any] = gradients[:3]
         given = [g for g in upstream if g is not None]
         if not given:
-            return (None,) * 14
+            return (None,) * 15
         *tensors, total, shift = ctx.saved_tensors
         (projection, rows), parts = _projected(tensors, ctx), _needed(ctx)
         # Not kept for a second backward: what autograd adds to a gradient of a parameter would be added to these.
@@ -153,12 +164,12 @@ class _Linear(torch.autograd.Function):
                 g_nll, g_dot, g_lse = upstream
                 results = _linear.backward(projection, rows, total, shift, g_nll, g_dot, g_lse, parts, xp=ctx.xp)
         cast = (results[n].to(x.dtype) if n in parts else None for n, x in zip(PARTS, tensors[:4], strict=True))
-        return *cast, *[None] * 10
+        return *cast, *[None] * 11
 
 
 def _projected(tensors: Any, ctx: Any) -> tuple[_linear.Projection, _rows.Rows]:
     hidden, kernel, bias, targets, labels, keep, class_mask = tensors
-    rows = _rows.Rows(None, labels, targets, keep, class_mask, ctx.softcap, ctx.dtype)
+    rows = _rows.Rows(None, labels, targets, keep, class_mask, ctx.softcap, ctx.dtype, ctx.kernels)
     return _linear.Projection(hidden, kernel, bias, ctx.chunk_size), rows
 
 
@@ -207,6 +218,7 @@ class _LinearEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Any:
         hidden, kernel, bias, keep, class_mask, ctx.softcap, ctx.dtype, ctx.chunk_size, ctx.xp = inputs
+        ctx.kernels = None
         tensors = (hidden, kernel, bias, None, None, keep, class_mask)
         ctx.save_for_backward(*tensors)
         return _linear.entropy(*_projected(tensors, ctx), xp=ctx.xp)
@@ -250,7 +262,7 @@ def linear_forward(
 ) -> tuple[_rows.Forward, Tensor | None]:
     """_linear.forward, with its derivative; `upstream` gives that of the loss, where it does not wait for it."""
     hidden, kernel, bias, chunk_size = projection
-    _, labels, targets, keep, class_mask, softcap, dtype = rows
+    _, labels, targets, keep, class_mask, *rest = rows
     variables = [x for x in (hidden, kernel, bias, targets) if x is not None]
     if in_forward_mode() or any(is_tracer(x, "torch") for x in variables):
         return _linear.through_whole(projection, rows, forward, lse_too=lse_too, answers=answers, xp=xp)
@@ -261,7 +273,7 @@ def linear_forward(
             known = None if upstream is None else upstream()
         tensors = (hidden, kernel, bias, targets, labels, keep, class_mask, answers)
         function: Any = _Linear
-        nll, dot, lse, right = function.apply(*tensors, known, softcap, dtype, lse_too, chunk_size, xp)
+        nll, dot, lse, right = function.apply(*tensors, known, *rest, lse_too, chunk_size, xp)
     return _rows.Forward(nll, dot, lse, None, None), right
 
 

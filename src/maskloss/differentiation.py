@@ -180,7 +180,7 @@ def _analytic_value_and_grad(
         projection = Projection(given["hidden"], kernel, bias, chunk_size)
     else:
         inputs = _inputs.prepare(**given)
-    if _inputs.choose_implementation(implementation, inputs.like.library) != "analytic":
+    if _inputs.choose_implementation(implementation, inputs.like) != "analytic":
         accepted = f"it cannot run with {LIBRARIES[inputs.like.library]} arrays: {NO_AUTODIFF}"
         fail(ValueError, "implementation", repr(implementation), accepted)
     divisor = None if denominator is None else _inputs.to_denominator(denominator, inputs.dtype, inputs.like)

@@ -33,11 +33,14 @@ def rows_forward(
 ) -> tuple[_rows.Forward, Array | None]:
     """In chunks where that can run, elsewhere the expression; and whether the arg-max of each entry is its answer."""
     library, xp = inputs.like.library, inputs.xp
-    if _inputs.choose_implementation(implementation, library) == "autodiff":
+    chosen = _inputs.choose_implementation(implementation, inputs.like)
+    if chosen == "autodiff":
         return _linear.through_whole(projection, rows, _rows.forward, lse_too=lse_too, answers=answers, xp=xp)
     if library == "torch":
         from . import _torch
 
+        if chosen == "triton":
+            rows = _torch.for_kernels(rows)
         return _torch.linear_forward(projection, rows, lse_too=lse_too, answers=answers, upstream=upstream, xp=xp)
     if library == "jax":
         from . import _jax_linear

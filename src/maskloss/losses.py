@@ -31,12 +31,13 @@ def check_softcap(softcap: Any) -> float | None:
 def rows_forward_of(inputs: _inputs.Inputs, implementation: str | None) -> Callable[..., _rows.Forward]:
     """The forward of the rows that runs: the pair where it can, elsewhere the expression."""
     library = inputs.like.library
-    if _inputs.choose_implementation(implementation, library) == "autodiff":
+    chosen = _inputs.choose_implementation(implementation, inputs.like)
+    if chosen == "autodiff":
         return _rows.forward
     if library == "torch":
         from . import _torch
 
-        return _torch.forward
+        return _torch.through_kernels if chosen == "triton" else _torch.forward
     if library == "jax":
         from . import _jax
 

@@ -206,6 +206,17 @@ def in_blocks(observe):
     return mode
 
 
+def in_kernels(case, arrays):
+    return torch_eager(case, arrays, implementation="triton")
+
+
+def in_narrow_kernels(case, arrays):
+    """A program takes two classes at a time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(importlib.import_module("maskloss._kernels.cross_entropy"), "MOST", 2)
+        return in_kernels(case, arrays)
+
+
 CHUNKS = {"chunk_size": 2}
 
 
@@ -256,6 +267,9 @@ MODES = {
     ("value_and_grad", "blocks"): in_blocks(array_api_eager),
     ("autograd", "blocks"): in_blocks(torch_eager),
     ("vjp", "blocks"): in_blocks(jax_jit),
+    ("autograd", "triton"): in_kernels,
+    ("autograd", "triton-blocks"): in_narrow_kernels,
+    ("autograd", "triton-linear"): linear(in_kernels),
     ("value_and_grad", "linear"): linear(array_api_eager),
     ("autograd", "linear"): linear(torch_eager),
     ("vjp", "linear"): linear(jax_jit),

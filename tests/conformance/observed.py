@@ -8,7 +8,11 @@ import numpy as np
 from cases import CASES
 from closeness import errors, summation
 from modes import MODES
-from runs import Run, is_array, is_linear, leaves, mapped, placed, reduction_of, wanted
+from runs import Run, is_array, is_linear, is_of_kernels, leaves, mapped, placed, reduction_of, wanted
+
+
+# What runs where two implementations are compared.
+COMPARED = ("blocks", "triton", "triton-blocks", "triton-linear")
 
 
 class Seen(NamedTuple):
@@ -59,9 +63,10 @@ def runs(backend, gradients=False):
     """Every (id, Run) on a backend; with gradients, those that take one."""
     for case in CASES.values():
         for mode, dtypes in backend.modes.items():
-            # Where two implementations are compared, so are blocks.
-            listed = {"blocks": "autodiff", "linear": "eager"}.get(mode, mode)
-            if mode == "linear" and not is_linear(case):
+            listed = {"linear": "eager"}.get(mode, "autodiff" if mode in COMPARED else mode)
+            if mode.endswith("linear") and not is_linear(case):
+                continue
+            if mode.startswith("triton") and not is_of_kernels(case):
                 continue
             if listed not in case.modes or (mode in backend.few and "compile" not in case.modes):
                 continue

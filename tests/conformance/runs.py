@@ -165,6 +165,14 @@ def is_linear(case):
     return logits.shape[-1] <= 64 and not case.nonfinite and bool(rows.all())
 
 
+def is_of_kernels(case):
+    """Class indices, of classes that all exist, of which the label has a part in the loss."""
+    labels = case.inputs.get("labels")
+    indices = is_array(labels) and labels.dtype.kind in "iu"
+    given = case.function == "cross_entropy" and "class_mask" not in case.inputs
+    return given and indices and case.options.get("label_smoothing", 0.0) < 1 and case.inputs["logits"].size > 0
+
+
 def mapped(case):
     """For vmap over the entries' first axis: the case for one slice, and the inputs that have that axis.
 

@@ -1,0 +1,271 @@
+"""_stream.forward and backward as Triton kernels, for CUDA tensors; for any, on a CPU, under TRITON_INTERPRET=1.
+
+A program takes a row and walks its classes in blocks, in the symbols of _rows, with the running shift m and
+
+    s = sum_c exp(x_c - m)        T = sum_c t_c        a = sum_c t_c (x_c - m)
+
+of the classes seen. A block that raises the shift to m' turns s into s exp(m - m') and a into a + T (m - m'). At last
+
+    nll = log s - (x_y - m)        dot = T log s - a        lse = m + log s
+
+A row that is not kept is not read: the host need not know how many are. What a program adds up depends on its row
+alone, and in one order: a row's loss is the same bits in any batch and any run.
+"""
+
+# pyright: basic, reportMissingImports=false, reportMissingTypeStubs=false, reportInvalidTypeForm=false
+# pyright: reportPossiblyUnboundVariable=false, reportIndexIssue=false, reportArgumentType=false
+# (A kernel is no Python, and Triton has no annotations.)
+
+from __future__ import annotations
+
+import contextlib
+import math
+import sys
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from .. import _rows
+from .._compat import Array, flattens
+from .._inputs import fail
+
+LARGEST = tl.constexpr(_rows.LARGEST["float32"])
+# Numbers of a row that a program holds at a time, and how many of them each warp does. Not yet measured on a GPU.
+MOST, PER_WARP = 4096, 512
+
+
+def taken(rows: _rows.Rows) -> _rows.Rows:
+    """The rows, to be computed by these kernels; an error for what they do not cover."""
+    covered = rows.labels is not None and rows.class_mask is None and rows.dtype is torch.float32
+    if not covered or (rows.targets is not None and rows.targets.ndim != 1):
+        accepted = "its kernels cover class indices without class_mask, in float32, bfloat16 and float16"
+        fail(ValueError, "implementation", "'triton'", f"{accepted}; None chooses what covers the call")
+    return rows._replace(kernels=sys.modules[__name__])
+
+
+@triton.jit
+def tanh(z):
+    """(1 - e) / (1 + e) with e = exp(-2 |z|); near 0, where that cancels, Lambert's continued fraction
+
+    z / (1 + z^2 / (3 + z^2 / (5 + z^2 / (7 + z^2 / 9)))), whose error for |z| < 1/2 is 1e-10 of it.
+    """
+    size = tl.abs(z)
+    e = tl.exp(-2.0 * size)
+    far = (1.0 - e) / (1.0 + e)
+    square = z * z
+    near = z * (945.0 + square * (105.0 + square)) / (945.0 + square * (420.0 + 15.0 * square))
+    return tl.where(size < 0.5, near, tl.where(z < 0.0, -far, far))
+
+
+@triton.jit
+def block_of(row_logits, c, class_stride, inside, softcap):
+    """The logits of the classes c, and d(these)/d(logits)."""
+    x = tl.load(row_logits + c.to(tl.int64) * class_stride, mask=inside, other=0.0).to(tl.float32)
+    slope = 1.0
+    if softcap is not None:
+        tanh_x = tanh(x / softcap)
+        x = softcap * tanh_x
+        slope = 1.0 - tanh_x * tanh_x
+    # After softcap, which would make a number of it.
+    return tl.where(inside, x, -float("inf")), slope
+
+
+@triton.jit
+def forward_kernel(
+    logits,
+    starts,
+    labels,
+    targets,
+    keep,
+    nll,
+    dot,
+    lse,
+    total,
+    shift,
+    row_stride,
+    class_stride,
+    classes,
+    softcap,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    if starts is None:
+        row_logits = logits + row * row_stride
+    else:
+        row_logits = logits + tl.load(starts + row)
+    end = classes
+    if keep is not None:
+        end = tl.where(tl.load(keep + row) != 0, classes, 0)
+    m = tl.full((), -LARGEST, tl.float32)
+    s = tl.zeros((), tl.float32)
+    T = tl.zeros((), tl.float32)
+    a = tl.zeros((), tl.float32)
+    for start in range(0, end, BLOCK):
+        c = start + tl.arange(0, BLOCK)
+        inside = c < classes
+        x, _ = block_of(row_logits, c, class_stride, inside, softcap)
+        # Finite, because inf - inf is NaN: a row of -inf has the total 0, and one with +inf the total inf.
+        higher = tl.minimum(tl.maximum(m, tl.max(x, axis=0)), LARGEST)
+        s = s * tl.exp(m - higher) + tl.sum(tl.exp(x - higher), axis=0)
+        if targets is not None:
+            t = tl.load(targets + c, mask=inside, other=0.0)
+            # A cost that is infinite but weighs nothing is 0; so is T (m - m') before the first block.
+            parts = tl.where((x == -float("inf")) & (t == 0.0), 0.0, t * (x - higher))
+            a = a + tl.where(T == 0.0, 0.0, T * (m - higher)) + tl.sum(parts, axis=0)
+            T = T + tl.sum(t, axis=0)
+        m = higher
+    kept = end > 0
+    # In float64, one number a row: log s rounds at its own size, but x_y - m, from which it is taken, may be large.
+    wide = s.to(tl.float64)
+    log_sum = tl.log(tl.where(wide == 0.0, 1.0, wide))
+    if nll is not None:
+        y = tl.load(labels + row).to(tl.int64)
+        x_y, _ = block_of(row_logits, y, class_stride, kept, softcap)
+        tl.store(nll + row, tl.where(kept, log_sum - (x_y - m).to(tl.float64), 0.0).to(tl.float32))
+    if dot is not None:
+        cost = T.to(tl.float64) * log_sum - a.to(tl.float64)
+        tl.store(dot + row, tl.where(kept, cost, 0.0).to(tl.float32))
+    if lse is not None:
+        value = tl.where(wide == 0.0, -float("inf"), m.to(tl.float64) + log_sum)
+        tl.store(lse + row, tl.where(kept, value, 0.0).to(tl.float32))
+    tl.store(total + row, tl.where(kept, s, 1.0))
+    tl.store(shift + row, tl.where(kept, m, 0.0))
+
+
+@triton.jit
+def backward_kernel(
+    logits,
+    starts,
+    labels,
+    targets,
+    targets_total,
+    keep,
+    total,
+    shift,
+    g_nll,
+    g_dot,
+    g_lse,
+    d_logits,
+    row_stride,
+    class_stride,
+    d_row_stride,
+    classes,
+    softcap,
+    BLOCK: tl.constexpr,
+):
+    blocks = tl.cdiv(classes, BLOCK)
+    row = (tl.program_id(0) // blocks).to(tl.int64)
+    c = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
+    inside = c < classes
+    if starts is None:
+        row_logits = logits + row * row_stride
+    else:
+        row_logits = logits + tl.load(starts + row)
+    read = inside
+    if keep is not None:
+        read = c < tl.where(tl.load(keep + row) != 0, classes, 0)
+    x, slope = block_of(row_logits, c, class_stride, read, softcap)
+    s = tl.load(total + row)
+    coefficient = tl.zeros((), tl.float32)
+    if g_nll is not None:
+        coefficient += tl.load(g_nll + row)
+    if g_lse is not None:
+        coefficient += tl.load(g_lse + row)
+    if g_dot is not None:
+        coefficient += tl.load(g_dot + row) * tl.load(targets_total)
+    d = tl.exp(x - tl.load(shift + row)) * (coefficient / tl.where(s == 0.0, 1.0, s))
+    if g_nll is not None:
+        d = tl.where(c == tl.load(labels + row), d - tl.load(g_nll + row), d)
+    if g_dot is not None:
+        d = d - tl.load(g_dot + row) * tl.load(targets + c, mask=inside, other=0.0)
+    d = tl.where(read, d * slope, 0.0)
+    tl.store(d_logits + row * d_row_stride + c, d.to(d_logits.dtype.element_ty), mask=inside)
+
+
+def forward(rows: _rows.Rows, *, lse_too: bool) -> _rows.Forward:
+    """_rows.forward; 0 where not kept."""
+    x: Any = rows.logits
+    nll, dot, lse, total, shift = (
+        torch.empty(x.shape[:-1], dtype=torch.float32, device=x.device) if asked else None
+        for asked in (True, rows.targets is not None, lse_too, True, True)
+    )
+    arrays = (*places_of(x), contiguous(rows.labels), contiguous(rows.targets), contiguous(rows.keep))
+    with on_device(x):
+        # Contraction would round differently from one compiler, or one kernel, to the next.
+        forward_kernel[(math.prod(x.shape[:-1]),)](
+            *arrays,
+            *(nll, dot, lse, total, shift),
+            *strides_of(x),
+            x.shape[-1],
+            rows.softcap,
+            **sizes_of(x.shape[-1]),
+            enable_fp_fusion=False,
+        )
+    return _rows.Forward(nll, dot, lse, total, shift)
+
+
+def backward(
+    rows: _rows.Rows,
+    total: Array,
+    shift: Array,
+    g_nll: Array | None,
+    g_dot: Array | None,
+    g_lse: Array | None,
+    *,
+    d_logits: Array | None = None,
+) -> Array:
+    """The gradient of the logits, in their dtype; `d_logits`, of shape (rows, C), is where it goes."""
+    x: Any = rows.logits
+    classes, count = x.shape[-1], math.prod(x.shape[:-1])
+    d: Any = torch.empty((count, classes), dtype=x.dtype, device=x.device) if d_logits is None else d_logits
+    targets: Any = contiguous(rows.targets) if g_dot is not None else None
+    arrays = (contiguous(rows.labels), targets, None if targets is None else targets.sum(), contiguous(rows.keep))
+    per_row = [contiguous(part) for part in (total, shift, g_nll, g_dot, g_lse)]
+    sizes = sizes_of(classes)
+    with on_device(x):
+        backward_kernel[(count * triton.cdiv(classes, sizes["BLOCK"]),)](
+            *places_of(x),
+            *arrays,
+            *per_row,
+            d,
+            *strides_of(x),
+            d.stride(0),
+            classes,
+            rows.softcap,
+            **sizes,
+            enable_fp_fusion=False,
+        )
+    return d.reshape(x.shape)
+
+
+def places_of(x: Any) -> tuple[Any, Any]:
+    """The logits, and where each row begins; None: at equal distances."""
+    x = x.detach()
+    if flattens(x):
+        return x, None
+    starts: Any = torch.zeros((), dtype=torch.int64, device=x.device)
+    for length, stride in zip(x.shape[:-1], x.stride()[:-1], strict=True):
+        starts = starts.unsqueeze(-1) + stride * torch.arange(length, device=x.device)
+    return x, starts.reshape(-1)
+
+
+def strides_of(x: Any) -> tuple[int, int]:
+    """Between rows that lie at equal distances, and between classes."""
+    longer = [stride for length, stride in zip(x.shape[:-1], x.stride()[:-1], strict=True) if length != 1]
+    return longer[-1] if longer else 0, x.stride(-1)
+
+
+def contiguous(x: Any) -> Any:
+    return None if x is None else x.detach().contiguous()
+
+
+def sizes_of(classes: int) -> dict[str, int]:
+    block = min(MOST, triton.next_power_of_2(classes))
+    return {"BLOCK": block, "num_warps": max(1, min(8, block // PER_WARP))}
+
+
+def on_device(x: Any) -> Any:
+    """Triton launches on the current device."""
+    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()

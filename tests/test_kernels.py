@@ -1,0 +1,116 @@
+"""The Triton kernels beyond the matrix: what they refuse, one row's independence of the others, and far offsets."""
+
+import importlib
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from backends import BACKENDS
+
+import maskloss as ml
+
+OPTIONS = ({}, {"label_smoothing": 0.1, "z_loss": 0.1, "softcap": 3.0})
+
+
+@pytest.fixture
+def torch(backend):
+    if "triton" not in backend.modes:
+        pytest.skip("for the Triton kernels")
+    return importlib.import_module("torch")
+
+
+def loss_and_gradient(torch, logits, labels, **options):
+    logits = logits.detach().requires_grad_()
+    loss = ml.cross_entropy(logits, labels, reduction="none", implementation="triton", **options)
+    return loss.detach(), torch.autograd.grad(loss.sum(), logits)[0]
+
+
+def rows(torch, backend, count=6, classes=37):
+    rng = np.random.default_rng(0)
+    logits = torch.from_numpy(rng.normal(size=(count, classes)) * 4).to(device=backend.device, dtype=torch.float32)
+    return logits, torch.from_numpy(rng.integers(0, classes, count)).to(backend.device)
+
+
+def same_bits(a, b):
+    return a.dtype == b.dtype and a.shape == b.shape and a.cpu().numpy().tobytes() == b.cpu().numpy().tobytes()
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_a_row_does_not_depend_on_the_others(backend, torch, options):
+    """Bit for bit: in any batch, order and run, beside rows that are not kept, and through any strides."""
+    logits, labels = rows(torch, backend)
+    loss, gradient = loss_and_gradient(torch, logits, labels, **options)
+    again = loss_and_gradient(torch, logits, labels, **options)
+    assert same_bits(loss, again[0])
+    assert same_bits(gradient, again[1])
+    order = [4, 0, 5]
+    few = loss_and_gradient(torch, logits[order], labels[order], **options)
+    mask = torch.tensor([row in order for row in range(6)], device=backend.device)
+    garbage = torch.where(mask[:, None], logits, float("nan"))
+    kept = loss_and_gradient(torch, garbage, labels, mask=mask, **options)
+    strided = loss_and_gradient(torch, logits.T.contiguous().T, labels, **options)
+    for whole, part, masked, other in zip((loss, gradient), few, kept, strided, strict=True):
+        assert same_bits(whole[order], part)
+        assert same_bits(torch.where(mask.view(-1, *[1] * (whole.ndim - 1)), whole, 0.0), masked)
+        assert same_bits(whole, other.contiguous())
+
+
+def test_offsets_of_more_than_32_bits(backend, torch):
+    """Two rows 2**31 elements apart; of the memory between them none is touched."""
+    logits, labels = rows(torch, backend, 2, 9)
+    far = torch.empty(2**31 + 9, dtype=torch.float16, device=backend.device).as_strided((2, 9), (2**31, 1))
+    far.copy_(logits)
+    for strided in (far, far.unsqueeze(0).expand(1, 2, 9)):
+        near = strided.clone(memory_format=torch.contiguous_format)
+        targets = labels.expand(strided.shape[:-1])
+        for a, b in zip(*(loss_and_gradient(torch, x, targets) for x in (strided, near)), strict=True):
+            assert same_bits(a, b.contiguous())
+
+
+def test_second_derivative(backend, torch):
+    """The backward of the kernels can be differentiated: it is then the plain expression."""
+    logits, labels = rows(torch, backend)
+
+    def twice(implementation):
+        x = logits.clone().requires_grad_()
+        loss = ml.cross_entropy(x, labels, implementation=implementation)
+        (gradient,) = torch.autograd.grad(loss, x, create_graph=True)
+        return torch.autograd.grad((gradient**2).sum(), x)[0]
+
+    torch.testing.assert_close(twice("triton"), twice("autodiff"), rtol=1e-5, atol=1e-7)
+
+
+def test_refuses_what_it_does_not_cover(backend, torch):
+    logits, labels = rows(torch, backend, 2, 3)
+    exists = torch.ones(2, 3, dtype=torch.bool, device=backend.device)
+    for x, y, options in (
+        (logits, logits.softmax(-1), {}),
+        (logits.double(), labels, {}),
+        (logits, labels, {"class_mask": exists}),
+        (logits, labels, {"label_smoothing": 1.0}),
+    ):
+        with pytest.raises(ValueError, match="implementation is 'triton'; its kernels cover class indices without"):
+            ml.cross_entropy(x, y, implementation="triton", **options)
+    with pytest.raises(ValueError, match="its kernels cover"):
+        ml.linear_cross_entropy(logits.double(), logits.double(), labels, implementation="triton")
+
+
+def test_no_rows(backend, torch):
+    logits, labels = rows(torch, backend, 0, 3)
+    loss, gradient = loss_and_gradient(torch, logits, labels)
+    assert loss.shape == (0,)
+    assert gradient.shape == (0, 3)
+
+
+def test_a_cpu_tensor_needs_the_interpreter(backend):
+    if backend is not BACKENDS["torch"]:
+        pytest.skip("for torch")
+    program = (
+        "import torch, maskloss as ml\n"
+        "ml.cross_entropy(torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64), implementation='triton')"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert "here only ['analytic', 'autodiff'] can run: its kernels take CUDA tensors" in done.stderr
