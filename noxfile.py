@@ -23,6 +23,7 @@ nox.options.sessions = [
     "doctest",
     "tests-strict",
     "tests-torch",
+    "tests-triton",
     "tests-jax",
 ]
 
@@ -87,6 +88,14 @@ def tests_strict(session: nox.Session) -> None:
 @nox.session(name="tests-torch", **SHARED)
 def tests_torch(session: nox.Session) -> None:
     run(session, "-m", "pytest", "--backend", "torch,torch-meta", *ONCE, *PARALLEL, *session.posargs)
+
+
+@nox.session(name="tests-triton", **SHARED)
+def tests_triton(session: nox.Session) -> None:
+    """The Triton kernels on a CPU, in Triton's interpreter."""
+    tests = ("tests/test_kernels.py", "tests/test_capabilities.py", "tests/conformance")
+    command = ("-m", "pytest", "--backend", "torch-triton", *tests, *PARALLEL, *session.posargs)
+    session.run(shared_python(session), *command, env=ENV | {"TRITON_INTERPRET": "1"})
 
 
 @nox.session(name="tests-jax", **SHARED)

@@ -33,7 +33,7 @@ TORCH = {"eager": ALL, "autodiff": FLOATS, "vmap": FLOATS, "blocks": ALL, "linea
 STRICT = {"eager": FLOATS, "autodiff": SINGLE, "blocks": SINGLE, "linear": SINGLE}
 X64 = {"eager": ("float64",), "jit": ("float64",), "vmap": ("float64",)}
 X32 = {"eager": ("float32", "bfloat16"), "jit": ("float32", "float16"), "blocks": SINGLE, "linear": SINGLE}
-TRITON = dict.fromkeys(("triton", "triton-blocks", "triton-linear"), (*SINGLE, *HALVES))
+TRITON = {"triton": (*SINGLE, *HALVES), "triton-blocks": SINGLE, "triton-linear": (*SINGLE, "bfloat16")}
 CUPY = {"eager": (*FLOATS, "float16"), "autodiff": FLOATS, "linear": FLOATS}
 BACKENDS = {
     b.name: b

@@ -466,6 +466,15 @@ bad(
     "'autodiff'",
     implementation="fast",
 )
+bad(
+    "Triton's kernels without PyTorch",
+    ValueError,
+    "implementation",
+    "'triton'",
+    "only ['analytic', 'autodiff'] can run: its kernels take PyTorch tensors",
+    implementation="triton",
+    on=("numpy", "jax"),
+)
 bad("an implementation of True", TypeError, "implementation", "True", "'analytic'", "'autodiff'", implementation=True)
 bad("an option by position", TypeError, "positional", **{"*": given([True, False], "bool")})
 bad("an unknown option", TypeError, "masks", "keyword", masks=given([True, False], "bool"))

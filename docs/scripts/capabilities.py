@@ -73,19 +73,22 @@ def support():
 
 def implementations():
     """Which implementation runs by default, and why the others do not."""
-    header = ["implementation", "what it is", *map(library_name, _capabilities.BACKENDS), "torch.compile"]
-    rows = []
-    places = [*(b.name for b in _capabilities.BACKENDS), "torch compiled"]
-    taken = set()
-    for name, implementation in _capabilities.IMPLEMENTATIONS.items():
-        cells = []
-        for place in places:
-            reason = implementation.missing.get(place)
-            cells.append(f"no: {reason}" if reason else "yes" if place in taken else "yes, the default")
-            if not reason:
-                taken.add(place)
-        rows.append([f"`{name}`", implementation.summary, *cells])
-    return table(header, rows)
+    implementations = _capabilities.IMPLEMENTATIONS
+    reasons, rows = {}, []
+    for backend in _capabilities.BACKENDS:
+        for device in (*backend.devices, *(["compiled"] if backend.compiled else [])):
+            cells = []
+            for implementation in implementations.values():
+                missing = implementation.missing
+                reason = missing.get(backend.name) or missing.get(f"{backend.name} {device}")
+                if reason:
+                    cells.append(f"no[^{reasons.setdefault(reason, f'implementation-{len(reasons) + 1}')}]")
+                else:
+                    cells.append("yes" if "the default" in cells else "the default")
+            rows.append([f"{library_name(backend)}, {backend.compiled if device == 'compiled' else device}", *cells])
+    notes = "".join(f"[^{mark}]: {reason}.\n" for reason, mark in reasons.items())
+    summaries = "".join(f"- `{name}`: {implementation.summary}.\n" for name, implementation in implementations.items())
+    return summaries + "\n" + table(["", *(f"`{name}`" for name in implementations)], rows) + "\n" + notes
 
 
 def marked(text, name, block):

@@ -101,8 +101,12 @@ def forward(rows: _rows.Rows, *, lse_too: bool, xp: Namespace) -> _rows.Forward:
 
 
 def for_kernels(rows: _rows.Rows) -> _rows.Rows:
-    from ._kernels import cross_entropy
-
+    try:
+        from ._kernels import cross_entropy
+    except ImportError as error:
+        raise ImportError(
+            "implementation is 'triton'; the package triton is not installed: pip install triton"
+        ) from error
     return cross_entropy.taken(rows)
 
 

@@ -10,7 +10,6 @@ from closeness import errors, summation
 from modes import MODES
 from runs import Run, is_array, is_linear, is_of_kernels, leaves, mapped, placed, reduction_of, wanted
 
-
 # What runs where two implementations are compared.
 COMPARED = ("blocks", "triton", "triton-blocks", "triton-linear")
 

@@ -13,7 +13,7 @@ alone, and in one order: a row's loss is the same bits in any batch and any run.
 """
 
 # pyright: basic, reportMissingImports=false, reportMissingTypeStubs=false, reportInvalidTypeForm=false
-# pyright: reportPossiblyUnboundVariable=false, reportIndexIssue=false, reportArgumentType=false
+# pyright: reportPossiblyUnboundVariable=false, reportIndexIssue=false, reportArgumentType=false, reportCallIssue=false
 # (A kernel is no Python, and Triton has no annotations.)
 
 from __future__ import annotations
@@ -60,6 +60,13 @@ def tanh(z):
 
 
 @triton.jit
+def start_of(row, starts, row_stride):
+    if starts is None:
+        return row * row_stride
+    return tl.load(starts + row)
+
+
+@triton.jit
 def block_of(row_logits, c, class_stride, inside, softcap):
     """The logits of the classes c, and d(these)/d(logits)."""
     x = tl.load(row_logits + c.to(tl.int64) * class_stride, mask=inside, other=0.0).to(tl.float32)
@@ -91,10 +98,7 @@ def forward_kernel(
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
-    if starts is None:
-        row_logits = logits + row * row_stride
-    else:
-        row_logits = logits + tl.load(starts + row)
+    row_logits = logits + start_of(row, starts, row_stride)
     end = classes
     if keep is not None:
         end = tl.where(tl.load(keep + row) != 0, classes, 0)
@@ -159,10 +163,7 @@ def backward_kernel(
     row = (tl.program_id(0) // blocks).to(tl.int64)
     c = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
     inside = c < classes
-    if starts is None:
-        row_logits = logits + row * row_stride
-    else:
-        row_logits = logits + tl.load(starts + row)
+    row_logits = logits + start_of(row, starts, row_stride)
     read = inside
     if keep is not None:
         read = c < tl.where(tl.load(keep + row) != 0, classes, 0)
