@@ -61,9 +61,7 @@ def tanh(z):
 
 @triton.jit
 def start_of(row, starts, row_stride):
-    if starts is None:
-        return row * row_stride
-    return tl.load(starts + row)
+    return row * row_stride if starts is None else tl.load(starts + row)
 
 
 @triton.jit
