@@ -40,8 +40,12 @@ def machine():
 
 
 def versions(groups):
+    return installed(p for group in groups for p in import_module(f"group_{group}").PACKAGES)
+
+
+def installed(packages):
     found = {"python": platform.python_version()}
-    for package in ("maskloss", *(p for group in groups for p in import_module(f"group_{group}").PACKAGES)):
+    for package in ("maskloss", *packages):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -58,11 +58,11 @@ def test_a_row_does_not_depend_on_the_others(backend, torch, options):
 
 
 def test_offsets_of_more_than_32_bits(backend, torch):
-    """Two rows 2**31 elements apart; of the memory between them none is touched."""
-    logits, labels = rows(torch, backend, 2, 9)
-    far = torch.empty(2**31 + 9, dtype=torch.float16, device=backend.device).as_strided((2, 9), (2**31, 1))
+    """Three rows 2**30 elements apart; of the memory between them none is touched."""
+    logits, labels = rows(torch, backend, 3, 9)
+    far = torch.empty(2**31 + 9, dtype=torch.float16, device=backend.device).as_strided((3, 9), (2**30, 1))
     far.copy_(logits)
-    for strided in (far, far.unsqueeze(0).expand(1, 2, 9)):
+    for strided in (far, far.unsqueeze(0).expand(2, 3, 9)):
         near = strided.clone(memory_format=torch.contiguous_format)
         targets = labels.expand(strided.shape[:-1])
         for a, b in zip(*(loss_and_gradient(torch, x, targets) for x in (strided, near)), strict=True):

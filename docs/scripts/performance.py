@@ -15,6 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
+import gpu  # noqa: E402
 import linear  # noqa: E402
 import plots  # noqa: E402
 import tables  # noqa: E402
@@ -53,6 +54,12 @@ def linear_stale(folder):
     return pages_stale(folder, made, source) + pictures_stale(folder, plots.PICTURES_OF_LINEAR, source, text)
 
 
+def gpu_page(folder):
+    """What benchmarks/gpu.py measured, or that it has not been run."""
+    source = folder / "gpu.json"
+    return {"gpu.md": gpu.table(json.loads(source.read_text()) if source.exists() else None)}
+
+
 def stale(folder):
     """What is not made from the result in the folder."""
     source = folder / "performance.json"
@@ -71,6 +78,7 @@ def write(folder):
     for name, page in pages(result).items():
         (folder / name).write_text(page)
     plots.save(plots.PICTURES, result, folder, mark_of(text))
+    (folder / "gpu.md").write_text(gpu_page(folder)["gpu.md"])
     if (folder / "linear.json").exists():
         text = (folder / "linear.json").read_text()
         result = json.loads(text)
@@ -88,7 +96,9 @@ def main():
     if options.write:
         write(options.folder)
         return
-    found = stale(options.folder) + (linear_stale(options.folder) if options.folder == GENERATED else [])
+    found = stale(options.folder)
+    if options.folder == GENERATED:
+        found += linear_stale(GENERATED) + pages_stale(GENERATED, gpu_page(GENERATED), GENERATED / "gpu.json")
     sys.exit("\n".join(["the page's tables are stale: run this with --write", *found]) if found else 0)
 
 

@@ -138,8 +138,9 @@ def cross_entropy(
         device and outside a tracer. True: always, waiting if need be. False: never. Where it does not raise, the loss
         and the gradient of that entry are NaN.
     implementation : str, optional
-        ``"analytic"`` (the analytic forward and backward pair) or ``"autodiff"`` (one expression, differentiated by the
-        framework). None chooses the first that can run; one that is named runs or raises.
+        ``"analytic"`` (the analytic forward and backward pair), ``"autodiff"`` (one expression, differentiated by the
+        framework) or ``"triton"`` (the pair as GPU kernels, for class indices in CUDA tensors). None chooses the first
+        that can run; one that is named runs or raises.
 
     Returns
     -------

@@ -211,6 +211,13 @@ def weights():
         modes=COMPILED,
     )
     yield Case(
+        "class-weights-smoothing-held",
+        "constants, as they mostly are: another way to the gradient of the logits",
+        {**KEPT, "class_weights": ZERO_WEIGHTS},
+        {"label_smoothing": 0.1},
+        held=("class_weights",),
+    )
+    yield Case(
         "class-weights-negative",
         "real, of any sign",
         {**KEPT, "class_weights": np.array([-0.5, 1.0, 0.25, 2.0, -1.0])},

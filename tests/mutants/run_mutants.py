@@ -51,6 +51,7 @@ def pytest(folder: Path, tests: tuple[str, ...], backend: str, root: Path = ROOT
         "PYTHONDONTWRITEBYTECODE": "1",
         "OMP_NUM_THREADS": "1",
         "MASKLOSS_BACKENDS": backend,
+        **({"TRITON_INTERPRET": "1"} if backend == "torch-triton" else {}),
     }
     where = "import maskloss; print(maskloss.__file__)"
     imported = subprocess.run([sys.executable, "-c", where], env=environment, cwd=root, capture_output=True, text=True)

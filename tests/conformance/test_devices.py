@@ -1,0 +1,28 @@
+"""The same answer on a GPU, and in Triton's interpreter, as on the CPU: a case on both, compared with each other."""
+
+import numpy as np
+from backends import BACKENDS, missing
+from closeness import ulp
+from observed import observe, want
+from observed import runs as runs_on
+
+ON_CPU = {"torch-triton": "torch", "torch-cuda": "torch", "jax-gpu": "jax", "cupy": "numpy"}
+
+
+def runs(backend):
+    """The runs whose CPU counterpart is the same call in the same dtype, or its default."""
+    if backend.name not in ON_CPU:
+        return []
+    return [(name, run) for name, run in runs_on(backend) if run.mode in ("eager", "triton", "jit")]
+
+
+def test_the_same_on_the_cpu(run):
+    """Each is within its case's ulps of the truth: they are at most twice as far apart."""
+    twin = BACKENDS[ON_CPU[run.backend.name]]
+    assert missing(twin) is None
+    mode = run.mode if run.mode in twin.modes else "eager"
+    here, there = (observe(r).outputs for r in (run, run._replace(backend=twin, mode=mode)))
+    for name in here.keys() & there.keys() & {"entries"}:
+        a, b, scale = here[name].numbers, there[name].numbers, want(run, "none").value.scale
+        close = np.abs(a - b) <= 2 * run.case.ulps * ulp(np.asarray(scale, float), here[name].dtype)
+        assert (close | (a == b) | (np.isnan(a) & np.isnan(b)) | run.case.nonfinite).all(), (name, a, b)
