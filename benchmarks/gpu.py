@@ -310,6 +310,8 @@ def table(result):
 def child(task):
     """Each library in a process of its own, which has the whole device."""
     environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    if task["device"] == "cpu":
+        environment["TRITON_INTERPRET"] = "1"
     done = subprocess.run(
         [sys.executable, __file__, "--task", json.dumps(task)], capture_output=True, text=True, env=environment
     )

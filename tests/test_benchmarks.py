@@ -264,6 +264,25 @@ def test_a_wrong_linear_loss_is_told(bench):
         linear.agree((linear.OURS, "other"), {linear.OURS: ours, "other": apart}.get)
 
 
+def test_the_page_of_a_gpu_says_what_was_run(bench):
+    gpu = bench("gpu")
+    assert gpu.table(None).startswith("Not yet run")
+    case = gpu.Case(8, 1000, 50)
+    row = {"group": "torch", "case": list(case), "failed": {"liger_kernel": "OSError: no"}, "device": "a GPU"}
+    # 4 of 8 rows read, 8 written, 2 bytes each: 24000 bytes, at 1e6 a second.
+    row |= {
+        "rates": [1e6, 1e9],
+        "seconds": {gpu.OURS: [0.5], "other": [1.0]},
+        "extra": {gpu.OURS: 2**30, "other": None},
+    }
+    text = gpu.table({"rows": [row], "versions": {"torch": "1", "cupy": "not installed"}, "date": "2026-11-22"})
+    assert "| 8 × 1000, 50 % | 24 | 500, 1.00 GiB | 1000 (2) |" in text
+    assert "liger_kernel failed: OSError: no" in text
+    assert text.endswith("Measured on 2026-11-22: a GPU; torch 1.\n")
+    projection = gpu.Case(8, 1000, features=10)
+    assert gpu.least(projection, [1e6, 1e9]) == 6 * 8 * 10 * 1000 / 1e9
+
+
 def test_stale_tables_of_the_linear_losses_are_told(bench, tmp_path):
     page, linear = bench("performance"), bench("linear")
     assert len(page.linear_stale(tmp_path)) == 1
