@@ -455,6 +455,52 @@ def test_jax_kept_rows_are_known_at_run_time(backend, monkeypatch):
         jax.clear_caches()
 
 
+def test_matrices_of_bfloat16_are_multiplied_as_they_are(backend, monkeypatch):
+    """As on a GPU, whose products of bfloat16 into float32 stand here as products of the same numbers in float32.
+
+    Logits and loss are those of float32, gradients within the rounding of dL/dlogits to bfloat16, 2^-9 of each.
+    """
+    if backend.name != "torch":
+        pytest.skip("for torch")
+    torch, hidden, kernel, bias, labels, mask = torch_case()
+    library = torch.library.Library("aten", "IMPL")
+    counted = []
+
+    def mm(a, b, out_dtype, *, out):
+        assert (a.dtype, b.dtype, out_dtype) == (torch.bfloat16, torch.bfloat16, torch.float32)
+        counted.append("mm")
+        return out.copy_(a.float() @ b.float())
+
+    def addmm(total, a, b, out_dtype, *, beta=1, alpha=1, out):
+        assert (total.dtype, a.dtype, b.dtype, out_dtype) == (
+            torch.float32,
+            torch.bfloat16,
+            torch.bfloat16,
+            torch.float32,
+        )
+        counted.append("addmm")
+        return out.copy_(total + a.float() @ b.float())
+
+    with contextlib.closing(contextlib.ExitStack()) as stack:
+        stack.callback(library._destroy)
+        library.impl("mm.dtype_out", mm, "CPU")
+        library.impl("addmm.dtype_out", addmm, "CPU")
+        given = [x.detach().to(torch.bfloat16).requires_grad_() for x in (hidden, kernel, bias)]
+
+        def loss():
+            value = ml.linear_cross_entropy(*given[:2], labels, bias=given[2], mask=mask, chunk_size=2)
+            return value, *torch.autograd.grad(value, given)
+
+        expected = [x.float() for x in loss()]
+        assert not counted
+        monkeypatch.setattr(_linear, "multiplies_halves", lambda x, library: True)
+        found = [x.float() for x in loss()]
+    assert {"mm", "addmm"} == set(counted)
+    assert found[0] == expected[0]
+    for x, y in zip(found[1:], expected[1:], strict=True):
+        assert float((x - y).norm() / y.norm()) < 2**-8
+
+
 def test_jax_any_number_of_rows_in_long_and_short_chunks(backend):
     """19 rows in chunks of 7, and the last of those kept in chunks of 2."""
     with settings(backend):

@@ -6,6 +6,7 @@ fails when the committed rows are stale: another number of cases, or an error la
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -26,16 +27,23 @@ MACHINES = 1.0
 def measured(names, arguments):
     """The rows of a run of tests/conformance, which must pass: a process for JAX, whose time is compilation, one for
 
-    the rest.
+    Triton's interpreter, which is there for a whole process or not at all, and one for the rest.
     """
-    parts = [[n for n in names if (BACKENDS[n].library == "jax") == jax] for jax in (True, False)]
+    parts = defaultdict(list)
+    for name in names:
+        parts[BACKENDS[name].library == "jax", BACKENDS[name].interpreted].append(name)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:logging"]
     with tempfile.TemporaryDirectory() as folder:
         running = []
-        for part in filter(None, parts):
+        for (_, interpreted), part in parts.items():
             report = Path(folder) / f"{part[0]}.json"
             asked = ["--backend", ",".join(part), "--conformance-report", str(report), *arguments]
-            running.append((subprocess.Popen([*command, *asked, "tests/conformance"], cwd=ROOT), report))
+            environment = os.environ | {
+                "TRITON_INTERPRET": str(int(interpreted)),
+                "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+            }
+            process = subprocess.Popen([*command, *asked, "tests/conformance"], cwd=ROOT, env=environment)
+            running.append((process, report))
         codes = [process.wait() for process, _ in running]
         if any(codes):
             sys.exit(f"tests/conformance failed (exit codes {codes}): no table is made of that")
@@ -135,6 +143,7 @@ def main():
     action.add_argument("--check", action="store_true")
     parser.add_argument("--backend", default="", help="as for pytest; rows of other backends are left as they are")
     options, arguments = parser.parse_known_args()
+    os.environ["TRITON_INTERPRET"] = "1"  # so that what it interprets counts as here
     names = chosen([name for name in options.backend.split(",") if name])
     table, page = GENERATED / "conformance.json", GENERATED / "conformance.md"
     committed = json.loads(table.read_text()) if table.exists() else []

@@ -144,6 +144,19 @@ def reads_without_sync(x: Array, library: str) -> bool:
     return library != "torch" or x.device.type == "cpu"
 
 
+def may_wait(x: Array, library: str) -> bool:
+    """Whether Python may ask x's device for a number and wait: not while a CUDA graph is captured."""
+    return library == "torch" and x.is_cuda and not torch_module().cuda.is_current_stream_capturing()
+
+
+def multiplies_halves(x: Array, library: str) -> bool:
+    """Whether matrices of x's dtype are multiplied as they are, into float32.
+
+    Not those of float16: dL/dlogits of a mean over many rows is below what float16 holds.
+    """
+    return library == "torch" and x.is_cuda and dtype_name(x) == "bfloat16"
+
+
 def extremes(x: Array, library: str) -> tuple[Any, Any]:
     """The least and the greatest of numbers that Python may look at, of which there is one."""
     if library == "torch":
@@ -223,12 +236,13 @@ def put_rows(x: Array, places: Array, rows: Array) -> None:
 
 
 def product(a: Array, b: Array, *, out: Array | None) -> Array:
-    """The matrix product, into `out`."""
+    """The matrix product, into `out`, which may be wider than both."""
     if out is None:
         return a @ b
     library = library_of(a)
     if library == "torch":
-        return torch_module().mm(a, b, out=out)
+        torch = torch_module()
+        return torch.mm(a, b, out=out) if a.dtype == out.dtype else torch.mm(a, b, out_dtype=out.dtype, out=out)
     return sys.modules[library or ""].matmul(a, b, out=out)
 
 
@@ -236,7 +250,9 @@ def add_product(total: Array, a: Array, b: Array) -> Array:
     """total + a b, in the place of total where that can be written to."""
     library = library_of(total)
     if library == "torch":
-        return total.addmm_(a, b)
+        if a.dtype == total.dtype:
+            return total.addmm_(a, b)
+        return torch_module().addmm(total, a, b, out_dtype=total.dtype, out=total)
     if library not in ("numpy", "cupy"):
         return total + a @ b
     for start in range(0, total.shape[0], PRODUCT_ROWS):  # of the product, which has an array of its own

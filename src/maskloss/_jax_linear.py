@@ -146,7 +146,8 @@ def walked(
     classes, count = kernel.shape[0], math.prod(entries)
     of_entries = targets is not None and targets.ndim == hidden.ndim
     projection = _linear.Projection(hidden, kernel, bias, static.chunk_size)
-    length = _linear.chunk_length(projection, count, dtype.dtype.itemsize, share=1.5)
+    on_cpu = jax.default_backend() == "cpu"
+    length = _linear.chunk_length(projection, count, dtype.dtype.itemsize, on_cpu=on_cpu, share=1.5)
     # A chunk costs the same however few kept rows are left for it: the last of them go into short ones.
     lengths = (length,) if arrays.keep is None else (length, -(-length // 4))
 

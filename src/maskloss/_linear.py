@@ -12,13 +12,27 @@ from collections.abc import Callable, Iterator, Set
 from typing import Any, NamedTuple
 
 from . import _rows, _stream
-from ._compat import Array, Namespace, add_product, library_of, placement, product, reads_without_sync, sparse_zeros
+from ._compat import (
+    Array,
+    Namespace,
+    add_product,
+    library_of,
+    may_wait,
+    multiplies_halves,
+    placement,
+    product,
+    reads_without_sync,
+    sparse_zeros,
+)
 
 # Of logits in the dtype of the computation, per chunk, and the fewest and most rows of one. Measured with 30522 classes
 # on two cores: from 128 to 512 rows the products run at full speed, 64 lose 15 %; beyond 200 rows MKL takes a buffer of
 # the logits' size for itself.
 CHUNK_BYTES = 20 << 20
 FEWEST, MOST = 128, 512
+# The same on an accelerator, which wants large products; not yet measured on one.
+ACCELERATOR_CHUNK_BYTES = 1 << 28
+ACCELERATOR_FEWEST, ACCELERATOR_MOST = 512, 8192
 
 
 class Projection(NamedTuple):
@@ -29,7 +43,7 @@ class Projection(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """The visited rows of a projection, in the dtype of the computation, and where their logits are made."""
+    """The visited rows of a projection, in the dtype they are multiplied in, and where their logits are made."""
 
     kept: Array | None
     visited: int
@@ -51,10 +65,13 @@ class Chunk(NamedTuple):
     rows: _rows.Rows
 
 
-def chunk_length(projection: Projection, visited: int, itemsize: int, *, share: float = 1) -> int:
+def chunk_length(projection: Projection, visited: int, itemsize: int, *, on_cpu: bool, share: float = 1) -> int:
     """Rows of a chunk: at most as many as asked for, else by size; of one length, so that none is near empty."""
+    size, fewest, most = CHUNK_BYTES, FEWEST, MOST
+    if not on_cpu:
+        size, fewest, most = ACCELERATOR_CHUNK_BYTES, ACCELERATOR_FEWEST, ACCELERATOR_MOST
     row_bytes = projection.kernel.shape[0] * itemsize
-    most = projection.chunk_size or int(share * max(FEWEST, min(MOST, CHUNK_BYTES // row_bytes)))
+    most = projection.chunk_size or int(share * max(fewest, min(most, size // row_bytes)))
     count = max(1, -(-visited // most))
     return max(1, -(-visited // count))
 
@@ -62,18 +79,21 @@ def chunk_length(projection: Projection, visited: int, itemsize: int, *, share: 
 def plan_of(projection: Projection, rows: _rows.Rows, *, xp: Namespace) -> Plan:
     hidden, kernel, bias, _ = projection
     library = library_of(hidden) or ""
-    read = library in ("numpy", "torch") and reads_without_sync(hidden, library)
+    on_cpu = reads_without_sync(hidden, library)
+    # To wait for a device costs less than to multiply what does not count.
+    read = library in ("numpy", "torch") and (on_cpu or may_wait(hidden, library))
     count, classes = math.prod(hidden.shape[:-1]), kernel.shape[0]
     kept, keep = _stream.kept_of(rows.keep, read, xp=xp)
     visited = count if kept is None else kept.shape[0]
-    length = chunk_length(projection, visited, 8 if rows.dtype == xp.float64 else 4)
+    length = chunk_length(projection, visited, 8 if rows.dtype == xp.float64 else 4, on_cpu=on_cpu)
+    narrow = multiplies_halves(hidden, library) and hidden.dtype == kernel.dtype
     targets, class_mask = rows.targets, rows.class_mask
     return Plan(
         kept,
         visited,
         length,
         _stream.table_of(hidden, kept, xp=xp),
-        xp.astype(kernel, rows.dtype, copy=False),
+        xp.astype(kernel, kernel.dtype if narrow else rows.dtype, copy=False),
         None if bias is None else xp.astype(bias, rows.dtype, copy=False),
         None if library == "array_api_strict" else xp.empty((length, classes), dtype=rows.dtype, **placement(hidden)),
         _stream.chosen(rows.labels, kept, xp=xp),
@@ -86,7 +106,7 @@ def plan_of(projection: Projection, rows: _rows.Rows, *, xp: Namespace) -> Plan:
 def chunks(plan: Plan, rows: _rows.Rows, *, xp: Namespace) -> Iterator[Chunk]:
     for start, stop in _stream.spans(plan):
         keep = None if plan.keep is None else plan.keep[start:stop]
-        hidden = selected_hidden(_stream.block_of(plan.hidden, start, stop, None), keep, rows.dtype, xp=xp)
+        hidden = selected_hidden(_stream.block_of(plan.hidden, start, stop, None), keep, plan.kernel.dtype, xp=xp)
         logits = product(hidden, plan.kernel.T, out=None if plan.logits is None else plan.logits[: stop - start])
         if plan.bias is not None:
             logits += plan.bias
@@ -264,13 +284,14 @@ def empty_gradients(
 def add_gradients(
     gradients: dict[str, Array], plan: Plan, chunk: Chunk, d_logits: Array, d_targets: Array | None, *, xp: Namespace
 ) -> None:
+    if "bias" in gradients:
+        gradients["bias"] += xp.sum(d_logits, axis=0)
+    d_logits = xp.astype(d_logits, plan.kernel.dtype, copy=False)
     if "hidden" in gradients:
         d_hidden = xp.astype(d_logits @ plan.kernel, gradients["hidden"].dtype, copy=False)
         _stream.store(gradients["hidden"], plan.kept, chunk.start, chunk.stop, d_hidden)
     if "kernel" in gradients:
         gradients["kernel"] = add_product(gradients["kernel"], d_logits.T, chunk.hidden)
-    if "bias" in gradients:
-        gradients["bias"] += xp.sum(d_logits, axis=0)
     if "targets" in gradients:
         if isinstance(plan.targets, _stream.Table):
             _stream.store(gradients["targets"], plan.kept, chunk.start, chunk.stop, d_targets)
