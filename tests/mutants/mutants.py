@@ -180,8 +180,8 @@ MUTANTS = [
     Mutant(
         "named implementation falls back",
         "_inputs.py",
-        "reason = reason_not_run(str(implementation), library)\n    if reason is not None:",
-        "reason = reason_not_run(str(implementation), library)\n    if False:",
+        "reason = reason_not_run(str(implementation), like)\n    if reason is not None:",
+        "reason = reason_not_run(str(implementation), like)\n    if False:",
         "an implementation that was named and cannot run is replaced",
         ("tests/test_capabilities.py::test_a_named_implementation_runs_or_raises",),
     ),
