@@ -4,8 +4,8 @@
     python -m benchmarks.gpu --trial    # the machinery alone: on the CPU, tiny shapes, into build/bench
 
 A process for each library; within it all are interleaved, as in run.py. Times are those of the device's own events for
-PyTorch, and of a call that is waited for in JAX and CuPy. The floors are of the same process: bytes over the rate of a
-large copy, operations over the rate of one large product. Each provider's answer is compared before it is timed.
+PyTorch, and of a call that is waited for in JAX and CuPy. PyTorch's have floors, of the same process: bytes over the
+rate of a large copy, operations over the rate of one large product. Each provider's answer is compared before.
 """
 
 import argparse
@@ -109,22 +109,22 @@ class Torch:
         }
         peers = ("liger_kernel.transformers.functional", "cut_cross_entropy", "quack.cross_entropy")
         for module, name in zip(peers, names, strict=True):
-            if name and importlib.util.find_spec(module.partition(".")[0]):
-                peer = getattr(importlib.import_module(module), name)
-                losses[module.partition(".")[0]] = lambda *x, f=peer: f(*x, ignored)
-        self.calls = {name: (lambda f=f: self.backward(f)) for name, f in losses.items() if f}
+            package = module.partition(".")[0]
+            if name and importlib.util.find_spec(package):
+                # Imported when called: one that cannot be does not stop the others.
+                losses[package] = lambda *x, m=module, n=name: getattr(importlib.import_module(m), n)(*x, ignored)
+        # liger-kernel writes the gradient over the logits that it is given: it has its own.
+        self.liger = [x.detach().clone().requires_grad_() for x in self.leaves]
+        self.calls = {name: (lambda n=name, f=f: self.backward(n, f)) for name, f in losses.items() if f}
 
-    def backward(self, loss):
-        # liger-kernel writes the gradient over the logits it is given: they are random ones then, as large as before.
-        value = loss(*self.leaves)
+    def backward(self, name, loss):
+        leaves = self.liger if name == "liger_kernel" else self.leaves
+        value = loss(*leaves)
         value = value[0] if isinstance(value, tuple) else value
-        return value, self.torch.autograd.grad(value, self.leaves)
+        return value, self.torch.autograd.grad(value, leaves)
 
     def answer(self, name):
-        kept = [x.detach().clone() for x in self.leaves]
         value, gradients = self.calls[name]()
-        for x, saved in zip(self.leaves, kept, strict=True):
-            x.data.copy_(saved)
         return [x.detach().float().cpu().numpy() for x in (value, *gradients)]
 
     def take(self, call, repeats):
@@ -162,14 +162,6 @@ class Torch:
         before = self.torch.cuda.memory_allocated(self.device)
         call()
         return self.torch.cuda.max_memory_allocated(self.device) - before
-
-    def description(self):
-        if self.device.type == "cpu":
-            return "CPU, a trial"
-        found = subprocess.run(
-            ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"], capture_output=True, text=True
-        )
-        return found.stdout.strip() or self.torch.cuda.get_device_name(self.device)
 
 
 class Waited:
@@ -256,10 +248,17 @@ def measure(group, case, device, limit):
     row = {"group": group, "case": list(case), "failed": failed, "extra": {}}
     row["seconds"] = {name: [float(f"{t:.4g}") for t in times] for name, times in seconds.items()}
     row["extra"] = {name: runner.extra(call) for name, call in runner.calls.items()}
+    row["device"] = description(device)
     if rates := runner.rates():
         row["rates"] = [float(f"{rate:.4g}") for rate in rates]
-        row["device"] = runner.description()
     return row
+
+
+def description(device):
+    if device == "cpu":
+        return "CPU, a trial"
+    command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def least(case, rates):

@@ -495,7 +495,10 @@ def test_matrices_of_bfloat16_are_multiplied_as_they_are(backend, monkeypatch):
         assert not counted
         monkeypatch.setattr(_linear, "multiplies_halves", lambda x, library: True)
         found = [x.float() for x in loss()]
-    assert {"mm", "addmm"} == set(counted)
+        assert {"mm", "addmm"} == set(counted)
+        counted.clear()
+        assert ml.linear_cross_entropy(*given[:2], labels, bias=bias).dtype == torch.float64
+        assert not counted  # into float32 alone
     assert found[0] == expected[0]
     for x, y in zip(found[1:], expected[1:], strict=True):
         assert float((x - y).norm() / y.norm()) < 2**-8
@@ -518,3 +521,24 @@ def test_jax_any_number_of_rows_in_long_and_short_chunks(backend):
             mask = jax.numpy.asarray(order < kept)
             for x, wanted in zip(jax.tree.leaves(chunked(h, k, mask)), jax.tree.leaves(plain(h, k, mask)), strict=True):
                 np.testing.assert_allclose(x, wanted, rtol=1e-11, atol=1e-12)
+
+
+def test_a_graph_that_is_captured_is_not_waited_for(backend, monkeypatch):
+    """The backward then makes the logits again, and what is not kept is multiplied as 0: the same gradients."""
+    if backend.name != "torch":
+        pytest.skip("for torch")
+    torch, hidden, kernel, bias, labels, mask = torch_case()
+
+    def gradients():
+        loss = ml.linear_cross_entropy(hidden, kernel, labels, bias=bias, mask=mask, validate=False)
+        return torch.autograd.grad(loss, (hidden, kernel, bias))
+
+    expected = gradients()
+    binding = importlib.import_module("maskloss._torch")
+    for module in (binding, _linear):
+        monkeypatch.setattr(module, "may_wait", lambda x, library: False)
+    monkeypatch.setattr(binding, "_factor", None)
+    for module in (_linear, importlib.import_module("maskloss._stream")):
+        monkeypatch.setattr(module, "reads_without_sync", lambda x, library: False)
+    for x, y in zip(gradients(), expected, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-12, atol=1e-15)

@@ -74,7 +74,7 @@ IMPLEMENTATIONS = {
         " measured it",
         {
             **dict.fromkeys(("numpy", "jax", "cupy", "array_api_strict"), "its kernels take PyTorch tensors"),
-            "torch cpu": "its kernels take CUDA tensors; under TRITON_INTERPRET=1, which is for tests, any",
+            "torch cpu": "its kernels take CUDA tensors (under TRITON_INTERPRET=1, for tests, those of the CPU)",
             "torch compiled": "torch.compile takes no autograd.Function with a jvp; it fuses the expression itself",
         },
     ),

@@ -146,7 +146,9 @@ def reads_without_sync(x: Array, library: str) -> bool:
 
 def may_wait(x: Array, library: str) -> bool:
     """Whether Python may ask x's device for a number and wait: not while a CUDA graph is captured."""
-    return library == "torch" and x.is_cuda and not torch_module().cuda.is_current_stream_capturing()
+    if library != "torch":
+        return library == "numpy"
+    return not (x.is_cuda and torch_module().cuda.is_current_stream_capturing())
 
 
 def multiplies_halves(x: Array, library: str) -> bool:

@@ -81,12 +81,11 @@ def plan_of(projection: Projection, rows: _rows.Rows, *, xp: Namespace) -> Plan:
     library = library_of(hidden) or ""
     on_cpu = reads_without_sync(hidden, library)
     # To wait for a device costs less than to multiply what does not count.
-    read = library in ("numpy", "torch") and (on_cpu or may_wait(hidden, library))
+    kept, keep = _stream.kept_of(rows.keep, may_wait(hidden, library), xp=xp)
     count, classes = math.prod(hidden.shape[:-1]), kernel.shape[0]
-    kept, keep = _stream.kept_of(rows.keep, read, xp=xp)
     visited = count if kept is None else kept.shape[0]
     length = chunk_length(projection, visited, 8 if rows.dtype == xp.float64 else 4, on_cpu=on_cpu)
-    narrow = multiplies_halves(hidden, library) and hidden.dtype == kernel.dtype
+    narrow = multiplies_halves(hidden, library) and hidden.dtype == kernel.dtype and rows.dtype == xp.float32
     targets, class_mask = rows.targets, rows.class_mask
     return Plan(
         kept,

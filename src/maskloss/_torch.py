@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import nll_loss
 
 from . import _linear, _rows, _stream
-from ._compat import Namespace, has_tangent, in_forward_mode, is_plain_tensor, is_tracer
+from ._compat import Namespace, has_tangent, in_forward_mode, is_plain_tensor, is_tracer, may_wait
 
 Tensor = Any
 
@@ -161,7 +161,7 @@ class _Linear(torch.autograd.Function):
         results: dict[str, Tensor]
         if torch.is_grad_enabled() or in_forward_mode() or any(is_tracer(g, "torch") for g in given):
             results = _plain_gradients(projection, rows, upstream, ctx.xp)
-        elif made is not None and (factor := _factor(made[0], upstream)) is not None:
+        elif made and may_wait(projection.hidden, "torch") and (factor := _factor(made[0], upstream)) is not None:
             results = made[1] if factor == 1 else {name: g.mul_(factor) for name, g in made[1].items()}
         else:
             with torch.autocast(projection.hidden.device.type, enabled=False):

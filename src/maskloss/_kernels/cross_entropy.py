@@ -1,4 +1,4 @@
-"""_stream.forward and backward as Triton kernels, for CUDA tensors; for any, on a CPU, under TRITON_INTERPRET=1.
+"""_stream.forward and backward as Triton kernels, for CUDA tensors; for those of the CPU under TRITON_INTERPRET=1.
 
 A program takes a row and walks its classes in blocks, in the symbols of _rows, with the running shift m and
 
@@ -9,7 +9,8 @@ of the classes seen. A block that raises the shift to m' turns s into s exp(m - 
     nll = log s - (x_y - m)        dot = T log s - a        lse = m + log s
 
 A row that is not kept is not read: the host need not know how many are. What a program adds up depends on its row
-alone, and in one order: a row's loss is the same bits in any batch and any run.
+alone, in an order that Triton chooses by the strides: a row's loss is the same bits in any run, and in any batch that
+is laid out alike.
 """
 
 # pyright: basic, reportMissingImports=false, reportMissingTypeStubs=false, reportInvalidTypeForm=false
@@ -252,8 +253,9 @@ def places_of(x: Any) -> tuple[Any, Any]:
 
 def strides_of(x: Any) -> tuple[int, int]:
     """Between rows that lie at equal distances, and between classes."""
-    longer = [stride for length, stride in zip(x.shape[:-1], x.stride()[:-1], strict=True) if length != 1]
-    return longer[-1] if longer else 0, x.stride(-1)
+    # That of a single row as well: Triton chooses the order of a sum by it.
+    strides = [stride for length, stride in zip(x.shape[:-1], x.stride()[:-1], strict=True) if length != 1]
+    return (strides or [0, *x.stride()[:-1]])[-1], x.stride(-1)
 
 
 def contiguous(x: Any) -> Any:
