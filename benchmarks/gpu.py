@@ -132,13 +132,15 @@ class Torch:
             return sample(call, repeats)
         event = self.torch.cuda.Event
         flushed = self.torch.empty(1 << 28, dtype=self.torch.uint8, device=self.device) if self.case.cold else None
+        # One span of time around all calls, or one around each.
+        count, calls = (repeats, 1) if self.case.cold else (1, repeats)
         spans = []
-        for _ in range(repeats if self.case.cold else 1):
+        for _ in range(count):
             if flushed is not None:
                 flushed.zero_()
             start, end = event(enable_timing=True), event(enable_timing=True)
             start.record()
-            for _ in range(1 if self.case.cold else repeats):
+            for _ in range(calls):
                 call()
             end.record()
             spans.append((start, end))

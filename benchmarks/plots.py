@@ -1,6 +1,7 @@
 """The page's plots, from the result of a run."""
 
 import numpy as np
+from linear import PEER as PEER_OF_LINEAR
 from tables import GROUPS, OURS, PEER, TITLES, fitted, rows_of
 from timing import middle
 from workloads import BERT, DIRECTIONS, FRACTIONS, Case, classes_series, name_of, rows_series
@@ -123,17 +124,10 @@ def linear(plt, result):
         rows = [row for row in result["rows"] if row["group"] == group]
         width = 0.8 / len(names)
         for i, (name, colour) in enumerate(zip(names, COLOURS, strict=False)):
-            of_name = [
-                (at + i * width, middle(row["seconds"][name])) for at, row in enumerate(rows) if name in row["seconds"]
-            ]
-            places, medians, spread = [], [], []
-            for place, (centre, low, high) in of_name:
-                places.append(place)
-                medians.append(1e3 * centre)
-                spread.append((1e3 * (centre - low), 1e3 * (high - centre)))
-            axis.bar(
-                places, medians, width, yerr=np.transpose(spread), color=colour, label=name, error_kw={"linewidth": 0.8}
-            )
+            found = [(at, *middle(row["seconds"][name])) for at, row in enumerate(rows) if name in row["seconds"]]
+            at, centre, low, high = np.transpose(found) * np.asarray([[1], [1e3], [1e3], [1e3]])
+            spread = (centre - low, high - centre)
+            axis.bar(at + i * width, centre, width, yerr=spread, color=colour, label=name, error_kw={"linewidth": 0.8})
         ends = [(at - width / 2, at + 0.8 - width / 2) for at in range(len(rows))]
         for (left, right), row in zip(ends, rows, strict=True):
             line = axis.hlines(1e3 * row["floor"], left, right, color="black", linestyle=":")
@@ -148,8 +142,8 @@ def linear(plt, result):
 
 
 NAMES_OF_LINEAR = {
-    "torch": (OURS, "F.linear + F.cross_entropy", "F.linear_cross_entropy", "the same, kept rows"),
-    "jax": (OURS, "optax on hidden @ kernel.T"),
+    "torch": (OURS, PEER_OF_LINEAR["torch"], "F.linear_cross_entropy", "the same, kept rows"),
+    "jax": (OURS, PEER_OF_LINEAR["jax"]),
 }
 PICTURES = {
     "performance": readme,
