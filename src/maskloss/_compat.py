@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import math
@@ -57,6 +58,16 @@ def library_of(x: object) -> str | None:
     return None
 
 
+def as_array(x: Any) -> Any:
+    """What stands for a JAX array, as the array: a parameter of Flax, say."""
+    return x.__jax_array__() if library_of(x) is None and hasattr(x, "__jax_array__") else x
+
+
+def is_static(*lengths: Any) -> bool:
+    """Whether these are numbers, which can be compared: jax.export and torch.export may have symbols in their place."""
+    return all(type(length) is int for length in lengths)
+
+
 def namespace_of(x: Array) -> Namespace:
     if library_of(x) == "torch":
         from array_api_compat import torch  # by statement: torch.compile traces no import_module
@@ -87,6 +98,13 @@ def placement(x: Array) -> dict[str, Any]:
     return {} if library_of(x) == "jax" else {"device": x.device}
 
 
+def full(shape: tuple[int, ...], value: Any, dtype: Any, like: Array, *, xp: Namespace) -> Array:
+    """A new array beside `like`; in torch of its class as well, as DTensor meets no other."""
+    if library_of(like) == "torch":
+        return like.new_full(shape, value, dtype=dtype)
+    return xp.full(shape, value, dtype=dtype, **placement(like))
+
+
 def on_other_device(x: Array, logits: Array, library: str) -> bool:
     if library == "jax":
         # An uncommitted JAX array goes wherever the other operands are; a tracer has no device.
@@ -109,8 +127,14 @@ def is_tracer(x: Array, library: str) -> bool:
             or torch.jit.is_tracing()
             or torch._C._are_functorch_transforms_active()
             or torch._C._functorch.is_legacy_batchedtensor(x)
+            or (torch._C._len_torch_dispatch_stack() and is_made_fx(torch))
         )
     return False
+
+
+def is_made_fx(torch: Any) -> bool:
+    """Within make_fx, whose tracing_mode="real" computes with the values it records."""
+    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
 
 
 def is_plain_tensor(x: Any) -> bool:
@@ -120,6 +144,7 @@ def is_plain_tensor(x: Any) -> bool:
         (type(x) is torch.Tensor or type(x) is torch.nn.Parameter)
         and x.is_cpu
         and x.layout is torch.strided
+        and not x.is_nested
         and not is_tracer(x, "torch")
         and not in_forward_mode()
     )
@@ -156,7 +181,14 @@ def multiplies_halves(x: Array, library: str) -> bool:
 
     Not those of float16: dL/dlogits of a mean over many rows is below what float16 holds.
     """
-    return library == "torch" and x.is_cuda and dtype_name(x) == "bfloat16"
+    return library == "torch" and x.is_cuda and dtype_name(x) == "bfloat16" and has_wide_products()
+
+
+@functools.cache
+def has_wide_products() -> bool:
+    """Whether mm and addmm take out_dtype, which torch 2.7 to 2.9 lack."""
+    operators = torch_module().ops.aten
+    return all("dtype_out" in operator.overloads() for operator in (operators.mm, operators.addmm))
 
 
 def extremes(x: Array, library: str) -> tuple[Any, Any]:
@@ -237,6 +269,14 @@ def put_rows(x: Array, places: Array, rows: Array) -> None:
         x[places] = rows
 
 
+def as_asked(x: Array) -> contextlib.AbstractContextManager[Any]:
+    """Where operations have the dtypes that they are given, whatever torch's autocast would make of them."""
+    torch = torch_module()
+    if library_of(x) == "torch" and torch.amp.is_autocast_available(x.device.type):  # not on the meta device
+        return torch.autocast(x.device.type, enabled=False)
+    return contextlib.nullcontext()
+
+
 def product(a: Array, b: Array, *, out: Array | None) -> Array:
     """The matrix product, into `out`, which may be wider than both."""
     if out is None:
@@ -270,8 +310,9 @@ def sparse_zeros(shape: tuple[int, int], dtype: Any, like: Array, *, xp: Namespa
     if library_of(like) == "torch" and like.device.type == "cpu" and hasattr(mmap, "MAP_ANONYMOUS"):
         size = math.prod(shape) * dtype.itemsize
         if size >= SPARSE_BYTES:
-            memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-            return torch_module().frombuffer(memory, dtype=dtype).reshape(shape)
+            with contextlib.suppress(OSError):  # out of memory: torch says so in its own way
+                memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+                return torch_module().frombuffer(memory, dtype=dtype).reshape(shape)
     return xp.zeros(shape, dtype=dtype, **placement(like))
 
 

@@ -15,7 +15,7 @@ import math
 from typing import Any, NamedTuple
 
 from . import _linear, _rows, _stream
-from ._compat import Array, class_indices, placement
+from ._compat import Array, class_indices, full
 from ._inputs import Inputs
 from ._reduce import (
     Entries,
@@ -68,7 +68,7 @@ def terms_of(inputs: Inputs, options: Options) -> Terms:
         if share is not None:
             targets = class_weights
             if targets is None:
-                targets = xp.ones((inputs.classes,), dtype=inputs.dtype, **placement(inputs.like.array))
+                targets = full((inputs.classes,), 1.0, inputs.dtype, inputs.like.array, xp=xp)
         # At eps = 1 the label has no part in the loss: with its cost infinite, 0 * inf would be NaN.
         rows = rows._replace(labels=inputs.labels if eps < 1 else None, targets=targets)
         return Terms(rows, alpha if eps < 1 else None, share, masses)
@@ -173,7 +173,9 @@ def sum_to(x: Array, shape: tuple[int, ...], inputs: Inputs) -> Array:
     """The adjoint of broadcasting from `shape`."""
     lead = x.ndim - len(shape)
     axes = tuple(range(lead)) + tuple(lead + i for i, n in enumerate(shape) if n == 1 != x.shape[lead + i])
-    return inputs.xp.reshape(inputs.xp.sum(x, axis=axes), shape) if axes else x
+    for axis in reversed(axes):
+        x = _rows.long_sum(x, axis=axis, xp=inputs.xp)
+    return inputs.xp.reshape(x, shape) if axes else x
 
 
 def upstream_of(
@@ -184,7 +186,7 @@ def upstream_of(
     the loss is linear in the entries' losses.
     """
     xp = inputs.xp
-    losses = xp.zeros(inputs.entries, dtype=inputs.dtype, **placement(inputs.like.array))
+    losses = full(inputs.entries, 0.0, inputs.dtype, inputs.like.array, xp=xp)
     entries = Entries(losses, inputs.keep, inputs.weights, terms.masses)
     g = nan_where_wrong(reduction_derivatives(entries, reduction, denominator, xp=xp)[1].losses, inputs)
     nll = None if terms.rows.labels is None else g * terms.alpha

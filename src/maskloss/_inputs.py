@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import operator
+import sys
 from functools import partial
 from numbers import Integral, Real
 from typing import Any, Literal, NamedTuple, NoReturn, get_args
@@ -15,8 +15,10 @@ from ._compat import (
     INTEGERS,
     Array,
     Namespace,
+    as_array,
     dtype_name,
     extremes,
+    full,
     index_dtype,
     is_compiling,
     is_tracer,
@@ -24,7 +26,6 @@ from ._compat import (
     moved_axis,
     namespace_of,
     on_other_device,
-    placement,
     reads_without_sync,
     take_label,
     takes_kernels,
@@ -53,14 +54,38 @@ def shape_of(x: Array) -> tuple[int, ...]:
 
 
 def is_scalar(value: object) -> bool:
-    """A Python number or a NumPy scalar (which is no array)."""
-    return isinstance(value, Real) or type(value).__name__ == "bool"
+    """A Python number or a NumPy scalar (which array-api-compat takes for an array)."""
+    return isinstance(value, Real) or is_numpy_kind(value, "generic")
+
+
+def number_of(value: Any) -> Any:
+    """What a NumPy scalar holds, as Python has it; all else as it is."""
+    return value.item() if not isinstance(value, Real) and is_numpy_kind(value, "generic") else value
+
+
+def is_numpy_kind(value: object, *names: str) -> bool:
+    """Whether its class is one of NumPy's of that name, or derived from one."""
+    return any(kind.__name__ in names and kind.__module__.startswith("numpy") for kind in type(value).__mro__)
 
 
 def check_real(name: str, value: Any, accepted: str = "a number") -> float:
-    if isinstance(value, bool) or not isinstance(value, Real):
+    given = number_of(value)
+    if isinstance(given, bool) or not isinstance(given, Real):
         fail(TypeError, name, describe(value), f"it must be {accepted}, a Python number")
-    return float(value)
+    try:
+        return float(given)
+    except OverflowError:
+        fail(ValueError, name, describe(value), f"it must be {accepted}, within the range of floating numbers")
+
+
+def check_held(name: str, value: float, dtype: Any, xp: Namespace) -> float:
+    """A number that the dtype of the computation holds: another would become infinite there, or 0."""
+    limits = xp.finfo(dtype)
+    low, high = float(limits.smallest_normal), float(limits.max)
+    if value and not low <= abs(value) <= high:  # NaN fails too
+        accepted = f"it must be 0, or finite and of a size that float{limits.bits}, in which this is computed, holds"
+        fail(ValueError, name, value, f"{accepted}: from {low:.3g} to {high:.3g}")
+    return value
 
 
 def check_number(name: str, value: Any, low: float, high: float, accepted: str) -> float:
@@ -88,12 +113,12 @@ def check_reduction(reduction: Any, denominator: object) -> None:
 def check_array(name: str, x: Any) -> str:
     """Refuses what is no plain dense array of a known library; returns the library."""
     library = library_of(x)
-    kind = type(x).__name__
     if library is None:
         fail(TypeError, name, describe(x), f"it must be an array of {', '.join(LIBRARIES.values())}")
-    if library == "numpy" and kind in ("MaskedArray", "matrix"):
-        fix = "its .data with mask=~its .mask" if kind == "MaskedArray" else "numpy.asarray of it"
-        fail(TypeError, name, f"a numpy {kind}", f"it must be a plain array; pass {fix}")
+    if library == "numpy" and type(x).__name__ != "ndarray":
+        for kind, fix in (("MaskedArray", "its .data with mask=~its .mask"), ("matrix", "numpy.asarray of it")):
+            if is_numpy_kind(x, kind):
+                fail(TypeError, name, f"a numpy {kind}", f"it must be a plain array; pass {fix}")
     if library == "torch" and (x.is_nested or str(x.layout) != "torch.strided"):
         fail(TypeError, name, f"a torch {'nested' if x.is_nested else 'sparse'} tensor", "it must be a dense tensor")
     if dtype_name(x) == "object":
@@ -114,7 +139,9 @@ def check_axis(axis: Any, ndim: int) -> int:
 def check_broadcasts(name: str, x: Array, shape: tuple[int, ...], what: str) -> None:
     given = shape_of(x)
     if len(given) > len(shape) or any(a not in (1, b) for a, b in zip(given[::-1], shape[::-1], strict=False)):
-        fail(ValueError, name, describe(x), f"it must broadcast to the shape {shape} of {what}")
+        ones = (*given, *[1] * (len(shape) - len(given)))
+        hint = f"; for one number per first axis, pass it with the shape {ones}" if given == shape[: len(given)] else ""
+        fail(ValueError, name, describe(x), f"it must broadcast to the shape {shape} of {what}{hint}")
 
 
 class Like(NamedTuple):
@@ -125,20 +152,30 @@ class Like(NamedTuple):
     library: str
     xp: Namespace
 
-    def companion(self, name: str, x: Any) -> Array:
-        """`x` as an array of this library on this device."""
-        if library_of(x) is None and is_scalar(x):
-            return self.xp.asarray(x.item() if hasattr(x, "item") else x, **placement(self.array))
+    def check(self, name: str, x: Any) -> Array:
+        """`x` as it is, an array of this library on this device; beside JAX's, NumPy's are welcome."""
+        x = as_array(x)
         library = check_array(name, x)
         if library != self.library:
             if library == "numpy" and self.library == "jax":
-                return self.xp.asarray(x)
+                return x
             given = f"a {LIBRARIES[library]} array beside {LIBRARIES[self.library]} {self.name}"
             fail(TypeError, name, given, f"convert it to {LIBRARIES[self.library]}")
         if on_other_device(x, self.array, library):
             given = f"on device {x.device} beside {self.name} on {self.array.device}"
             fail(ValueError, name, given, f"move it to {self.array.device}")
         return x
+
+    def place(self, x: Array, dtype: Any) -> Array:
+        """A checked array in a dtype; converted in its own library, as JAX without x64 truncates what it is given."""
+        if library_of(x) == self.library:
+            return self.xp.astype(x, dtype, copy=False)
+        return self.xp.asarray(x.astype(dtype))
+
+    def number(self, name: str, value: Any, dtype: Any) -> Array:
+        """A Python number or NumPy scalar as a 0-d array, which is made where it will be: no copy is waited for."""
+        value = check_held(name, check_real(name, value, "a finite real number"), dtype, self.xp)
+        return full((), value, dtype, self.array, xp=self.xp)
 
 
 class Inputs(NamedTuple):
@@ -160,6 +197,7 @@ class Inputs(NamedTuple):
 
 
 def floating_like(name: str, x: Any) -> Like:
+    x = as_array(x)
     library = check_array(name, x)
     if dtype_name(x) not in FLOATS:
         fail(TypeError, name, describe(x), f"its dtype must be real floating: {', '.join(DTYPES)}")
@@ -173,19 +211,30 @@ def compute_dtype(x: Array, xp: Namespace) -> Any:
 
 def to_mask(mask: Any, shape: tuple[int, ...], what: str, like: Like, validate: Any) -> tuple[Array, Array | None]:
     """The mask as bool of the full shape, and where an integer mask that could not be read is neither 0 nor 1."""
-    xp = like.xp
-    x = like.companion("mask", mask)
+    xp, accepted = like.xp, "it must be bool or integer 0/1"
+    if is_scalar(mask):
+        value = number_of(mask)
+        if not isinstance(value, Integral):
+            fail(TypeError, "mask", describe(mask), f"{accepted}; numbers that weigh go to weights")
+        if value not in (0, 1):
+            raise ValueError(f"mask is {value}; {accepted}")
+        return xp.broadcast_to(full((), bool(value), xp.bool, like.array, xp=xp), shape), None
+    x = like.check("mask", mask)
     name = dtype_name(x)
     if name in FLOATS:
-        fail(TypeError, "mask", describe(mask), "it must be bool or integer 0/1; numbers that weigh go to weights")
+        fail(TypeError, "mask", describe(mask), f"{accepted}; numbers that weigh go to weights")
     if name != "bool" and name not in INTEGERS:
-        fail(TypeError, "mask", describe(mask), "it must be bool or integer 0/1")
+        fail(TypeError, "mask", describe(mask), accepted)
     check_broadcasts("mask", x, shape, what)
-    if name == "bool":
-        return xp.broadcast_to(x, shape), None
-    x = xp.astype(x, index_dtype(like.library, xp))
-    wrong = check_kept((x != 0) & (x != 1), like.library, validate, xp, partial(_mask_value, x))
-    return xp.broadcast_to(x != 0, shape), None if wrong is None else xp.broadcast_to(wrong, shape)
+    wrong = None
+    if name != "bool":
+        # Looked at in its own library: JAX without x64 would make 0 of a NumPy 2**32.
+        library, own = library_of(x) or like.library, namespace_of(x)
+        x = own.astype(x, index_dtype(library, own))
+        wrong = check_kept((x != 0) & (x != 1), library, validate, own, partial(_mask_value, x))
+        x = x != 0
+    wrong = None if wrong is None else xp.broadcast_to(like.place(wrong, xp.bool), shape)
+    return xp.broadcast_to(like.place(x, xp.bool), shape), wrong
 
 
 def _mask_value(mask: Array, at: tuple[int, ...]) -> str:
@@ -193,21 +242,20 @@ def _mask_value(mask: Array, at: tuple[int, ...]) -> str:
 
 
 def to_weights(name: str, weights: Any, dtype: Any, like: Like, shape: tuple[int, ...], what: str) -> Array:
-    x = like.companion(name, weights)
+    if is_scalar(weights):
+        return like.xp.broadcast_to(like.number(name, weights, dtype), shape)
+    x = like.check(name, weights)
     if dtype_name(x) not in FLOATS | INTEGERS:
         fail(TypeError, name, describe(weights), "its dtype must be real: floating or integer")
     check_broadcasts(name, x, shape, what)
-    return like.xp.broadcast_to(like.xp.astype(x, dtype, copy=False), shape)
+    return like.xp.broadcast_to(like.place(x, dtype), shape)
 
 
 def to_denominator(denominator: Any, dtype: Any, like: Like) -> Array:
-    accepted = "it must be a number or a 0-d array"
-    if isinstance(denominator, bool):
-        fail(TypeError, "denominator", denominator, accepted)
-    if library_of(denominator) is not None and denominator.ndim:
-        fail(ValueError, "denominator", describe(denominator), accepted)
-    if is_scalar(denominator) and not math.isfinite(denominator):
-        fail(ValueError, "denominator", denominator, "it must be finite")
+    if not is_scalar(denominator):
+        denominator = like.check("denominator", denominator)
+        if denominator.ndim:
+            fail(ValueError, "denominator", describe(denominator), "it must be a number or a 0-d array")
     return to_weights("denominator", denominator, dtype, like, (), "a number")
 
 
@@ -252,10 +300,12 @@ def to_indices(
         low, high = extremes(indices, library)
         if low >= 0 and high < classes:
             return indices, None, None
-    limits = xp.iinfo(labels.dtype)
+    limits, own = xp.iinfo(labels.dtype), xp.iinfo(indices.dtype)
     # Compared only where the labels' own dtype can hold it: -100 as uint8 is 156, a class.
     if ignore_index is not None and int(limits.min) <= ignore_index <= int(limits.max):
-        ignored = indices == ignore_index
+        # What of an unsigned dtype is too large for the indices has wrapped there, and so must it.
+        span = 2**own.bits
+        ignored = indices == (int(ignore_index) - int(own.min)) % span + int(own.min)
     in_range = (indices >= 0) & (indices < classes)
     indices = xp.where(in_range, indices, xp.zeros_like(indices))
     if library != like.library:
@@ -264,80 +314,115 @@ def to_indices(
     return indices, in_range, ignored
 
 
-def check_labels(labels: Any, ignore_index: Any, entries: tuple[int, ...], full: tuple[int, ...], like: Like) -> Array:
+def check_labels(
+    labels: Any, ignore_index: Any, entries: tuple[int, ...], full_shape: tuple[int, ...], at: int, like: Like
+) -> Array:
     """The labels as an array: of integers and the entries' shape, or floating and of the logits' shape."""
-    if library_of(labels) is None and is_scalar(labels):
-        labels = like.companion("labels", labels)
+    if is_scalar(labels):
+        labels = _label_of(labels, like)
     # NumPy labels beside JAX logits stay NumPy's until to_indices has seen all their digits.
-    x = (
-        labels
-        if check_array("labels", labels) == "numpy" and like.library == "jax"
-        else like.companion("labels", labels)
-    )
-    kind = dtype_name(x)
+    x = like.check("labels", labels)
+    kind, given = dtype_name(x), shape_of(x)
     if kind in FLOATS:
         if ignore_index is not None:
             fail(ValueError, "ignore_index", ignore_index, "labels that are distributions hold no index; use mask")
-        if shape_of(x) != full:
-            fail(ValueError, "labels", describe(x), f"floating labels are distributions, of the logits' shape {full}")
-        return like.companion("labels", x)
+        if given != full_shape:
+            hint = "; class indices must be of an integer dtype" if given == entries else ""
+            accepted = f"floating labels are distributions, of the logits' shape {full_shape}{hint}"
+            fail(ValueError, "labels", describe(x), accepted)
+        return x
     if kind not in INTEGERS:
         accepted = "class indices of an integer dtype, or distributions of a floating one"
         fail(TypeError, "labels", describe(x), f"it must hold {accepted}")
-    if shape_of(x) != entries:
-        hint = "; a one-hot must be floating" if shape_of(x) == full else ""
+    if given != entries:
+        hint = "; a one-hot must be floating" if given == full_shape else other_axis(given, full_shape, at, like)
         fail(ValueError, "labels", describe(x), f"class indices must have the entries' shape {entries}{hint}")
     if ignore_index is not None and (isinstance(ignore_index, bool) or not isinstance(ignore_index, Integral)):
         fail(TypeError, "ignore_index", describe(ignore_index), "it must be a Python int")
     return x
 
 
+def _label_of(label: Any, like: Like) -> Array:
+    """A number as a 0-d array: of an integer every digit, whatever JAX has."""
+    value = number_of(label)
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        fail(TypeError, "labels", describe(label), "it must hold class indices, or distributions")
+    if not -(2**63) <= int(value) < 2**63:
+        fail(ValueError, "labels", value, "class indices must be held by int64")
+    if like.library == "jax":
+        return sys.modules["numpy"].asarray(int(value), "int64")
+    return full((), int(value), like.xp.int64, like.array, xp=like.xp)
+
+
+def other_axis(given: tuple[int, ...], full_shape: tuple[int, ...], at: int, like: Like) -> str:
+    """A hint, where the shape given is that of the entries along another class axis."""
+    others = (a for a in range(len(full_shape)) if a != at and full_shape[:a] + full_shape[a + 1 :] == given)
+    axis = next(others, None)
+    # Hidden states have no other axis to name.
+    return "" if axis is None or like.name == "hidden" else f"; if the classes lie along another axis, pass axis={axis}"
+
+
 def prepare(logits: Any, labels: Any, *, axis: Any = -1, **options: Any) -> Inputs:
     """Checks and normalises; `labels` is NO_LABELS for a function that has none."""
     like = floating_like("logits", logits)
-    full = shape_of(logits)
+    logits, full_shape = like.array, shape_of(like.array)
     if logits.ndim == 0:
         fail(ValueError, "logits", describe(logits), "it needs a class axis: at least one dimension")
-    at = check_axis(axis, len(full))
-    if full[at] == 0:
+    at = check_axis(axis, len(full_shape))
+    if full_shape[at] == 0:
         fail(ValueError, "logits", describe(logits), f"its class axis ({at}) must hold at least one class")
     what = "the entries (the axes of logits other than `axis`)"
-    inputs = prepare_entries(like, full, at, compute_dtype(logits, like.xp), labels, what, **options)
+    inputs = prepare_entries(like, full_shape, at, compute_dtype(logits, like.xp), labels, what, **options)
     return inputs._replace(logits=moved_axis(logits, at, -1, xp=like.xp))
 
 
-def prepare_linear(hidden: Any, kernel: Any, labels: Any, *, bias: Any, **options: Any) -> tuple[Inputs, Array, Array]:
-    """The same without logits, and the kernel and bias."""
+def prepare_linear(
+    hidden: Any, kernel: Any, labels: Any, *, bias: Any, kernel_layout: Any, **options: Any
+) -> tuple[Inputs, Array, Array, Array]:
+    """The same without logits; and hidden, the kernel with a row for each class, and bias."""
+    check_choice("kernel_layout", kernel_layout, ("vd", "dv"))
     like = floating_like("hidden", hidden)
+    hidden = like.array
     if hidden.ndim == 0:
         fail(ValueError, "hidden", describe(hidden), "it needs a last axis of features: at least one dimension")
     given = [hidden]
     for name, x in (("kernel", kernel), ("bias", bias)):
         if x is None and name == "bias":
             continue
-        array = like.companion(name, x)
+        array = like.check(name, x)
         if dtype_name(array) not in FLOATS:
             fail(TypeError, name, describe(x), f"its dtype must be real floating: {', '.join(DTYPES)}")
-        given.append(array)
+        given.append(array if library_of(array) == like.library else like.xp.asarray(array))
     kernel, bias = given[1], given[2] if len(given) > 2 else None
-    features = hidden.shape[-1]
-    if kernel.ndim != 2 or kernel.shape[1] != features or kernel.shape[0] == 0:
-        accepted = f"it must hold a row for each class, of as many features as hidden: shape (classes, {features})"
-        turned = kernel.ndim == 2 and kernel.shape[0] == features
-        fail(ValueError, "kernel", describe(kernel), accepted + ("; pass its transpose" if turned else ""))
+    check_kernel(kernel, hidden.shape[-1], kernel_layout)
+    if kernel_layout == "dv":
+        kernel = like.xp.permute_dims(kernel, (1, 0))
     classes = kernel.shape[0]
     if bias is not None and shape_of(bias) != (classes,):
         fail(ValueError, "bias", describe(bias), f"it must hold one number per class: shape ({classes},)")
     wide = any(dtype_name(x) == "float64" for x in given)
-    full = (*shape_of(hidden)[:-1], classes)
+    full_shape = (*shape_of(hidden)[:-1], classes)
     what = "the entries (the axes of hidden other than the last)"
     dtype = like.xp.float64 if wide else like.xp.float32
-    return prepare_entries(like, full, len(full) - 1, dtype, labels, what, **options), kernel, bias
+    inputs = prepare_entries(like, full_shape, len(full_shape) - 1, dtype, labels, what, **options)
+    return inputs, hidden, kernel, bias
+
+
+def check_kernel(kernel: Array, features: int, layout: str) -> None:
+    shape, at = shape_of(kernel), layout.index("d")
+    if len(shape) == 2 and shape[at] == features and shape[1 - at] > 0:
+        return
+    accepted = f"it must hold a row for each class, of as many features as hidden: shape (classes, {features})"
+    if layout == "dv":
+        accepted = f"with kernel_layout='dv' it must hold a column for each class: shape ({features}, classes)"
+    if len(shape) == 2 and shape[1 - at] == features:
+        accepted += f"; pass kernel_layout={layout[::-1]!r}, or its transpose"
+    fail(ValueError, "kernel", describe(kernel), accepted)
 
 
 def prepare_entries(
     like: Like,
-    full: tuple[int, ...],
+    full_shape: tuple[int, ...],
     at: int,
     dtype: Any,
     labels: Any,
@@ -350,26 +435,24 @@ def prepare_entries(
     ignore_index: Any = None,
     validate: Any = "auto",
 ) -> Inputs:
-    """All but the logits, which have the shape `full` and the classes along the axis `at`."""
+    """All but the logits, which have the shape given and the classes along the axis `at`."""
     check_choice("validate", validate, ("auto", True, False))
     xp: Namespace = like.xp
-    classes, entries = full[at], full[:at] + full[at + 1 :]
+    classes, entries = full_shape[at], full_shape[:at] + full_shape[at + 1 :]
+    if labels is not NO_LABELS:  # first: their shape tells a class axis that was forgotten
+        labels = check_labels(labels, ignore_index, entries, full_shape, at, like)
 
     keep = wrong = None
     if mask is not None:
         keep, wrong = to_mask(mask, entries, what, like, validate)
     if class_mask is not None:
-        given, class_mask = class_mask, like.companion("class_mask", class_mask)
-        if dtype_name(class_mask) != "bool":
-            fail(TypeError, "class_mask", describe(given), "it must be bool: True where the class exists")
-        check_broadcasts("class_mask", class_mask, full, "logits")
-        class_mask = moved_axis(xp.broadcast_to(class_mask, full), at, -1, xp=xp)
+        class_mask = to_class_mask(class_mask, full_shape, at, like)
         keep = conjunction(keep, xp.any(class_mask, axis=-1))
     if weights is not None:
         weights = to_weights("weights", weights, dtype, like, entries, what)
         keep = conjunction(keep, weights != 0)
     if class_weights is not None:
-        check_array("class_weights", class_weights)
+        class_weights = like.check("class_weights", class_weights)
         if shape_of(class_weights) != (classes,):
             accepted = f"it must hold one weight per class: shape ({classes},)"
             fail(ValueError, "class_weights", describe(class_weights), accepted)
@@ -377,9 +460,8 @@ def prepare_entries(
 
     indices = distribution = None
     if labels is not NO_LABELS:
-        labels = check_labels(labels, ignore_index, entries, full, like)
         if dtype_name(labels) in FLOATS:
-            distribution = moved_axis(xp.astype(labels, dtype, copy=False), at, -1, xp=xp)
+            distribution = moved_axis(like.place(labels, dtype), at, -1, xp=xp)
         else:
             indices, in_range, ignored = to_indices(labels, classes, ignore_index, like)
             keep = conjunction(keep, None if ignored is None else ~ignored)
@@ -399,6 +481,16 @@ def prepare_entries(
             distribution = distribution if selected is None else xp.where(selected, distribution, 0.0)
     made = (indices, distribution, keep, wrong, weights, class_weights, class_mask)
     return Inputs(like, xp, dtype, entries, classes, None, *made)
+
+
+def to_class_mask(class_mask: Any, full_shape: tuple[int, ...], at: int, like: Like) -> Array:
+    xp, value = like.xp, number_of(class_mask)
+    if isinstance(value, bool):
+        x = full((), value, xp.bool, like.array, xp=xp)
+    elif is_scalar(value) or dtype_name(x := like.check("class_mask", class_mask)) != "bool":
+        fail(TypeError, "class_mask", describe(class_mask), "it must be bool: True where the class exists")
+    check_broadcasts("class_mask", x, full_shape, "logits")
+    return moved_axis(xp.broadcast_to(like.place(x, xp.bool), full_shape), at, -1, xp=xp)
 
 
 def _label_value(labels: Array, classes: int, at: tuple[int, ...]) -> str:

@@ -1,10 +1,11 @@
 """The rows' sums for JAX: of kept rows alone where most are not kept, with a derivative made in the same walk.
 
-The terms e_c = exp(x_c - shift) of a row give its total, and their product with a tangent that of the total:
+With e_c = exp(x_c - shift), total = sum_c e_c and p_c = e_c / total, along dx
 
-    total = sum_c e_c        d total = sum_c e_c dx_c        d e_c = e_c dx_c
+    d lse = sum_c p_c dx_c =: u        d p_c = p_c (dx_c - u)        d nll = u - dx_y
 
-with the shift a constant. Transposed by JAX, the gradient of the logits is the terms times a number a row.
+whatever the shift and the total. Transposed by JAX, the gradient of the logits is p times a number a row, to any order:
+no number occurs that is far from p or from what comes from above.
 """
 
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -13,6 +14,7 @@ with the shift a constant. Transposed by JAX, the gradient of the logits is the 
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -21,7 +23,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from . import _rows
-from ._compat import Namespace, take_label
+from ._compat import Namespace, is_static, is_tracer, take_label
 from ._inputs import fail
 
 # XLA's CPU backend sums up to this many numbers in one vectorized walk, fused with the exponential; longer rows it
@@ -43,59 +45,69 @@ def forward(rows: _rows.Rows, *, lse_too: bool, xp: Namespace, named: bool = Fal
             fail(ValueError, "implementation", "'analytic'", accepted)
         return _rows.forward(rows, lse_too=lse_too, xp=xp)
     x = rows.logits.astype(rows.dtype)
-    total, shift = sums(x, rows.keep)
+    lse, total, shift = sums(x, rows.keep)
     label_logits = take_label(x, rows.labels, xp=xp)
     if rows.keep is not None:
         label_logits = jnp.where(rows.keep, label_logits, 0.0)
-    nll = label_costs(total, label_logits, shift)
-    lse = _rows.log_sum_exp(total, shift, xp=xp) if lse_too else None
-    return _rows.Forward(nll, None, lse, total, shift)
+    nll = with_derivative_of(lse - label_logits, label_costs(total, label_logits, shift))
+    return _rows.Forward(nll, None, lse if lse_too else None, total, shift)
 
 
 def label_costs(total: Any, label_logits: Any, shift: Any) -> Any:
     """lse - x_y = log(total / exp(x_y - shift)), or log(total) - (x_y - shift) where that quotient is out of range."""
-    relative = label_logits - shift
-    near = (total > 0) & (total <= _rows.GREATEST_RATIO * jnp.exp(relative))
-    # Replaced before the product: the derivative of what is not selected would be 0 * inf.
-    # As a product: the derivative of a quotient divides by its square, exp(2 (x_y - shift)), beyond float32's range.
-    ratio = jnp.where(near, total, 1.0) * jnp.exp(-jnp.where(near, relative, 0.0))
-    # total holds exp(x_y - shift), but rounded otherwise: without this a loss of 0 could be negative.
-    ratio = ratio + lax.stop_gradient(jnp.maximum(ratio, 1.0) - ratio)
-    return jnp.where(near, jnp.log(ratio), _rows.label_costs(total, label_logits, shift, xp=jnp))
+    # total holds exp(x_y - shift), but rounded otherwise: without the maximum a loss of 0 could be negative.
+    ratio = jnp.maximum(total / jnp.exp(label_logits - shift), 1.0)
+    far = _rows.label_costs(total, label_logits, shift, xp=jnp)
+    return jnp.where(ratio <= _rows.GREATEST_RATIO, jnp.log(ratio), far)
+
+
+@jax.custom_jvp
+def with_derivative_of(formula: Any, value: Any) -> Any:
+    """The value, which is the formula's but for rounding; the derivative is the formula's."""
+    return value
+
+
+@with_derivative_of.defjvp
+def _(primals: Any, tangents: Any) -> Any:
+    return with_derivative_of(*primals), tangents[0]
 
 
 @jax.custom_jvp
 @jax.jit  # called eagerly, lax.cond would compile its branches in each call
-def sums(x: Any, keep: Any) -> tuple[Any, Any]:
-    """Total and shift of each row; 1 and 0 where not kept."""
-    return chosen(x, keep, lambda: total_and_shift(x, keep), lambda: walked(x, keep, terms_too=False)[1:])
+def sums(x: Any, keep: Any) -> tuple[Any, Any, Any]:
+    """lse, total and shift of each row, the last two constants; 0, 1 and 0 where not kept."""
+    total, shift = chosen(x, keep, lambda: total_and_shift(x, keep), lambda: walked(x, keep, p_too=False)[1:])
+    return _rows.log_sum_exp(total, shift, xp=jnp), total, shift
 
 
 @sums.defjvp
 def _(primals: Any, tangents: Any) -> Any:
-    e, total, shift = terms(*primals)
-    return (total, shift), (jnp.sum(e * tangents[0], axis=-1), jnp.zeros_like(shift))
+    p, *given = probabilities(*primals)
+    u = jnp.sum(p * tangents[0], axis=-1)
+    return tuple(given), (u, jnp.zeros_like(u), jnp.zeros_like(u))
 
 
 @jax.custom_jvp
 @jax.jit
-def terms(x: Any, keep: Any) -> tuple[Any, Any, Any]:
-    """The terms, 0 where not kept, with their total and shift."""
+def probabilities(x: Any, keep: Any) -> tuple[Any, Any, Any, Any]:
+    """p, 0 where not kept, and beside it what sums gives."""
 
     def plain() -> tuple[Any, Any, Any]:
         total, shift = total_and_shift(x, keep)
-        e = jnp.exp(x - shift[..., None])
-        return e if keep is None else jnp.where(keep[..., None], e, 0.0), total, shift
+        p = jnp.exp(x - shift[..., None]) * (1.0 / _rows.positive(total, xp=jnp))[..., None]
+        return p if keep is None else jnp.where(keep[..., None], p, 0.0), total, shift
 
-    return chosen(x, keep, plain, lambda: walked(x, keep, terms_too=True))
+    p, total, shift = chosen(x, keep, plain, lambda: walked(x, keep, p_too=True))
+    return p, _rows.log_sum_exp(total, shift, xp=jnp), total, shift
 
 
-@terms.defjvp
+@probabilities.defjvp
 def _(primals: Any, tangents: Any) -> Any:
-    e, total, shift = terms(*primals)
+    p, *given = probabilities(*primals)
     # A tangent may hold NaN where nothing is kept.
     t = tangents[0] if primals[1] is None else jnp.where(primals[1][..., None], tangents[0], 0.0)
-    return (e, total, shift), (e * t, jnp.sum(e * t, axis=-1), jnp.zeros_like(shift))
+    u = jnp.sum(p * t, axis=-1)
+    return (p, *given), (p * (t - u[..., None]), u, jnp.zeros_like(u), jnp.zeros_like(u))
 
 
 def on_one_cpu() -> bool:
@@ -109,14 +121,14 @@ def on_one_cpu() -> bool:
 def chosen(x: Any, keep: Any, plain: Any, skipping: Any) -> Any:
     """What pays, which is known at run time."""
     count = math.prod(x.shape[:-1])
-    if keep is None or x.size < LEAST_SKIPPED or count < 2 or not on_one_cpu():
+    if keep is None or not is_static(count) or x.size < LEAST_SKIPPED or count < 2 or not on_one_cpu():
         return plain()
     return lax.cond(jnp.sum(keep) < GREATEST_SHARE * count, skipping, plain)
 
 
 def total_and_shift(x: Any, keep: Any) -> tuple[Any, Any]:
     """Without an array of the terms. As in the engine, the shift is 0 where the totals are then in range."""
-    if on_one_cpu() and x.size >= LEAST_UNSHIFTED:
+    if on_one_cpu() and is_static(*x.shape) and x.size >= LEAST_UNSHIFTED:
         low, high = _rows.TOTALS[x.dtype.name]
         total = folded_total(x)
         in_range = (low <= total) & (total <= high)
@@ -164,8 +176,8 @@ def finite_max(x: Any) -> Any:
     return jnp.clip(jnp.max(x, axis=-1), -largest, largest)
 
 
-def walked(x: Any, keep: Any, *, terms_too: bool) -> tuple[Any, Any, Any]:
-    """Terms (None if not asked for), totals and shifts, in blocks of kept rows: as many as there are at run time."""
+def walked(x: Any, keep: Any, *, p_too: bool) -> tuple[Any, Any, Any]:
+    """p (None if not asked for), totals and shifts, in blocks of kept rows: as many as there are at run time."""
     entries, classes = x.shape[:-1], x.shape[-1]
     count = math.prod(entries)
     flat, keep = x.reshape(count, classes), keep.reshape(count)
@@ -177,20 +189,34 @@ def walked(x: Any, keep: Any, *, terms_too: bool) -> tuple[Any, Any, Any]:
     order = jnp.concatenate([order, jnp.full((-count % length,), count, order.dtype)])
 
     def block(state: Any) -> Any:
-        start, e, total, shift = state
+        start, p, total, shift = state
         places = lax.dynamic_slice(order, (start,), (length,))
         taken = flat.at[places].get(mode="clip")
-        if terms_too:
+        if p_too:
             block_shift = finite_max(taken)
-            block_terms = jnp.exp(taken - block_shift[:, None])
-            block_total = jnp.sum(block_terms, axis=-1)
-            e = e.at[places].set(block_terms, mode="drop")
+            terms = jnp.exp(taken - block_shift[:, None])
+            block_total = jnp.sum(terms, axis=-1)
+            block_p = terms * (1.0 / _rows.positive(block_total, xp=jnp))[:, None]
+            p = p.at[places].set(block_p, mode="drop")
         else:
             block_total, block_shift = shifted(taken)
         total = total.at[places].set(block_total, mode="drop")
         shift = shift.at[places].set(block_shift, mode="drop")
-        return start + length, e, total, shift
+        return start + length, p, total, shift
 
-    start = (0, jnp.zeros_like(flat) if terms_too else None, jnp.ones(count, x.dtype), jnp.zeros(count, x.dtype))
-    _, e, total, shift = lax.while_loop(lambda state: state[0] < kept, block, start)
-    return e if e is None else e.reshape(x.shape), total.reshape(entries), shift.reshape(entries)
+    zeros = jnp.zeros_like(flat) if p_too else None
+    made = varying_alike((zeros, jnp.ones(count, x.dtype), jnp.zeros(count, x.dtype)), (x, keep))
+    _, p, total, shift = lax.while_loop(lambda state: state[0] < kept, block, (0, *made))
+    return p if p is None else p.reshape(x.shape), total.reshape(entries), shift.reshape(entries)
+
+
+def varying_alike(made: Any, given: Any) -> Any:
+    """The arrays made, varying over the mesh axes that those given vary over: within shard_map, a loop's carry must.
+
+    By a 0 that varies over all of them, since what JAX lets ask for the axes has another name in each version.
+    """
+    zeros = [lax.full_like(x, 0, jnp.int32, ()) for x in jax.tree.leaves(given) if is_tracer(x, "jax")]
+    if not zeros:
+        return made
+    zero = functools.reduce(lax.add, zeros)
+    return jax.tree.map(lambda x: x + zero.astype(x.dtype), made)

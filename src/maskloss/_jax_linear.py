@@ -20,6 +20,7 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
 from . import _jax, _linear, _rows
+from ._compat import is_static
 
 # Of the kernel's gradient: the product of a whole chunk would need as much memory again.
 TILE = 1 << 12
@@ -58,10 +59,8 @@ def forward(
     known = None if upstream is None else lax.stop_gradient(upstream())
     static = Static(rows.softcap, rows.dtype, lse_too, chunk_size)
     arrays = Arrays(rows.labels, rows.keep, rows.class_mask, answers, known)
-    walk: Any = in_chunks
-    nll, dot, lse, right = walk(
-        static, {"hidden": hidden, "kernel": kernel, "bias": bias, "targets": rows.targets}, arrays
-    )
+    given = {"hidden": hidden, "kernel": kernel, "bias": bias, "targets": rows.targets}
+    nll, dot, lse, right = run(static, *_jax.varying_alike((given, arrays), (given, arrays)))
     return _rows.Forward(nll, dot, lse, None, None), right
 
 
@@ -72,19 +71,19 @@ def entropy(projection: _linear.Projection, rows: _rows.Rows) -> Any:
         return _rows.entropy(_linear.whole(projection, rows, xp=jnp), xp=jnp)
     static = Static(rows.softcap, rows.dtype, False, chunk_size, entropy=True)
     given = {"hidden": hidden, "kernel": kernel, "bias": bias, "targets": None}
-    walk: Any = in_chunks
-    return walk(static, given, Arrays(None, rows.keep, rows.class_mask, None, None))[0]
+    arrays = Arrays(None, rows.keep, rows.class_mask, None, None)
+    return run(static, *_jax.varying_alike((given, arrays), (given, arrays)))[0]
 
 
 def runs_in_chunks(hidden: Any) -> bool:
     """On several devices the rows may lie on all, and chunks would gather them."""
-    return jax.device_count() == 1 and 0 not in hidden.shape[:-1]
+    return jax.device_count() == 1 and is_static(*hidden.shape) and 0 not in hidden.shape[:-1]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def in_chunks(static: Static, given: Any, arrays: Arrays) -> Any:
     out, right, _ = walked(static, given, arrays._replace(upstream=None), None, ())
-    return out.nll, out.dot, out.lse, right
+    return out.nll, out.dot, out.lse if static.lse_too else None, right
 
 
 def in_chunks_forward(static: Static, given: Any, arrays: Any) -> Any:
@@ -94,11 +93,13 @@ def in_chunks_forward(static: Static, given: Any, arrays: Any) -> Any:
     out, right, made = walked(static, given, arrays, None, parts if known is not None else ())
     expected = None if known is None else (known.nll, known.dot, known.of_lse(out.lse, xp=jnp))
     wanted = dict.fromkeys(parts)  # as keys, since only arrays can be leaves
-    return (out.nll, out.dot, out.lse, right), (given, arrays, out.total, out.shift, expected, made, wanted)
+    per_row = out.lse, out.total, out.shift
+    outputs = out.nll, out.dot, out.lse if static.lse_too else None, right
+    return outputs, (given, arrays, per_row, expected, made, wanted)
 
 
 def in_chunks_backward(static: Static, residuals: Any, gradients: Any) -> Any:
-    given, arrays, total, shift, expected, made, wanted = residuals
+    given, arrays, per_row, expected, made, wanted = residuals
     upstream = tuple(None if g is None or type(g) is SymbolicZero else g for g in gradients[:3])
     parts = tuple(wanted)
 
@@ -108,11 +109,14 @@ def in_chunks_backward(static: Static, residuals: Any, gradients: Any) -> Any:
         # The loop adds to it, in its memory, where it runs at all. lax.cond would hold the gradients twice.
         start = {name: jnp.where(same, made[name] * factor, 0.0).astype(made[name].dtype) for name in parts}
     arrays = arrays._replace(answers=None, upstream=None)
-    results = walked(static, given, arrays, (total, shift, *upstream), parts, start, same)[2]
+    results = walked(static, given, arrays, (*per_row, *upstream), parts, start, same)[2]
     return {name: results[name].astype(x.dtype) if name in parts else None for name, x in given.items()}, None
 
 
 in_chunks.defvjp(in_chunks_forward, in_chunks_backward, symbolic_zeros=True)
+
+# Eagerly, shard_map has no rule for symbolic zeros (NotImplementedError, jax 0.10.2).
+run: Any = jax.jit(in_chunks, static_argnums=0)
 
 
 def proportion(known: Any, given: Any) -> tuple[Any, Any]:
@@ -134,9 +138,9 @@ def walked(
     made: Any = None,
     finished: Any = None,
 ) -> tuple[Any, Any, Any]:
-    """What each entry gives, and the gradients of the parts: for `per_row` (total, shift, upstream gradients), or for
+    """What each entry gives, and the gradients of the parts: for `per_row` (lse, total, shift, upstream gradients), or
 
-    arrays.upstream in the same walk. They are added to those in `made`; where `finished`, nothing is.
+    for arrays.upstream in the same walk. They are added to those in `made`; where `finished`, nothing is.
     """
     hidden: Any = given["hidden"]
     targets: Any = given["targets"]
@@ -180,10 +184,12 @@ def walked(
     if static.entropy and not again:
         out = (numbers(True), None, None, None, None)
     elif not again:
-        out = (numbers(arrays.labels), numbers(targets), numbers(static.lse_too), numbers(True), numbers(True))
+        out = (numbers(arrays.labels), numbers(targets), numbers(True), numbers(True), numbers(True))
     right = None if arrays.answers is None else jnp.zeros(count, bool)
     like: dict[str, Any] = {"hidden": hidden, "targets": targets, "kernel": kernel, "bias": bias}
-    made = {n: jnp.zeros_like(like[n]) for n in parts} if made is None else made
+    # Of gradients that wait for a factor a narrow dtype would lose digits, or all.
+    waiting = {} if again else {"dtype": dtype}
+    made = {n: jnp.zeros_like(like[n], **waiting) for n in parts} if made is None else made
     tails = {"hidden": (features,), **({"targets": (classes,)} if of_entries else {})}
     made = {name: x.reshape(count, *tails[name]) if name in tails else x for name, x in made.items()}
 
@@ -196,30 +202,31 @@ def walked(
         logits = h @ kernel.T
         if bias is not None:
             # In a row behind the last, a large bias would become 0 * inf.
-            logits = logits + jnp.where((places < count)[:, None], bias, 0.0)
+            logits = logits + jnp.where((places < count)[:, None], bias[None, :], 0.0)
         block_targets = taken["targets"] if of_entries else targets
         rows = _rows.Rows(logits, taken["labels"], block_targets, None, taken["class_mask"], static.softcap, dtype)
         if again:
-            total, shift, *g = taken["per_row"]
+            lse, total, shift, *g = taken["per_row"]
         else:
             if static.entropy:
                 found = _rows.Forward(_rows.entropy(rows, xp=jnp), *[None] * 4)
             else:
-                found = _jax.forward(rows, lse_too=static.lse_too, xp=jnp)
+                found = _jax.forward(rows, lse_too=True, xp=jnp)
             out = jax.tree.map(lambda x, new: x.at[places].set(new, mode="drop"), out, tuple(found))
             if right is not None:
                 right = right.at[places].set(_rows.is_largest(rows, taken["answers"], xp=jnp), mode="drop")
-            total, shift, known = found.total, found.shift, taken["upstream"]
-            g = None if known is None else (known.nll, known.dot, known.of_lse(found.lse, xp=jnp))
+            lse, total, shift, known = found.lse, found.total, found.shift, taken["upstream"]
+            g = None if known is None else (known.nll, known.dot, known.of_lse(lse, xp=jnp))
         if parts:
             if static.entropy:
                 d_logits, d_targets = _rows.entropy_backward(rows, g[0], xp=jnp), None
             else:
+                total, shift = _rows.normalised(total, shift, lse, xp=jnp)
                 d_logits, d_targets = _rows.backward(rows, total, shift, *g, targets_too="targets" in parts, xp=jnp)
             made = added(made, places, h, d_logits, d_targets, kernel, of_entries)
         return start + length, out, right, made
 
-    state = (0, out, right, made)
+    state = (0, *_jax.varying_alike((out, right, made), (given, arrays)))
     for rows_of_chunk in lengths:
         # Half of a long chunk or less, which two or three short ones hold, ends within the order's last long one.
         left = 0 if rows_of_chunk == lengths[-1] else length // 2

@@ -16,6 +16,7 @@ from ._compat import (
     Array,
     Namespace,
     add_product,
+    as_asked,
     library_of,
     may_wait,
     multiplies_halves,
@@ -121,7 +122,8 @@ def selected_hidden(hidden: Array, keep: Array | None, dtype: Any, *, xp: Namesp
 def whole(projection: Projection, rows: _rows.Rows, *, xp: Namespace) -> _rows.Rows:
     """The rows with all their logits, as one expression: for what differentiates or traces it."""
     hidden, kernel, bias, _ = projection
-    logits = selected_hidden(hidden, rows.keep, rows.dtype, xp=xp) @ xp.astype(kernel, rows.dtype, copy=False).T
+    with as_asked(hidden):
+        logits = selected_hidden(hidden, rows.keep, rows.dtype, xp=xp) @ xp.astype(kernel, rows.dtype, copy=False).T
     return rows._replace(logits=logits if bias is None else logits + xp.astype(bias, rows.dtype, copy=False))
 
 
@@ -192,7 +194,8 @@ def forward_and_backward(
     g = [_stream.chosen(part, plan.kept, xp=xp) for part in upstream]
     answer = _stream.chosen(answers, plan.kept, xp=xp)
     lse_too = upstream.squared_lse is not None
-    gradients = empty_gradients(projection, rows, plan, parts, xp=xp)
+    # Of a backward that waits for its factor, which a narrow dtype would lose digits, or all, to.
+    gradients = empty_gradients(projection, rows, plan, parts, rows.dtype, xp=xp)
     outs: list[_rows.Forward] = []
     rights: list[Array | None] = []
     for chunk in chunks(plan, rows, xp=xp):
@@ -225,7 +228,7 @@ def backward(
     """The gradients of the parts asked for, from logits that are made again: three products beside those of forward."""
     plan = plan_of(projection, rows, xp=xp)
     per_row = [_stream.chosen(x, plan.kept, xp=xp) for x in (total, shift, g_nll, g_dot, g_lse)]
-    gradients = empty_gradients(projection, rows, plan, parts, xp=xp)
+    gradients = empty_gradients(projection, rows, plan, parts, projection.hidden.dtype, xp=xp)
     for chunk in chunks(plan, rows, xp=xp):
         d_logits, d_targets = _stream.backward(
             chunk.rows,
@@ -252,7 +255,7 @@ def entropy_backward(
 ) -> dict[str, Array]:
     plan = plan_of(projection, rows, xp=xp)
     g = _stream.chosen(g, plan.kept, xp=xp)
-    gradients = empty_gradients(projection, rows, plan, parts, xp=xp)
+    gradients = empty_gradients(projection, rows, plan, parts, projection.hidden.dtype, xp=xp)
     for chunk in chunks(plan, rows, xp=xp):
         d_logits = chunk.rows.logits
         _stream.entropy_backward(chunk.rows, g[chunk.start : chunk.stop], d_logits, xp=xp)
@@ -261,19 +264,19 @@ def entropy_backward(
 
 
 def empty_gradients(
-    projection: Projection, rows: _rows.Rows, plan: Plan, parts: Set[str], *, xp: Namespace
+    projection: Projection, rows: _rows.Rows, plan: Plan, parts: Set[str], dtype: Any, *, xp: Namespace
 ) -> dict[str, Array]:
-    """The hidden states' in their dtype, a row per entry; the kernel's, a sum over chunks, in that of the rows."""
+    """The hidden states' in the dtype given, a row per entry; the kernel's, a sum over chunks, in that of the rows."""
     hidden: Array = projection.hidden
     targets: Array = rows.targets
     count = math.prod(hidden.shape[:-1])
     gradients: dict[str, Array] = {}
     if "hidden" in parts:
         shape = (count, hidden.shape[-1])
-        gradients["hidden"] = sparse_zeros(shape, hidden.dtype, hidden, xp=xp)
+        gradients["hidden"] = sparse_zeros(shape, dtype, hidden, xp=xp)
     for name, x in (("kernel", plan.kernel), ("bias", plan.bias)):
         if name in parts and x is not None:
-            gradients[name] = xp.zeros(x.shape, dtype=rows.dtype, **placement(hidden))
+            gradients[name] = xp.zeros_like(x, dtype=rows.dtype)  # in the kernel's layout, where the library keeps it
     if "targets" in parts:
         shape = (count, plan.kernel.shape[0]) if isinstance(plan.targets, _stream.Table) else targets.shape
         gradients["targets"] = xp.zeros(shape, dtype=targets.dtype, **placement(hidden))

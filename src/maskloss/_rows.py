@@ -27,7 +27,7 @@ import math
 import operator
 from typing import Any, NamedTuple
 
-from ._compat import Array, Namespace, dtype_name, library_of, stop_gradient, subtract_at_label, take_label
+from ._compat import Array, Namespace, dtype_name, is_static, library_of, stop_gradient, subtract_at_label, take_label
 
 # Longer sums are taken in two levels: a running sum in float32 (XLA's, and NumPy's along a strided axis) errs by up to
 # one rounding per term, which at 2**20 classes is more than the last places of lse can hide. torch sums in a cascade
@@ -35,8 +35,10 @@ from ._compat import Array, Namespace, dtype_name, library_of, stop_gradient, su
 _SUM_BLOCK = 1024
 
 # Per dtype, of sum_c exp(x_c) that serves as it is, with a shift of 0: what underflows beside the least is less than a
-# rounding of it, and an upstream gradient of 1e-20 divided by the greatest is still a normal number.
+# rounding of it. Of the upstream gradients that may be divided by it: quotients are normal numbers, neither infinite
+# nor 0. Beyond, and for second derivatives, where g / total**2 occurs, the row is normalised first.
 TOTALS = {"float32": (1e-20, 1e15), "float64": (1e-140, 1e140)}
+UPSTREAM = {"float32": (1e-22, 1e18), "float64": (1e-160, 1e160)}
 # Of total / exp(x_y - shift) whose logarithm is the loss, exact to a rounding of itself or of 1: both are normal then.
 GREATEST_RATIO = 1e12
 
@@ -89,14 +91,19 @@ class Forward(NamedTuple):
     shift: Array | None
 
 
-def long_sum(x: Array, *, xp: Namespace) -> Array:
-    """Sum over the last axis, in two levels where it is long."""
-    length = x.shape[-1]
-    if length <= 2 * _SUM_BLOCK or library_of(x) == "torch":
-        return xp.sum(x, axis=-1)
-    head = length - length % _SUM_BLOCK
-    blocks = xp.reshape(x[..., :head], (*x.shape[:-1], head // _SUM_BLOCK, _SUM_BLOCK))
-    return xp.sum(xp.sum(blocks, axis=-1), axis=-1) + xp.sum(x[..., head:], axis=-1)
+def long_sum(x: Array, *, axis: int = -1, xp: Namespace) -> Array:
+    """Sum over an axis, in levels where it is long."""
+    axis %= x.ndim
+    length, last = x.shape[axis], axis == x.ndim - 1
+    # Along another axis than the last NumPy's sum is a running one throughout.
+    block = _SUM_BLOCK if last else _SUM_BLOCK // 8
+    if library_of(x) == "torch" or not is_static(length) or length <= 2 * block:
+        return xp.sum(x, axis=axis)
+    before, after, head = (slice(None),) * axis, x.shape[axis + 1 :], length - length % block
+    blocks = xp.reshape(x[(*before, slice(0, head), ...)], (*x.shape[:axis], head // block, block, *after))
+    return long_sum(xp.sum(blocks, axis=axis + 1), axis=axis, xp=xp) + xp.sum(
+        x[(*before, slice(head, None), ...)], axis=axis
+    )
 
 
 def allowed_of(rows: Rows, *, xp: Namespace) -> Array | None:
@@ -163,7 +170,10 @@ def costs(x: Array, targets: Array, total: Array, shift: Array, *, xp: Namespace
 
 
 def selected_targets(rows: Rows, *, xp: Namespace) -> Array:
-    return rows.targets if rows.class_mask is None else xp.where(rows.class_mask, rows.targets, 0.0)
+    targets: Array = rows.targets
+    if targets.ndim == 1:  # written out: JAX may be told to promote no ranks
+        targets = xp.reshape(targets, (*[1] * (rows.logits.ndim - 1), -1))
+    return targets if rows.class_mask is None else xp.where(rows.class_mask, targets, 0.0)
 
 
 def sums(x: Array, rows: Rows, *, xp: Namespace, out: Array | None = None) -> Sums:
@@ -193,6 +203,23 @@ def forward(rows: Rows, *, lse_too: bool, xp: Namespace) -> Forward:
     if lse_too:
         lse = log_sum_exp(total, shift, xp=xp)
     return Forward(nll, dot, lse, total, shift)
+
+
+def normalised(total: Array, shift: Array | None, lse: Array | None, *, xp: Namespace) -> tuple[Array, Array]:
+    """The same row with a total of about 1, as a shift is a constant to any differentiation, whatever it is.
+
+    The derivative of total follows from that of lse = shift + log(total), where that is given: d total = total d lse.
+    """
+    further = stop_gradient(xp.log(positive(total, xp=xp)), xp=xp)
+    further = xp.where(xp.isfinite(further), further, 0.0)
+    moved = further if shift is None else shift + further
+    # What was added, after rounding.
+    further = moved if shift is None else moved - shift
+    total = stop_gradient(total * xp.exp(-further), xp=xp)
+    if lse is not None:
+        lse = xp.where(xp.isinf(lse), 0.0, lse)
+        total = total * xp.exp(lse - stop_gradient(lse, xp=xp))
+    return total, moved
 
 
 def probabilities(x: Array, total: Array, shift: Array | None, *, xp: Namespace) -> Array:
@@ -247,10 +274,10 @@ def sum_of(*terms: Array | None) -> Array:
 
 def tangents(
     rows: Rows, total: Array, shift: Array | None, t_logits: Array | None, t_targets: Array | None, *, xp: Namespace
-) -> tuple[Array | None, Array | None, Array, Array]:
+) -> tuple[Array | None, Array | None, Array]:
     """Derivative of forward along dx = t_logits and dt = t_targets (None: zero). With u = sum_c p_c dx_c:
 
-    d nll = u - dx_y        d dot = sum_c t_c (u - dx_c) + dt_c (lse - x_c)        d lse = u        d total = total u
+    d nll = u - dx_y        d dot = sum_c t_c (u - dx_c) + dt_c (lse - x_c)        d lse = u
     """
     x, slope = selected_logits(rows, xp=xp)
     if t_logits is None:
@@ -272,7 +299,7 @@ def tangents(
         if t_targets is not None:
             t_targets = t_targets if rows.class_mask is None else xp.where(rows.class_mask, t_targets, 0.0)
             t_dot = t_dot + xp.sum(t_targets * costs(x, targets, total, shift, xp=xp), axis=-1)
-    return t_nll, t_dot, u, total * u
+    return t_nll, t_dot, u
 
 
 def is_largest(rows: Rows, answers: Array, *, xp: Namespace) -> Array:

@@ -6,9 +6,10 @@ the logits' size is made but their gradient; what is not kept is never read.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from . import _rows
@@ -90,22 +91,23 @@ def block_of(table: Table, start: int, stop: int, out: Array | None) -> Array:
     return table.array[tuple(place[start:stop] for place in table.places)]
 
 
-def workspace_of(length: int, classes: int, dtype: Any, library: str, like: Array) -> Array:
+@contextlib.contextmanager
+def workspace(length: int, classes: int, dtype: Any, library: str, like: Array) -> Generator[Array]:
     """An array (length, classes) to compute in, in the memory of `like`.
 
     Each thread keeps a block of each dtype, of more than one row: memory that is fresh in each call costs a page fault
-    per 4 KiB, half of a small loss.
+    per 4 KiB, half of a small loss. While in use it is taken out: a signal's handler may compute a loss meanwhile.
     """
-    size = length * classes
+    size, key = length * classes, (library, dtype)
     held: dict[Any, tuple[Array, Array]] = _held.__dict__.setdefault("blocks", {})
-    block, view = held.get((library, dtype), (None, None))
+    block, view = kept = held.pop(key, (None, None))
     if view is None or view.shape != (length, classes):
         if block is None or block.shape[0] < size:
             block = lasting_empty(size, dtype, like)
         view = block[:size].reshape((length, classes))
-        if length > 1:  # a longer row is not kept
-            held[library, dtype] = (block, view)
-    return view
+    yield view
+    if length > 1 or block is kept[0]:  # a longer row is not kept
+        held[key] = (block, view)
 
 
 def kept_of(keep: Array | None, read: bool, *, xp: Namespace) -> tuple[Array | None, Array | None]:
@@ -119,7 +121,8 @@ def kept_of(keep: Array | None, read: bool, *, xp: Namespace) -> tuple[Array | N
     return (None if kept.shape[0] == math.prod(keep.shape) else kept), None
 
 
-def walk_of(rows: _rows.Rows, *, xp: Namespace) -> Walk:
+@contextlib.contextmanager
+def walking(rows: _rows.Rows, *, xp: Namespace) -> Generator[Walk]:
     logits = rows.logits
     library = library_of(logits) or ""
     classes, count = logits.shape[-1], math.prod(logits.shape[:-1])
@@ -131,12 +134,7 @@ def walk_of(rows: _rows.Rows, *, xp: Namespace) -> Walk:
     targets = rows.targets
     if targets is not None and targets.ndim == logits.ndim:
         targets = table_of(targets, kept, xp=xp)
-    workspace = None  # array-api-strict has no `out`
-    if on_cpu and library != "array_api_strict":
-        workspace = workspace_of(length, classes, rows.dtype, library, logits)
-    elif library != "array_api_strict":
-        workspace = xp.empty((length, classes), dtype=rows.dtype, **placement(logits))
-    return Walk(
+    walk = Walk(
         library,
         on_cpu,
         kept,
@@ -147,8 +145,15 @@ def walk_of(rows: _rows.Rows, *, xp: Namespace) -> Walk:
         targets,
         None if keep is None else flat(keep, xp=xp),
         None if rows.class_mask is None else table_of(rows.class_mask, kept, xp=xp),
-        workspace,
+        None,
     )
+    if library == "array_api_strict":  # has no `out`
+        yield walk
+    elif on_cpu:
+        with workspace(length, classes, rows.dtype, library, logits) as view:
+            yield walk._replace(workspace=view)
+    else:
+        yield walk._replace(workspace=xp.empty((length, classes), dtype=rows.dtype, **placement(logits)))
 
 
 def block_logits(walk: Walk, dtype: Any, start: int, stop: int) -> tuple[Array, Array | None]:
@@ -228,9 +233,11 @@ def label_logits(walk: Walk, rows: _rows.Rows, *, xp: Namespace) -> Array:
     return _rows.capped(taken, rows.softcap, xp=xp)[0]
 
 
-def in_range(total: Array, library: str) -> bool:
-    low, high = extremes(total, library)
-    least, greatest = _rows.TOTALS[dtype_name(total)]
+def in_range(x: Array, limits: dict[str, tuple[float, float]], library: str) -> bool:
+    if 0 in x.shape:
+        return True
+    low, high = extremes(x, library)
+    least, greatest = limits[dtype_name(x)]
     return least <= low and high <= greatest
 
 
@@ -240,7 +247,7 @@ def unshifted(x: Array, library: str, *, xp: Namespace, out: Array | None) -> _r
     Below the least total, what underflows is more than a rounding of it, for up to 2**20 classes.
     """
     total = _rows.total_of(_rows.exponentials(x, None, xp=xp, out=out), out, xp=xp)
-    return _rows.Sums(None, total, None) if in_range(total, library) else None
+    return _rows.Sums(None, total, None) if in_range(total, _rows.TOTALS, library) else None
 
 
 def label_costs(library: str, total: Array, label_logits: Array, shift: Array | None, *, xp: Namespace) -> Array:
@@ -251,7 +258,9 @@ def label_costs(library: str, total: Array, label_logits: Array, shift: Array | 
     ratio = xp.clip(ratio, 1.0, None) if library == "array_api_strict" else ratio.clip(1.0, None)
     if float(xp.max(ratio) if library == "array_api_strict" else ratio.max()) <= _rows.GREATEST_RATIO:
         return xp.log(ratio)
-    return _rows.label_costs(total, label_logits, xp.zeros_like(total) if shift is None else shift, xp=xp)
+    # Row by row: a loss is the same beside any other.
+    far = _rows.label_costs(total, label_logits, xp.zeros_like(total) if shift is None else shift, xp=xp)
+    return xp.where(ratio <= _rows.GREATEST_RATIO, xp.log(ratio), far)
 
 
 def forward(rows: _rows.Rows, *, lse_too: bool, xp: Namespace) -> _rows.Forward:
@@ -259,21 +268,21 @@ def forward(rows: _rows.Rows, *, lse_too: bool, xp: Namespace) -> _rows.Forward:
     if rows.kernels is not None:
         return rows.kernels.forward(rows, lse_too=lse_too)
     entries = tuple(rows.logits.shape[:-1])
-    walk = walk_of(rows, xp=xp)
     pieces: list[_rows.Sums] = []
-    shifts = rows.targets is not None or not walk.on_cpu
-    for start, stop in spans(walk):
-        block, out = block_rows(walk, rows, start, stop)
-        sums = None
-        if not shifts:
-            sums = unshifted(_rows.selected_logits(block, xp=xp)[0], walk.library, xp=xp, out=out)
-        if sums is None:
+    with walking(rows, xp=xp) as walk:
+        shifts = rows.targets is not None or not walk.on_cpu
+        for start, stop in spans(walk):
+            block, out = block_rows(walk, rows, start, stop)
+            sums = None
             if not shifts:
-                # Logits out of range seldom come alone. The workspace, overwritten, may have held this block's.
-                shifts = True
-                block, out = block_rows(walk, rows, start, stop)
-            sums = _rows.sums(_rows.selected_logits(block, xp=xp)[0], block, xp=xp, out=out)
-        pieces.append(sums)
+                sums = unshifted(_rows.selected_logits(block, xp=xp)[0], walk.library, xp=xp, out=out)
+            if sums is None:
+                if not shifts:
+                    # Logits out of range seldom come alone. The workspace, overwritten, may have held this block's.
+                    shifts = True
+                    block, out = block_rows(walk, rows, start, stop)
+                sums = _rows.sums(_rows.selected_logits(block, xp=xp)[0], block, xp=xp, out=out)
+            pieces.append(sums)
     if not pieces:
         return nothing(rows, entries, rows.logits, lse_too=lse_too, xp=xp)
     taken = None if rows.labels is None else label_logits(walk, rows, xp=xp)
@@ -313,20 +322,37 @@ def backward(
 
     `d_logits`, of shape (rows, C) and all visited, is where the gradient goes: it may be the logits.
     """
-    logits: Array = rows.logits
-    targets: Array = rows.targets
     if rows.kernels is not None and not targets_too:
         return rows.kernels.backward(rows, total, shift, g_nll, g_dot, g_lse, d_logits=d_logits), None
-    walk = walk_of(rows, xp=xp)
+    with walking(rows, xp=xp) as walk:
+        per_row = [chosen(x, walk.kept, xp=xp) for x in (total, shift, g_nll, g_dot, g_lse)]
+        if walk.on_cpu and not all(
+            in_range(xp.abs(g), _rows.UPSTREAM, walk.library) for g in (per_row[2], per_row[4]) if g is not None
+        ):
+            per_row[:2] = _rows.normalised(per_row[0], per_row[1], None, xp=xp)
+        return walked_backward(walk, rows, per_row, targets_too=targets_too, xp=xp, d_logits=d_logits)
+
+
+def walked_backward(
+    walk: Walk,
+    rows: _rows.Rows,
+    per_row: Sequence[Array | None],
+    *,
+    targets_too: bool,
+    xp: Namespace,
+    d_logits: Array | None,
+) -> tuple[Array, Array | None]:
+    """`per_row` are total, shift and the upstream gradients of what is visited."""
+    logits: Array = rows.logits
+    targets: Array = rows.targets
+    total, shift, g_nll, g_dot, g_lse = per_row
     entries = (math.prod(logits.shape[:-1]), logits.shape[-1])
     d_logits = gradient_like(logits, walk, xp=xp) if d_logits is None else d_logits
     d_targets = None
     if targets_too:
         shape = entries if isinstance(walk.targets, Table) else targets.shape
         d_targets = xp.zeros(shape, dtype=targets.dtype, **placement(logits))
-    per_row = [chosen(x, walk.kept, xp=xp) for x in (total, shift, g_nll, g_dot, g_lse)]
     if g_dot is None and is_plain(walk, rows):
-        total, shift, g_nll, _, g_lse = per_row
         scale = _rows.sum_of(g_nll, g_lse) / (total if shift is None else _rows.positive(total, xp=xp))
         for start, stop, x, out in gradient_blocks(walk, rows, d_logits):
             _rows.exponentials(x, None if shift is None else shift[start:stop], xp=xp, out=out)
@@ -343,7 +369,7 @@ def backward(
             if isinstance(walk.targets, Table):
                 store(d_targets, walk.kept, start, stop, d_targets_block)
             else:
-                d_targets = d_targets + xp.reshape(xp.sum(d_targets_block, axis=0), targets.shape)
+                d_targets = d_targets + xp.reshape(_rows.long_sum(d_targets_block, axis=0, xp=xp), targets.shape)
     d_targets = None if d_targets is None else xp.reshape(d_targets, targets.shape)
     return xp.reshape(d_logits, logits.shape), d_targets
 
@@ -384,11 +410,19 @@ def in_one_walk(
     """Each exponential is computed once: for class indices alone, in arrays that can be written to."""
     if upstream.nll is None or upstream.dot is not None or upstream.squared_lse is not None:
         return None
-    walk = walk_of(rows, xp=xp)
-    if not is_plain(walk, rows) or walk.visited == 0:
-        return None
+    with walking(rows, xp=xp) as walk:
+        g = chosen(upstream.nll, walk.kept, xp=xp)
+        if not is_plain(walk, rows) or walk.visited == 0:
+            return None
+        if walk.on_cpu and not in_range(xp.abs(g), _rows.UPSTREAM, walk.library):
+            return None
+        return walked_once(walk, rows, g, xp=xp, d_logits=d_logits)
+
+
+def walked_once(
+    walk: Walk, rows: _rows.Rows, g: Array, *, xp: Namespace, d_logits: Array | None
+) -> tuple[_rows.Forward, Array]:
     d_logits = gradient_like(rows.logits, walk, xp=xp) if d_logits is None else d_logits
-    g = chosen(upstream.nll, walk.kept, xp=xp)
     taken = label_logits(walk, rows, xp=xp)  # before the gradient may take their place
     shifts = not walk.on_cpu
     pieces: list[_rows.Sums] = []
@@ -429,8 +463,8 @@ def store(array: Array, kept: Array | None, start: int, stop: int, block: Array)
 def entropy(rows: _rows.Rows, *, xp: Namespace) -> Array:
     """_rows.entropy; 0 where not visited."""
     entries = tuple(rows.logits.shape[:-1])
-    walk = walk_of(rows, xp=xp)
-    pieces = [_rows.entropy(block_rows(walk, rows, start, stop)[0], xp=xp) for start, stop in spans(walk)]
+    with walking(rows, xp=xp) as walk:
+        pieces = [_rows.entropy(block_rows(walk, rows, start, stop)[0], xp=xp) for start, stop in spans(walk)]
     if not pieces:
         return xp.zeros(entries, dtype=rows.dtype, **placement(rows.logits))
     return spread(joined(pieces, xp=xp), walk.kept, entries, xp=xp)
@@ -438,7 +472,7 @@ def entropy(rows: _rows.Rows, *, xp: Namespace) -> Array:
 
 def entropy_backward(rows: _rows.Rows, g: Array, d_logits: Array, *, xp: Namespace) -> None:
     """_rows.entropy_backward of all rows, into d_logits, which may be the logits."""
-    walk = walk_of(rows, xp=xp)
-    for start, stop in spans(walk):
-        block = block_rows(walk, rows, start, stop)[0]
-        store(d_logits, None, start, stop, _rows.entropy_backward(block, g[start:stop], xp=xp))
+    with walking(rows, xp=xp) as walk:
+        for start, stop in spans(walk):
+            block = block_rows(walk, rows, start, stop)[0]
+            store(d_logits, None, start, stop, _rows.entropy_backward(block, g[start:stop], xp=xp))

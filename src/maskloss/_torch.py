@@ -10,7 +10,16 @@ import torch
 from torch.nn.functional import nll_loss
 
 from . import _linear, _rows, _stream
-from ._compat import Namespace, has_tangent, in_forward_mode, is_plain_tensor, is_tracer, may_wait
+from ._compat import (
+    Namespace,
+    as_asked,
+    has_tangent,
+    in_forward_mode,
+    is_plain_tensor,
+    is_tracer,
+    may_wait,
+    namespace_of,
+)
 
 Tensor = Any
 
@@ -23,46 +32,43 @@ class _Rows(torch.autograd.Function):
 
     @staticmethod
     def forward(*inputs: Any) -> tuple[Any, ...]:
-        rows, lse_too, xp = _unpack(inputs)
-        return tuple(_rows.forward(rows, lse_too=lse_too, xp=xp))
+        rows, xp = _unpack(inputs)
+        return tuple(_rows.forward(rows, lse_too=True, xp=xp))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-        *tensors, ctx.softcap, ctx.dtype, ctx.kernels, ctx.lse_too, ctx.xp = inputs
-        total, shift = output[-2:]
-        # total is saved as an output that has a derivative of its own, not as a number: double backward is exact so.
-        if shift is not None:
-            ctx.mark_non_differentiable(shift)
-        ctx.save_for_backward(*tensors, total, shift)
-        ctx.save_for_forward(*tensors, total, shift)
+        *tensors, ctx.softcap, ctx.dtype, ctx.kernels, ctx.xp = inputs
+        *_, lse, total, shift = output
+        ctx.mark_non_differentiable(*(x for x in (total, shift) if x is not None))
+        # lse is saved as an output that has a derivative of its own, not as a number: double backward is exact so.
+        ctx.save_for_backward(*tensors, lse, total, shift)
+        ctx.save_for_forward(*tensors, lse, total, shift)
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
-        g_nll, g_dot, g_lse, g_total, _ = gradients
-        rows, xp, total, shift = _saved(ctx)
-        if g_total is not None:
-            g_lse = _rows.sum_of(g_lse, g_total * total)
-        if g_nll is None and g_dot is None and g_lse is None:
-            return (None,) * 10
+        g_nll, g_dot, g_lse, *_ = gradients
+        rows, xp, lse, total, shift = _saved(ctx)
         # A gradient that is differentiated again, or batched, needs operations that can be.
         given = [g for g in (g_nll, g_dot, g_lse) if g is not None]
-        plain = torch.is_grad_enabled() or in_forward_mode() or any(is_tracer(g, "torch") for g in given)
-        run = _rows.backward if plain else _stream.backward
+        if not given:
+            return (None,) * 9
+        run = _stream.backward
+        if torch.is_grad_enabled() or in_forward_mode() or any(is_tracer(g, "torch") for g in given):
+            run, (total, shift) = _rows.backward, _rows.normalised(total, shift, lse, xp=xp)
         targets_too = g_dot is not None and ctx.needs_input_grad[1]
         d_logits, d_targets = run(rows, total, shift, g_nll, g_dot, g_lse, targets_too=targets_too, xp=xp)
         if d_targets is not None:
             targets: Tensor = rows.targets
             d_targets = d_targets.sum_to_size(targets.shape)
-        return (d_logits.to(rows.logits.dtype), d_targets, *[None] * 8)
+        return (d_logits.to(rows.logits.dtype), d_targets, *[None] * 7)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Any, ...]:
         t_logits, t_targets, *_ = tangents
-        rows, xp, total, shift = _saved(ctx)
-        t_nll, t_dot, t_lse, t_total = _rows.tangents(rows, total, shift, t_logits, t_targets, xp=xp)
-        # None for the shift, which has no derivative.
-        return t_nll, t_dot, t_lse if ctx.lse_too else None, t_total, None
+        rows, xp, _, total, shift = _saved(ctx)
+        # None for total and shift, which have no derivative.
+        return (*_rows.tangents(rows, total, shift, t_logits, t_targets, xp=xp), None, None)
 
 
 class _Blocks(_Rows):
@@ -70,23 +76,28 @@ class _Blocks(_Rows):
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        rows, lse_too, xp = _unpack(inputs)
-        output = tuple(_stream.forward(rows, lse_too=lse_too, xp=xp))
+        rows, xp = _unpack(inputs)
+        output = tuple(map(_owned, _stream.forward(rows, lse_too=True, xp=xp)))
         _Rows.setup_context(ctx, inputs, output)
         return output
 
     setup_context = torch.autograd.Function.setup_context
 
 
-def _unpack(inputs: Any) -> tuple[_rows.Rows, bool, Namespace]:
-    logits, targets, labels, keep, class_mask, softcap, dtype, kernels, lse_too, xp = inputs
-    return _rows.Rows(logits, labels, targets, keep, class_mask, softcap, dtype, kernels), lse_too, xp
+def _owned(x: Tensor | None) -> Tensor | None:
+    """autograd refuses to modify in place what a Function made as a view."""
+    return x.clone() if x is not None and x._is_view() else x
 
 
-def _saved(ctx: Any) -> tuple[_rows.Rows, Namespace, Tensor, Tensor | None]:
-    logits, targets, labels, keep, class_mask, total, shift = ctx.saved_tensors
+def _unpack(inputs: Any) -> tuple[_rows.Rows, Namespace]:
+    logits, targets, labels, keep, class_mask, softcap, dtype, kernels, xp = inputs
+    return _rows.Rows(logits, labels, targets, keep, class_mask, softcap, dtype, kernels), xp
+
+
+def _saved(ctx: Any) -> tuple[_rows.Rows, Namespace, Tensor, Tensor, Tensor | None]:
+    logits, targets, labels, keep, class_mask, lse, total, shift = ctx.saved_tensors
     rows = _rows.Rows(logits, labels, targets, keep, class_mask, ctx.softcap, ctx.dtype, ctx.kernels)
-    return rows, ctx.xp, total, shift
+    return rows, ctx.xp, lse, total, shift
 
 
 def forward(rows: _rows.Rows, *, lse_too: bool, xp: Namespace) -> _rows.Forward:
@@ -97,7 +108,7 @@ def forward(rows: _rows.Rows, *, lse_too: bool, xp: Namespace) -> _rows.Forward:
         function = _Rows
     elif not differentiated(logits) and not differentiated(targets):
         return _stream.forward(rows, lse_too=lse_too, xp=xp)
-    return _rows.Forward(*function.apply(logits, targets, labels, *rest, lse_too, xp))
+    return _rows.Forward(*function.apply(logits, targets, labels, *rest, xp))
 
 
 def for_kernels(rows: _rows.Rows) -> _rows.Rows:
@@ -164,7 +175,7 @@ class _Linear(torch.autograd.Function):
         elif made and may_wait(projection.hidden, "torch") and (factor := _factor(made[0], upstream)) is not None:
             results = made[1] if factor == 1 else {name: g.mul_(factor) for name, g in made[1].items()}
         else:
-            with torch.autocast(projection.hidden.device.type, enabled=False):
+            with as_asked(projection.hidden):
                 g_nll, g_dot, g_lse = upstream
                 results = _linear.backward(projection, rows, total, shift, g_nll, g_dot, g_lse, parts, xp=ctx.xp)
         cast = (results[n].to(x.dtype) if n in parts else None for n, x in zip(PARTS, tensors[:4], strict=True))
@@ -211,11 +222,12 @@ def _plain_products(
 ) -> dict[str, Tensor]:
     hidden = _linear.selected_hidden(projection.hidden, rows.keep, rows.dtype, xp=xp)
     flat = d_logits.reshape(-1, d_logits.shape[-1])
-    return {
-        "hidden": d_logits @ projection.kernel.to(rows.dtype),
-        "kernel": flat.mT @ hidden.reshape(-1, hidden.shape[-1]),
-        "bias": flat.sum(0),
-    }
+    with as_asked(flat):
+        return {
+            "hidden": d_logits @ projection.kernel.to(rows.dtype),
+            "kernel": flat.mT @ hidden.reshape(-1, hidden.shape[-1]),
+            "bias": flat.sum(0),
+        }
 
 
 class _LinearEntropy(torch.autograd.Function):
@@ -235,7 +247,7 @@ class _LinearEntropy(torch.autograd.Function):
             rows = _linear.whole(projection, rows, xp=ctx.xp)
             results = _plain_products(projection, rows, _rows.entropy_backward(rows, g, xp=ctx.xp), ctx.xp)
         else:
-            with torch.autocast(projection.hidden.device.type, enabled=False):
+            with as_asked(projection.hidden):
                 results = _linear.entropy_backward(projection, rows, g, parts, xp=ctx.xp)
         cast = (results[n].to(x.dtype) if n in parts else None for n, x in zip(PARTS[:3], tensors[:3], strict=True))
         return *cast, *[None] * 6
@@ -246,7 +258,7 @@ def linear_entropy(projection: _linear.Projection, rows: _rows.Rows, *, xp: Name
     variables = [x for x in (hidden, kernel, bias) if x is not None]
     if in_forward_mode() or any(is_tracer(x, "torch") for x in variables):
         return _rows.entropy(_linear.whole(projection, rows, xp=xp), xp=xp)
-    with torch.autocast(hidden.device.type, enabled=False):
+    with as_asked(hidden):
         if not any(differentiated(x) for x in variables):
             return _linear.entropy(projection, rows, xp=xp)
         function: Any = _LinearEntropy
@@ -270,7 +282,7 @@ def linear_forward(
     variables = [x for x in (hidden, kernel, bias, targets) if x is not None]
     if in_forward_mode() or any(is_tracer(x, "torch") for x in variables):
         return _linear.through_whole(projection, rows, forward, lse_too=lse_too, answers=answers, xp=xp)
-    with torch.autocast(hidden.device.type, enabled=False):
+    with as_asked(hidden):
         if not any(differentiated(x) for x in variables):
             return _linear.forward(projection, rows, lse_too=lse_too, answers=answers, xp=xp)
         with torch.no_grad():
@@ -279,6 +291,13 @@ def linear_forward(
         function: Any = _Linear
         nll, dot, lse, right = function.apply(*tensors, known, *rest, lse_too, chunk_size, xp)
     return _rows.Forward(nll, dot, lse, None, None), right
+
+
+# log_softmax sums a row in as many running sums as a vector register has numbers, 8 or more in float32: with so few
+# classes each errs by less than 4 last places of 1, however the numbers lie.
+NAIVE_CLASSES = 64
+# Of fewer numbers than these the memory costs less than to look it up.
+UNHELD = 1 << 14
 
 
 def small_loss(logits: Any, labels: Any, mask: Any, reduction: str) -> Tensor | None:
@@ -301,22 +320,73 @@ def small_loss(logits: Any, labels: Any, mask: Any, reduction: str) -> Tensor | 
         x, y = x.reshape(-1, classes), y.reshape(-1)
     if kept is not None:
         x, y = x.index_select(0, kept), y.index_select(0, kept)
+    x = x if x.dtype is dtype else x.to(dtype)
+    divisor = 1 if reduction == "sum" else labels.numel() if reduction == "mean_over_all" else count
+    if x.requires_grad and torch.is_grad_enabled():
+        if classes <= NAIVE_CLASSES:
+            return loss_of_few_classes(x, y, divisor, None)
+        function: Any = _SmallLoss
+        return function.apply(x, y, divisor)
+    loss = loss_of_few_classes if classes <= NAIVE_CLASSES else loss_by_softmax
+    if count * classes < UNHELD:
+        return loss(x, y, divisor, None)
+    with _stream.workspace(count, classes, dtype, "torch", x) as out:
+        return loss(x, y, divisor, out)
+
+
+def loss_of_few_classes(x: Tensor, y: Tensor, divisor: int, out: Tensor | None) -> Tensor | None:
     if y.min().item() < 0:
         return None
-    x = x if x.dtype is dtype else x.to(dtype)
-    graph = x.requires_grad and torch.is_grad_enabled()
-    out = None if graph else _stream.workspace_of(count, classes, dtype, "torch", x)
-    total = reduction in ("sum", "mean_over_all")
+    mean = divisor == y.shape[0]
     try:
         # -1, which no label is: nll_loss ignores one value without a word.
         loss: Tensor = nll_loss(
-            torch.log_softmax(x, 1, out=out), y, reduction="sum" if total else "mean", ignore_index=-1
+            torch.log_softmax(x, 1, out=out), y, reduction="mean" if mean else "sum", ignore_index=-1
         )
     except IndexError:  # a label beyond the classes
         return None
     if not math.isfinite(loss.item()):
         return None
-    return loss / labels.numel() if reduction == "mean_over_all" else loss
+    return loss if mean or divisor == 1 else loss / divisor
+
+
+def loss_by_softmax(x: Tensor, y: Tensor, divisor: int, out: Tensor | None, ctx: Any = None) -> Tensor | None:
+    """softmax' own total is as naive a sum, but what it gives sums to 1 but for that total's error."""
+    p, at_label = torch.softmax(x, 1, out=out), y.unsqueeze(1)
+    total = p.sum(1, keepdim=True)
+    try:
+        ratio = total / p.gather(1, at_label)
+    except RuntimeError:  # a label that is no class
+        return None
+    if not ratio.max().item() <= _rows.GREATEST_RATIO:  # NaN
+        return None
+    if ctx is not None:
+        ctx.save_for_backward(x, at_label, total)
+        ctx.p, ctx.divisor = p, divisor
+    return ratio.log().sum() / divisor
+
+
+class _SmallLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, divisor: int) -> Any:
+        return loss_by_softmax(x, y, divisor, None, ctx)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        x, at_label, total = ctx.saved_tensors
+        g = (gradients[0] / ctx.divisor).expand_as(total)
+        p, ctx.p = ctx.p, None  # the first backward makes the gradient in its place
+        if torch.is_grad_enabled() or in_forward_mode() or is_tracer(g, "torch"):
+            xp, rows = namespace_of(x), _rows.Rows(x, at_label.squeeze(1), None, None, None, None, x.dtype)
+            again = _rows.forward(rows, lse_too=False, xp=xp)
+            g_nll = g.squeeze(1)
+            return (
+                _rows.backward(rows, again.total, again.shift, g_nll, None, None, targets_too=False, xp=xp)[0],
+                None,
+                None,
+            )
+        p = torch.softmax(x, 1) if p is None else p
+        return p.mul_(g / total).scatter_add_(1, at_label, -g), None, None
 
 
 def is_small(logits: Any, labels: Any, mask: Any) -> bool:

@@ -148,7 +148,7 @@ def _signature(function: Any) -> Any:
 @on_arrays
 def _analytic_value_and_grad(
     _: Any, loss_function: Any, keys: list[Place], args: Any, kwargs: Any, has_aux: bool
-) -> tuple[Any, list[Any]]:
+) -> tuple[Any, tuple[Any, ...]]:
     """For the libraries without automatic differentiation: the derivative of the two losses, and of them alone."""
     function, held = loss_function, 0
     while isinstance(function, functools.partial):
@@ -171,15 +171,16 @@ def _analytic_value_and_grad(
     reduction, denominator = given.pop("reduction"), given.pop("denominator")
     implementation, _ = given.pop("implementation"), given.pop("with_stats")
     _inputs.check_reduction(reduction, denominator)
-    options = check_options(*(given.pop(name) for name in ("label_smoothing", "z_loss", "softcap")))
+    label_smoothing, z_loss, softcap = (given.pop(name) for name in ("label_smoothing", "z_loss", "softcap"))
     axis, projection = given.get("axis", -1), None
     if function is linear_cross_entropy:
         chunk_size = given.pop("chunk_size")
         check_chunk_size(chunk_size)
-        inputs, kernel, bias = _inputs.prepare_linear(**given)
-        projection = Projection(given["hidden"], kernel, bias, chunk_size)
+        inputs, hidden, kernel, bias = _inputs.prepare_linear(**given)
+        projection = Projection(hidden, kernel, bias, chunk_size)
     else:
         inputs = _inputs.prepare(**given)
+    options = check_options(label_smoothing, z_loss, softcap, inputs)
     if _inputs.choose_implementation(implementation, inputs.like) != "analytic":
         accepted = f"it cannot run with {LIBRARIES[inputs.like.library]} arrays: {NO_AUTODIFF}"
         fail(ValueError, "implementation", repr(implementation), accepted)
@@ -193,6 +194,8 @@ def _analytic_value_and_grad(
         gradient = gradients[name]
         if name in ("logits", "labels"):
             gradient = moved_axis(gradient, -1, axis, xp=inputs.xp)
+        if name == "kernel" and given["kernel_layout"] == "dv":
+            gradient = inputs.xp.permute_dims(gradient, (1, 0))
         gradient = sum_to(gradient, _inputs.shape_of(argument), inputs)
         results.append(inputs.xp.astype(gradient, argument.dtype, copy=False))
-    return ((value, stats) if has_aux else value), results
+    return ((value, stats) if has_aux else value), tuple(results)

@@ -56,6 +56,7 @@ def linear_cross_entropy(
     labels: Array,
     *,
     bias: Array | None = None,
+    kernel_layout: Literal["vd", "dv"] = "vd",
     chunk_size: int | None = None,
     mask: Array | None = None,
     weights: Array | float | None = None,
@@ -82,13 +83,16 @@ def linear_cross_entropy(
     hidden : array, shape (..., D), real floating
         Hidden states; the axes other than the last are the *entries*. They decide the library and the device.
     kernel : array, shape (V, D), real floating
-        The output projection, a row for each class, as in tied embeddings and in ``torch.nn.Linear.weight``.
+        The output projection, a row for each class, as in tied embeddings and in ``torch.nn.Linear.weight``; of shape
+        (D, V) with ``kernel_layout="dv"``, as in Flax and Keras.
     labels : array
         As in :func:`cross_entropy`, of the entries' shape, or floating and of shape (..., V).
     bias : array, shape (V,), optional
         Added to the logits.
+    kernel_layout : str
+        ``"vd"`` or ``"dv"``: which axis of the kernel is which. A square kernel fits both; nothing is guessed.
     chunk_size : int, optional
-        Rows of logits that exist at a time. By default as many as fill 32 MiB, at least 128 and at most 512.
+        Rows of logits that exist at a time. By default as many as fill 20 MiB, at least 128 and at most 512.
     mask, weights, class_weights, class_mask, ignore_index, label_smoothing, z_loss, softcap : optional
         As in :func:`cross_entropy`; `class_mask` broadcasts to the shape (..., V).
     reduction, denominator, with_stats, validate, implementation : optional
@@ -123,12 +127,12 @@ def linear_cross_entropy(
     _inputs.check_reduction(reduction, denominator)
     _inputs.check_choice("with_stats", with_stats, (True, False))
     check_chunk_size(chunk_size)
-    options = check_options(label_smoothing, z_loss, softcap)
-    inputs, kernel, bias = _inputs.prepare_linear(
+    inputs, hidden, kernel, bias = _inputs.prepare_linear(
         hidden,
         kernel,
         labels,
         bias=bias,
+        kernel_layout=kernel_layout,
         mask=mask,
         weights=weights,
         class_weights=class_weights,
@@ -136,6 +140,7 @@ def linear_cross_entropy(
         ignore_index=ignore_index,
         validate=validate,
     )
+    options = check_options(label_smoothing, z_loss, softcap, inputs)
     divisor = None if denominator is None else _inputs.to_denominator(denominator, inputs.dtype, inputs.like)
     terms = terms_of(inputs, options)
     out, right = rows_forward(
@@ -157,6 +162,7 @@ def linear_label_log_probs(
     labels: Array,
     *,
     bias: Array | None = None,
+    kernel_layout: Literal["vd", "dv"] = "vd",
     chunk_size: int | None = None,
     mask: Array | None = None,
     class_mask: Array | None = None,
@@ -171,7 +177,7 @@ def linear_label_log_probs(
 
     Parameters
     ----------
-    hidden, kernel, bias, chunk_size
+    hidden, kernel, bias, kernel_layout, chunk_size
         As in :func:`linear_cross_entropy`.
     labels, mask, class_mask, ignore_index, softcap, validate
         As in :func:`label_log_probs`.
@@ -195,17 +201,18 @@ def linear_label_log_probs(
     [0.75]
     """
     check_chunk_size(chunk_size)
-    options = Options(0.0, 0.0, check_softcap(softcap))
-    inputs, kernel, bias = _inputs.prepare_linear(
+    inputs, hidden, kernel, bias = _inputs.prepare_linear(
         hidden,
         kernel,
         labels,
         bias=bias,
+        kernel_layout=kernel_layout,
         mask=mask,
         class_mask=class_mask,
         ignore_index=ignore_index,
         validate=validate,
     )
+    options = Options(0.0, 0.0, check_softcap(softcap, inputs))
     terms = terms_of(inputs, options)
     out, _ = rows_forward(inputs, _linear.Projection(hidden, kernel, bias, chunk_size), terms.rows, None)
     # 0 - loss, not -loss: what is not kept is 0, not -0.
@@ -218,6 +225,7 @@ def linear_entropy(
     kernel: Array,
     *,
     bias: Array | None = None,
+    kernel_layout: Literal["vd", "dv"] = "vd",
     chunk_size: int | None = None,
     mask: Array | None = None,
     class_mask: Array | None = None,
@@ -230,7 +238,7 @@ def linear_entropy(
 
     Parameters
     ----------
-    hidden, kernel, bias, chunk_size
+    hidden, kernel, bias, kernel_layout, chunk_size
         As in :func:`linear_cross_entropy`.
     mask, class_mask, softcap
         As in :func:`entropy`.
@@ -254,10 +262,10 @@ def linear_entropy(
     [0.693147]
     """
     check_chunk_size(chunk_size)
-    cap = check_softcap(softcap)
-    inputs, kernel, bias = _inputs.prepare_linear(
-        hidden, kernel, _inputs.NO_LABELS, bias=bias, mask=mask, class_mask=class_mask
+    inputs, hidden, kernel, bias = _inputs.prepare_linear(
+        hidden, kernel, _inputs.NO_LABELS, bias=bias, kernel_layout=kernel_layout, mask=mask, class_mask=class_mask
     )
+    cap = check_softcap(softcap, inputs)
     rows = _rows.Rows(None, None, None, inputs.keep, inputs.class_mask, cap, inputs.dtype)
     result = entropy_of_rows(inputs, _linear.Projection(hidden, kernel, bias, chunk_size), rows)
     return result if inputs.keep is None else inputs.xp.where(inputs.keep, result, 0.0)

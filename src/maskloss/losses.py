@@ -13,19 +13,20 @@ from ._entries import Options, entries_of, loss_of, right_of, terms_of
 from ._inputs import Reduction
 
 
-def check_options(label_smoothing: Any, z_loss: Any, softcap: Any) -> Options:
-    return Options(
-        _inputs.check_number("label_smoothing", label_smoothing, 0.0, 1.0, "a number in [0, 1]"),
-        _inputs.check_number("z_loss", z_loss, 0.0, sys.float_info.max, "a finite number that is not negative"),
-        check_softcap(softcap),
-    )
+def check_options(label_smoothing: Any, z_loss: Any, softcap: Any, inputs: _inputs.Inputs) -> Options:
+    z_loss = _inputs.check_number("z_loss", z_loss, 0.0, sys.float_info.max, "a finite number that is not negative")
+    if z_loss:
+        _inputs.check_held("z_loss", z_loss, inputs.dtype, inputs.xp)
+    label_smoothing = _inputs.check_number("label_smoothing", label_smoothing, 0.0, 1.0, "a number in [0, 1]")
+    return Options(label_smoothing, z_loss, check_softcap(softcap, inputs))
 
 
-def check_softcap(softcap: Any) -> float | None:
+def check_softcap(softcap: Any, inputs: _inputs.Inputs) -> float | None:
     if softcap is None:
         return None
     accepted = "None or a finite positive number"
-    return _inputs.check_number("softcap", softcap, sys.float_info.min, sys.float_info.max, accepted)
+    softcap = _inputs.check_number("softcap", softcap, sys.float_info.min, sys.float_info.max, accepted)
+    return _inputs.check_held("softcap", softcap, inputs.dtype, inputs.xp)
 
 
 def rows_forward_of(inputs: _inputs.Inputs, implementation: str | None) -> Callable[..., _rows.Forward]:
@@ -180,7 +181,6 @@ def cross_entropy(
             return loss
     _inputs.check_reduction(reduction, denominator)
     _inputs.check_choice("with_stats", with_stats, (True, False))
-    options = check_options(label_smoothing, z_loss, softcap)
     inputs = _inputs.prepare(
         logits,
         labels,
@@ -192,6 +192,7 @@ def cross_entropy(
         axis=axis,
         validate=validate,
     )
+    options = check_options(label_smoothing, z_loss, softcap, inputs)
     divisor = None if denominator is None else _inputs.to_denominator(denominator, inputs.dtype, inputs.like)
     forward = rows_forward_of(inputs, implementation)
     terms = terms_of(inputs, options)
@@ -240,10 +241,10 @@ def label_log_probs(
     >>> print(np.exp(ml.label_log_probs(logits, np.asarray([1, 0]))))
     [0.75 0.5 ]
     """
-    options = Options(0.0, 0.0, check_softcap(softcap))
     inputs = _inputs.prepare(
         logits, labels, mask=mask, class_mask=class_mask, ignore_index=ignore_index, axis=axis, validate=validate
     )
+    options = Options(0.0, 0.0, check_softcap(softcap, inputs))
     forward = rows_forward_of(inputs, None)
     terms = terms_of(inputs, options)
     entries = entries_of(inputs, options, terms, forward(terms.rows, lse_too=False, xp=inputs.xp))
@@ -284,8 +285,8 @@ def entropy(
     >>> print(round(float(ml.entropy(np.asarray([0.0, 0.0, -np.inf]))), 6))  # log 2
     0.693147
     """
-    cap = check_softcap(softcap)
     inputs = _inputs.prepare(logits, _inputs.NO_LABELS, mask=mask, class_mask=class_mask, axis=axis)
+    cap = check_softcap(softcap, inputs)
     rows = _rows.Rows(inputs.logits, None, None, inputs.keep, inputs.class_mask, cap, inputs.dtype)
     result = entropy_of_rows(inputs, rows)
     return result if inputs.keep is None else inputs.xp.where(inputs.keep, result, 0.0)

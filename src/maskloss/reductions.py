@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, cast
 from . import _inputs
 from ._compat import Array, Namespace, on_arrays, stop_gradient
 from ._reduce import Entries, quotient, reduce_entries
+from ._rows import long_sum
 
 Axis = int | tuple[int, ...] | None
 
@@ -27,7 +28,13 @@ class _Values(NamedTuple):
         return self.like.xp
 
     def total(self, x: Array, keepdims: bool | None = None) -> Array:
-        return self.xp.sum(x, axis=self.axes, keepdims=self.keepdims if keepdims is None else keepdims)
+        xp, keepdims = self.xp, self.keepdims if keepdims is None else keepdims
+        if self.like.library == "torch" or not self.axes:
+            return xp.sum(x, axis=self.axes, keepdims=keepdims)
+        for axis in sorted(self.axes, reverse=True):
+            x = long_sum(x, axis=axis, xp=xp)
+        shape = tuple(1 if axis in self.axes else n for axis, n in enumerate(self.x.shape))
+        return xp.reshape(x, shape) if keepdims else x
 
     def kept(self) -> Array:
         return self.xp.ones_like(self.x, dtype=self.xp.bool) if self.keep is None else self.keep
@@ -49,6 +56,7 @@ class _Values(NamedTuple):
 
 def _values(x: Any, mask: Any, axis: Any, keepdims: Any, weights: Any = None, name: str = "x") -> _Values:
     like = _inputs.floating_like(name, x)
+    x = like.array
     xp, shape = like.xp, _inputs.shape_of(x)
     _inputs.check_choice("keepdims", keepdims, (True, False))
     given = range(x.ndim) if axis is None else cast("tuple[Any, ...]", axis if isinstance(axis, tuple) else (axis,))
@@ -128,7 +136,7 @@ def masked_mean(
     [1. 4.]
     """
     v = _values(x, mask, axis, keepdims, weights)
-    empty = _inputs.check_real("empty", empty)
+    empty = _check_empty(v, empty)
     divisor = v.total(v.units())
     return v.xp.where(divisor == 0, empty, quotient(v.total(v.units() * v.x), divisor, xp=v.xp))
 
@@ -163,7 +171,7 @@ def masked_var(
     1.0
     """
     v = _values(x, mask, axis, keepdims, weights)
-    empty = _inputs.check_real("empty", empty)
+    empty = _check_empty(v, empty)
     variance, undefined = _variance(v, correction)
     return v.xp.where(undefined, empty, variance)
 
@@ -194,7 +202,7 @@ def masked_std(
     2.0
     """
     v = _values(x, mask, axis, keepdims, weights)
-    empty = _inputs.check_real("empty", empty)
+    empty = _check_empty(v, empty)
     variance, undefined = _variance(v, correction)
     zero = variance == 0
     # The derivative of sqrt at 0 is infinite, and where() would multiply it by 0: replaced before the root.
@@ -261,7 +269,7 @@ def masked_min(
 
 def _extremum(v: _Values, sign: float, empty: Any) -> Array:
     """sign * max(sign * x): with sign -1 the minimum."""
-    empty = _inputs.check_real("empty", empty)
+    empty = _check_empty(v, empty)
     if v.has_empty_axis():
         result = v.total(v.x) + empty
     else:
@@ -291,7 +299,7 @@ def masked_logsumexp(
     1000.0
     """
     v = _values(x, mask, axis, keepdims)
-    empty = _inputs.check_real("empty", empty)
+    empty = _check_empty(v, empty)
     if v.has_empty_axis():
         return v.total(v.x) + empty
     _, shift, total = _shifted(v)
@@ -359,6 +367,11 @@ def masked_log_softmax(x: Array, mask: Any = None, *, axis: int = -1) -> Array:
     return v.selected(shifted - v.xp.log(v.xp.where(total == 0, 1.0, total)), -math.inf)
 
 
+def _check_empty(v: _Values, empty: Any) -> float:
+    value = _inputs.check_real("empty", empty)
+    return _inputs.check_held("empty", value, v.x.dtype, v.xp) if math.isfinite(value) else value
+
+
 def _one_axis(x: Any, mask: Any, axis: Any) -> _Values:
     if axis is None or isinstance(axis, tuple):
         _inputs.fail(TypeError, "axis", _inputs.describe(cast(object, axis)), "it must be one axis, an integer")
@@ -396,4 +409,6 @@ def reduce(
     _inputs.check_reduction(reduction, denominator)
     v = _values(values, mask, None, False, weights, "values")
     divisor = None if denominator is None else _inputs.to_denominator(denominator, v.x.dtype, v.like)
-    return reduce_entries(Entries(v.x, v.keep, v.weights, None), reduction, divisor, xp=v.xp)
+    # Where there is nothing to do, the caller's own array would be returned, and written to in place of the result.
+    x = v.x * 1.0 if v.x is v.like.array else v.x
+    return reduce_entries(Entries(x, v.keep, v.weights, None), reduction, divisor, xp=v.xp)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from ._compat import Array, namespace_of
+from ._inputs import fail
 from ._reduce import quotient
 
 
@@ -49,14 +50,20 @@ class LossStats(NamedTuple):
     z_loss: Array
 
     def __add__(self, other: Any) -> LossStats:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if type(other) is int and other == 0:  # sum() starts from it
+            return self
         if not isinstance(other, LossStats):
             return NotImplemented
         xp = namespace_of(self.total)
         return LossStats(*(xp.asarray(a + b) for a, b in zip(self, other, strict=True)))
 
-    def __radd__(self, other: Any) -> LossStats:
-        """sum() starts from 0."""
-        return self if isinstance(other, int) and other == 0 else NotImplemented
+    __radd__ = __add__
+
+    def __mul__(self, other: Any) -> NoReturn:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """A tuple would repeat itself, and what scales a total scales no count."""
+        fail(TypeError, "LossStats", "multiplied", "it only adds; scale its mean, or one field with _replace")
+
+    __rmul__ = __mul__
 
     @property
     def mean(self) -> Array:
