@@ -125,12 +125,66 @@ bad(
     "floating",
     labels=given([[1, 0, 0], [0, 0, 1]], "int64"),
 )
+IMAGES = given(np.zeros((2, 3, 4)))
+bad(
+    "a class axis forgotten",
+    ValueError,
+    "labels",
+    "(2, 4)",
+    "(2, 3)",
+    "axis=1",
+    logits=IMAGES,
+    labels=given(np.zeros((2, 4)), "int64"),
+)
+bad(
+    "another class axis",
+    ValueError,
+    "labels",
+    "(2, 3)",
+    "(2, 4)",
+    "axis=2",
+    logits=IMAGES,
+    axis=1,
+    labels=given(np.zeros((2, 3)), "int64"),
+)
+bad(
+    "a class axis forgotten, with class weights",
+    ValueError,
+    "labels",
+    "axis=1",
+    logits=IMAGES,
+    labels=given(np.zeros((2, 4)), "int64"),
+    class_weights=given([1.0, 2.0, 3.0]),
+)
+bad(
+    "a class mask along another axis",
+    ValueError,
+    "class_mask",
+    "(3,)",
+    "(2, 3, 4)",
+    "(3, 1)",
+    logits=IMAGES,
+    labels=given(np.zeros((2, 4)), "int64"),
+    axis=1,
+    class_mask=given([True, True, False], "bool"),
+)
 bad("soft labels of fewer classes", ValueError, "labels", "(2, 2)", "(2, 3)", labels=given([[1.0, 0.0], [0.0, 1.0]]))
-bad("floating class indices", ValueError, "labels", "float32", "(2,)", "(2, 3)", labels=given([0.0, 2.0]))
+bad("floating class indices", ValueError, "labels", "float32", "(2,)", "(2, 3)", "integer", labels=given([0.0, 2.0]))
 bad("a mask of other entries", ValueError, "mask", "(3,)", "(2,)", mask=given([True, True, False], "bool"))
 bad("a mask with a class axis", ValueError, "mask", "(2, 3)", "(2,)", mask=given([[True, True, False]] * 2, "bool"))
 bad("a mask of more dimensions", ValueError, "mask", "(1, 2)", "(2,)", mask=given([[True, True]], "bool"))
 bad("weights of other entries", ValueError, "weights", "(3,)", "(2,)", weights=given([1.0, 1.0, 1.0]))
+bad(
+    "weights of a sequence each",
+    ValueError,
+    "weights",
+    "(2,)",
+    "(2, 3)",
+    "(2, 1)",
+    logits=given(np.zeros((2, 3, 4))),
+    labels=given(np.zeros((2, 3)), "int64"),
+    weights=given([1.0, 2.0]),
+)
 bad("class weights of fewer classes", ValueError, "class_weights", "(2,)", "(3,)", class_weights=given([1.0, 2.0]))
 bad("one number as class weights", TypeError, "class_weights", "1.0", "array", class_weights=1.0)
 bad("class weights per entry", ValueError, "class_weights", "(2, 3)", "(3,)", class_weights=given(ROWS))
@@ -758,8 +812,25 @@ bad(
 linear = functools.partial(bad, function="linear_cross_entropy")
 linear("a kernel of other features", ValueError, "kernel", "(4, 2)", "(classes, 3)", kernel=given([[0.5, 1.0]] * 4))
 linear(
-    "a transposed kernel", ValueError, "kernel", "(3, 4)", "(classes, 3)", "transpose", kernel=given([[0.5] * 4] * 3)
+    "a transposed kernel",
+    ValueError,
+    "kernel",
+    "(3, 4)",
+    "(classes, 3)",
+    "kernel_layout='dv'",
+    "transpose",
+    kernel=given([[0.5] * 4] * 3),
 )
+linear(
+    "a kernel with a row for each class as 'dv'",
+    ValueError,
+    "kernel",
+    "(4, 3)",
+    "(3, classes)",
+    "kernel_layout='vd'",
+    kernel_layout="dv",
+)
+linear("an unknown layout of the kernel", ValueError, "kernel_layout", "'nk'", "'vd'", "'dv'", kernel_layout="nk")
 linear("a kernel without classes", ValueError, "kernel", "(0, 3)", "(classes, 3)", kernel=given(np.zeros((0, 3))))
 linear("an integer kernel", TypeError, "kernel", "int32", "floating", kernel=given([[1, 0, 2]] * 4, "int32"))
 linear("a kernel that is a list", TypeError, "kernel", "list", "array", kernel=[[0.5, 1.0, -2.0]] * 4)

@@ -207,6 +207,23 @@ def test_torch_entropy_derivatives(backend):
     torch.autograd.gradgradcheck(entropy, leaves)
 
 
+def test_kernel_layout(backend):
+    """Square, so that no shape tells: "dv" is the transpose, and its gradient comes back transposed."""
+    named(backend)
+    rng = np.random.default_rng(29)
+    hidden, kernel, labels = rng.normal(size=(5, 4)), rng.normal(size=(4, 4)), rng.integers(0, 4, 5)
+    with settings(backend):
+        h, k, turned, y = on(backend, hidden, kernel, kernel.T, labels)
+        expected = ml.value_and_grad(ml.linear_cross_entropy, (0, 1))(h, k, y)
+        function = functools.partial(ml.linear_cross_entropy, kernel_layout="dv", chunk_size=2)
+        found = ml.value_and_grad(function, (0, 1))(h, turned, y)
+        wanted = [to_numpy(backend, x) for x in (expected[0], *expected[1])]
+        assert_close([to_numpy(backend, x) for x in (found[0], *found[1])], [*wanted[:2], wanted[2].T])
+        for function, more in ((ml.linear_label_log_probs, (y,)), (ml.linear_entropy, ())):
+            pair = function(h, turned, *more, kernel_layout="dv"), function(h, k, *more)
+            assert_close(*([to_numpy(backend, x)] for x in pair))
+
+
 def test_mixed_dtypes(backend):
     """Computed in the widest; each gradient in its argument's dtype."""
     named(backend)

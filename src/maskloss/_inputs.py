@@ -138,10 +138,16 @@ def check_axis(axis: Any, ndim: int) -> int:
 
 def check_broadcasts(name: str, x: Array, shape: tuple[int, ...], what: str) -> None:
     given = shape_of(x)
-    if len(given) > len(shape) or any(a not in (1, b) for a, b in zip(given[::-1], shape[::-1], strict=False)):
-        ones = (*given, *[1] * (len(shape) - len(given)))
-        hint = f"; for one number per first axis, pass it with the shape {ones}" if given == shape[: len(given)] else ""
+    if not broadcasts(given, shape):
+        others = ((*given, *[1] * k) for k in range(1, 1 + len(shape) - len(given)))
+        fit = next((other for other in others if broadcasts(other, shape)), None)
+        hint = "" if fit is None else f"; along another axis it has the shape {fit}"
         fail(ValueError, name, describe(x), f"it must broadcast to the shape {shape} of {what}{hint}")
+
+
+def broadcasts(given: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    pairs = zip(given[::-1], shape[::-1], strict=False)
+    return len(given) <= len(shape) and all(a in (1, b) for a, b in pairs)
 
 
 class Like(NamedTuple):
