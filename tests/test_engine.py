@@ -150,3 +150,36 @@ def test_a_wrong_label_that_was_not_checked_is_nan_in_every_gradient(backend):
         )[1]
         gradient = to_numpy(backend, gradient)
         np.testing.assert_allclose(gradient, [np.nan, np.log(3), 0.0], rtol=4 * np.finfo(gradient.dtype).eps)
+
+
+def test_sums_over_many_entries(backend):
+    """dL/dw_0 of a sum over 2**18 entries of label 0 and two equal logits is 2**18 log 2; a running sum is far from it.
+
+    It is a sum of equal terms in five levels of 16, with at most 16 roundings of half a last place in each.
+    """
+    of_library(backend, "numpy", "array_api_strict")
+    with settings(backend):
+        given = np.zeros((2**18, 2), np.float32), np.zeros(2**18, np.int64), np.ones(2, np.float32)
+        logits, labels, class_weights = (asarray(backend, x) for x in given)
+        gradient = ml.value_and_grad(ml.cross_entropy, "class_weights")(
+            logits, labels, class_weights=class_weights, reduction="sum"
+        )[1]
+    np.testing.assert_allclose(to_numpy(backend, gradient), [2**18 * np.log(2), 0.0], rtol=80 * 2.0**-24)
+
+
+def test_a_long_row_of_hidden_states(backend):
+    """The long rows of the matrix as a projection of one feature, which is 1: logits are the kernel.
+
+    lse - x_y = log(1 + t) with t = (V - 1) exp(-12), and dL/dkernel_y = 1 / (1 + t) - 1. See the matrix' bound.
+    """
+    of_library(backend, "numpy", "array_api_strict", "torch", "jax")
+    kernel = np.zeros((2**17, 1), np.float32)
+    kernel[7] = 12.0
+    t = (2**17 - 1) * np.exp(-12.0)
+    for options in ({}, {"label_smoothing": 2.0**-30}):
+        with settings(backend):
+            arrays = (asarray(backend, x) for x in (np.ones((1, 1), np.float32), kernel, np.array([7])))
+            function = functools.partial(ml.linear_cross_entropy, **options)
+            loss, gradient = ml.value_and_grad(function, 1)(*arrays)
+        assert abs(float(loss) - np.log1p(t)) < 32 * 2.0**-24
+        assert abs(to_numpy(backend, gradient)[7, 0] + t / (1 + t)) < 32 * 2.0**-24

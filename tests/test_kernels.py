@@ -69,6 +69,21 @@ def test_offsets_of_more_than_32_bits(backend, torch):
             assert same_bits(a, b.contiguous())
 
 
+def test_equal_blocks_add_up(backend, torch, monkeypatch):
+    """1024 blocks of 64 terms of exp(-12) beside one of 1: a running total in float32 rounds each sum, and alike.
+
+    lse - x_y = log(1 + t) with t = 65535 exp(-12) = 0.4: within a block its terms may be added in 8 running sums, whose
+    8 + 3 roundings of 2**-24 are 2e-7 of 1 + t; the other roundings are half a last place of t and of the loss.
+    """
+    monkeypatch.setattr(importlib.import_module("maskloss._kernels.cross_entropy"), "MOST", 64)
+    logits = torch.zeros(1, 65536, device=backend.device)
+    logits[0, 0] = 12.0
+    loss, gradient = loss_and_gradient(torch, logits, torch.zeros(1, dtype=torch.int64, device=backend.device))
+    true = np.log1p(65535 * np.exp(-12.0))
+    assert abs(loss.item() - true) <= 2.0**-22
+    assert abs(gradient[0, 0].item() - np.expm1(-true)) <= 2.0**-22
+
+
 def test_second_derivative(backend, torch):
     """The backward of the kernels can be differentiated: it is then the plain expression."""
     logits, labels = rows(torch, backend)

@@ -246,12 +246,12 @@ def added(made: Any, places: Any, h: Any, d_logits: Any, d_targets: Any, kernel:
     if "kernel" in made:
         made["kernel"] = add_product(made["kernel"], d_logits, h)
     if "bias" in made:
-        made["bias"] = made["bias"] + jnp.sum(d_logits, axis=0)
+        made["bias"] = made["bias"] + _rows.long_sum(d_logits, axis=0, xp=jnp)
     if "targets" in made:
         if of_entries:
             made["targets"] = made["targets"].at[places].set(d_targets, mode="drop")
         else:
-            made["targets"] = made["targets"] + jnp.sum(d_targets, axis=0)
+            made["targets"] = made["targets"] + _rows.long_sum(d_targets, axis=0, xp=jnp)
     return made
 
 

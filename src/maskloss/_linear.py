@@ -287,7 +287,7 @@ def add_gradients(
     gradients: dict[str, Array], plan: Plan, chunk: Chunk, d_logits: Array, d_targets: Array | None, *, xp: Namespace
 ) -> None:
     if "bias" in gradients:
-        gradients["bias"] += xp.sum(d_logits, axis=0)
+        gradients["bias"] += _rows.long_sum(d_logits, axis=0, xp=xp)
     d_logits = xp.astype(d_logits, plan.kernel.dtype, copy=False)
     if "hidden" in gradients:
         d_hidden = xp.astype(d_logits @ plan.kernel, gradients["hidden"].dtype, copy=False)

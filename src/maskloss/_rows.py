@@ -29,9 +29,9 @@ from typing import Any, NamedTuple
 
 from ._compat import Array, Namespace, dtype_name, is_static, library_of, stop_gradient, subtract_at_label, take_label
 
-# Longer sums are taken in two levels: a running sum in float32 (XLA's, and NumPy's along a strided axis) errs by up to
+# Longer sums are taken in levels: a running sum in float32 (XLA's, and NumPy's along a strided axis) errs by up to
 # one rounding per term, which at 2**20 classes is more than the last places of lse can hide. torch sums in a cascade
-# (https://github.com/pytorch/pytorch/pull/39516), and two levels would keep torch.compile from fusing the sum.
+# (https://github.com/pytorch/pytorch/pull/39516), and levels would keep torch.compile from fusing the sum.
 _SUM_BLOCK = 1024
 
 # Per dtype, of sum_c exp(x_c) that serves as it is, with a shift of 0: what underflows beside the least is less than a
@@ -94,16 +94,15 @@ class Forward(NamedTuple):
 def long_sum(x: Array, *, axis: int = -1, xp: Namespace) -> Array:
     """Sum over an axis, in levels where it is long."""
     axis %= x.ndim
-    length, last = x.shape[axis], axis == x.ndim - 1
-    # Along another axis than the last NumPy's sum is a running one throughout.
-    block = _SUM_BLOCK if last else _SUM_BLOCK // 8
+    length: Any = x.shape[axis]
+    # Along another axis than the last NumPy's sum is a running one throughout, also of the blocks.
+    block = _SUM_BLOCK if axis == x.ndim - 1 else 16
     if library_of(x) == "torch" or not is_static(length) or length <= 2 * block:
         return xp.sum(x, axis=axis)
     before, after, head = (slice(None),) * axis, x.shape[axis + 1 :], length - length % block
     blocks = xp.reshape(x[(*before, slice(0, head), ...)], (*x.shape[:axis], head // block, block, *after))
-    return long_sum(xp.sum(blocks, axis=axis + 1), axis=axis, xp=xp) + xp.sum(
-        x[(*before, slice(head, None), ...)], axis=axis
-    )
+    rest = xp.sum(x[(*before, slice(head, None), ...)], axis=axis)
+    return long_sum(xp.sum(blocks, axis=axis + 1), axis=axis, xp=xp) + rest
 
 
 def allowed_of(rows: Rows, *, xp: Namespace) -> Array | None:

@@ -186,4 +186,29 @@ def softmax():
         yield case(f"{name}-1d", "one row", {"x": V[0], "mask": MASK[0]})
 
 
-CASES = [*label_log_probs(), *entropy(), *reduce(), *masked(), *softmax()]
+def long_sums():
+    """More terms than a running sum can take: the small ones of a row beside a large one, and along any axis."""
+    above = np.zeros((1, 2**15))
+    above[0, 7] = 12.0
+    modes, single = ("eager", "jit"), ("float32",)
+    # Three levels of 16 terms, four in torch's cascade: up to 16 roundings of half a last place each, all alike where
+    # the terms are. A running sum of them is off by hundreds.
+    relaxed = {"ulps": 32.0, "relaxed": "a sum of equal terms, whose roundings add up"}
+    case = functools.partial(Case, modes=modes, dtypes=single, **relaxed)
+    given = {"logits": above, "labels": np.array([7])}
+    yield case("llp-long-rows", "of a long row", given, function="label_log_probs")
+    yield case("entropy-long-rows", "of a long row", {"logits": above}, function="entropy")
+    tenths, weights = np.full((2**12, 2), 0.1), np.full((2**12, 1), 0.3)
+    for name in ("sum", "mean", "var", "logsumexp", "softmax", "log_softmax"):
+        x = np.where(np.arange(2**12)[:, None] == 7, 12.0, 0.0 * tenths) if "soft" in name or "exp" in name else tenths
+        if name == "var":
+            x = np.where(np.arange(2**12)[:, None] % 2, 0.5, tenths)
+        yield case(
+            f"{name}-long-axis", "along an axis that is not the last", {"x": x}, {"axis": 0}, function=f"masked_{name}"
+        )
+    given = {"x": tenths, "weights": weights}
+    yield case("mean-long-axes-weights", "weighted, along both", given, function="masked_mean")
+    yield case("reduce-long-axes", "of entries of two axes", {"values": tenths, "weights": weights}, function="reduce")
+
+
+CASES = [*label_log_probs(), *entropy(), *reduce(), *masked(), *softmax(), *long_sums()]

@@ -1,5 +1,7 @@
 """Numbers and shapes: infinities, NaN, offsets, huge and tiny logits, dtypes, axes, sizes, memory layouts."""
 
+import functools
+
 import numpy as np
 from case import (
     CLASS_WEIGHTS,
@@ -294,6 +296,7 @@ def shapes():
         modes=("eager", "jit"),
         dtypes=("float32",),
     )
+    yield from many_classes()
     yield Case(
         "classes-2**20",
         "2**20 classes",
@@ -301,6 +304,31 @@ def shapes():
         modes=("eager", "jit"),
         dtypes=("float32",),
     )
+
+
+def many_classes():
+    """128255 terms of 1 beside one of exp(12), which a running sum of float32 meets with a rounding for each of them.
+
+    With everything kept and with a mask, index and distribution, and far from 0, where a shift is taken.
+    """
+    above = np.zeros((1, 128256))
+    above[0, 7] = 12.0
+    label, why = np.array([7]), "a long row of small terms beside a large one is summed without losing them"
+    given, two = {"logits": above, "labels": label}, np.concatenate([above, np.full_like(above, np.nan)])
+    # Four levels of 16 terms in torch's cascade: up to 16 roundings of half a last place each, all alike where the
+    # terms are; seen: 10 last places of the total. A running sum of them is off by hundreds.
+    relaxed = {"ulps": 16.0, "relaxed": "a sum of equal terms, whose roundings add up"}
+    case = functools.partial(Case, modes=COMPILED[:-1], **relaxed)
+    yield case("long-rows-mean", why, given, modes=COMPILED)
+    yield case("long-rows-none", why, given, {"reduction": "none"}, modes=COMPILED)
+    yield case("long-rows-half", why, given, dtypes=HALF)
+    yield case("long-rows-far", why, {**given, "logits": above - 80})
+    yield case("long-rows-masked", why, {"logits": two, "labels": np.array([7, -1]), "mask": np.array([True, False])})
+    options = {"label_smoothing": 0.1, "z_loss": 0.01, "softcap": 30.0}
+    above, single = above[:, : 2**15], {"dtypes": ("float32",)}
+    yield case("long-rows-options", why, {**given, "logits": above}, options, **single)
+    soft = np.where(above == 0, 0.25 / (2**15 - 1), 0.75)
+    yield case("long-rows-soft", why, {"logits": above, "labels": soft}, held=("labels",), **single)
 
 
 def layouts():

@@ -1,7 +1,8 @@
 """How each library runs a case in each mode: {entries, value, again, stats, gradients}, arrays of that library.
 
-`entries` is reduction "none", `value` and `stats` the case's own reduction, `again` the same value by another call that
-must not differ. `gradients` is {input: array}, or an exception for the gradients' test to raise.
+`entries` is reduction "none", `value` and `stats` the case's own reduction, `again` and `without a graph` the same
+value by another call that must not differ. `gradients` is {input: array}, or an exception for the gradients' test to
+raise.
 """
 
 import functools
@@ -81,8 +82,11 @@ def torch_leaves(case, arrays):
 
 
 def torch_eager(case, arrays, **more):
+    torch = importlib.import_module("torch")
     arrays = torch_leaves(case, arrays)
     out = forward(case, arrays, **more)
+    with torch.no_grad():
+        out["without a graph"] = call(case, arrays, reduction_of(case), **more)
     return out | {"gradients": torch_gradients(case, out["value"], arrays)}
 
 
@@ -211,8 +215,9 @@ def in_kernels(case, arrays):
 
 
 def in_narrow_kernels(case, arrays):
-    """A program takes two classes at a time, or 64 where there are many."""
-    narrow = 2 if case.inputs["logits"].shape[case.options.get("axis", -1)] <= 32 else 64
+    """A program takes two classes at a time, or 64 and 4096 where there are many and very many."""
+    classes = case.inputs["logits"].shape[case.options.get("axis", -1)]
+    narrow = next(size for most, size in ((32, 2), (4096, 64), (classes, 4096)) if classes <= most)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(importlib.import_module("maskloss._kernels.cross_entropy"), "MOST", narrow)
         return in_kernels(case, arrays)

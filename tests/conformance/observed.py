@@ -52,7 +52,7 @@ def _observe(name, mode, dtype, case_name):
         return Observed(
             inputs,
             changed,
-            {n: seen(backend, out[n]) for n in ("entries", "value", "again") if n in out},
+            {n: seen(backend, x) for n, x in out.items() if n not in ("stats", "gradients")},
             {} if stats is None else {n: seen(backend, a) for n, a in stats._asdict().items()},
             gradients if isinstance(gradients, Exception) else {n: seen(backend, a) for n, a in gradients.items()},
         )

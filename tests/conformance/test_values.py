@@ -23,8 +23,9 @@ def test_values(run, record):
     bound = bound_of(run, reduction, wanted.condition)
     worst = compare(run, out.outputs["value"], wanted.value, bound, dtype, "value")
     record(case.function + (", reduced" if reduced else ""), *key, worst)
-    if "again" in out.outputs:
-        compare(run, out.outputs["again"], wanted.value, bound, dtype, "value beside statistics")
+    for other in set(out.outputs) & {"again", "without a graph"}:
+        compare(run, out.outputs[other], wanted.value, bound, dtype, other)
+    if out.stats:
         statistics(run, out, wanted.stats, first)
 
 

@@ -102,38 +102,37 @@ def forward_kernel(
     if keep is not None:
         end = tl.where(tl.load(keep + row) != 0, classes, 0)
     m = tl.full((), -LARGEST, tl.float32)
-    s = tl.zeros((), tl.float32)
-    T = tl.zeros((), tl.float32)
-    a = tl.zeros((), tl.float32)
+    # In float64, a few numbers a block and a row: roundings of equal blocks would add up, and log s rounds at its own
+    # size, but x_y - m, from which it is taken, may be large.
+    s = tl.zeros((), tl.float64)
+    T = tl.zeros((), tl.float64)
+    a = tl.zeros((), tl.float64)
     for start in range(0, end, BLOCK):
         c = start + tl.arange(0, BLOCK)
         inside = c < classes
         x, _ = block_of(row_logits, c, class_stride, inside, softcap)
         # Finite, because inf - inf is NaN: a row of -inf has the total 0, and one with +inf the total inf.
         higher = tl.minimum(tl.maximum(m, tl.max(x, axis=0)), LARGEST)
-        s = s * tl.exp(m - higher) + tl.sum(tl.exp(x - higher), axis=0)
+        s = s * tl.exp(m - higher).to(tl.float64) + tl.sum(tl.exp(x - higher), axis=0).to(tl.float64)
         if targets is not None:
             t = tl.load(targets + c, mask=inside, other=0.0)
             # A cost that is infinite but weighs nothing is 0; so is T (m - m') before the first block.
             parts = tl.where((x == -float("inf")) & (t == 0.0), 0.0, t * (x - higher))
-            a = a + tl.where(T == 0.0, 0.0, T * (m - higher)) + tl.sum(parts, axis=0)
-            T = T + tl.sum(t, axis=0)
+            a = a + tl.where(T == 0.0, 0.0, T * (m - higher).to(tl.float64)) + tl.sum(parts, axis=0).to(tl.float64)
+            T = T + tl.sum(t, axis=0).to(tl.float64)
         m = higher
     kept = end > 0
-    # In float64, one number a row: log s rounds at its own size, but x_y - m, from which it is taken, may be large.
-    wide = s.to(tl.float64)
-    log_sum = tl.log(tl.where(wide == 0.0, 1.0, wide))
+    log_sum = tl.log(tl.where(s == 0.0, 1.0, s))
     if nll is not None:
         y = tl.load(labels + row).to(tl.int64)
         x_y, _ = block_of(row_logits, y, class_stride, kept, softcap)
         tl.store(nll + row, tl.where(kept, log_sum - (x_y - m).to(tl.float64), 0.0).to(tl.float32))
     if dot is not None:
-        cost = T.to(tl.float64) * log_sum - a.to(tl.float64)
-        tl.store(dot + row, tl.where(kept, cost, 0.0).to(tl.float32))
+        tl.store(dot + row, tl.where(kept, T * log_sum - a, 0.0).to(tl.float32))
     if lse is not None:
-        value = tl.where(wide == 0.0, -float("inf"), m.to(tl.float64) + log_sum)
+        value = tl.where(s == 0.0, -float("inf"), m.to(tl.float64) + log_sum)
         tl.store(lse + row, tl.where(kept, value, 0.0).to(tl.float32))
-    tl.store(total + row, tl.where(kept, s, 1.0))
+    tl.store(total + row, tl.where(kept, s, 1.0).to(tl.float32))
     tl.store(shift + row, tl.where(kept, m, 0.0))
 
 
