@@ -68,6 +68,13 @@ def is_static(*lengths: Any) -> bool:
     return all(type(length) is int for length in lengths)
 
 
+def count_of(count: Any, like: Array, *, xp: Namespace) -> Array | float:
+    """A count as a number, or, where jax.export has a symbol in its place, as an array."""
+    if library_of(like) != "jax" or is_static(count):
+        return float(count)
+    return xp.astype(xp.asarray(count), like.dtype)
+
+
 def namespace_of(x: Array) -> Namespace:
     if library_of(x) == "torch":
         from array_api_compat import torch  # by statement: torch.compile traces no import_module

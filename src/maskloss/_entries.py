@@ -15,7 +15,7 @@ import math
 from typing import Any, NamedTuple
 
 from . import _linear, _rows, _stream
-from ._compat import Array, class_indices, full
+from ._compat import Array, class_indices, count_of, full
 from ._inputs import Inputs
 from ._reduce import (
     Entries,
@@ -46,9 +46,9 @@ class Terms(NamedTuple):
 
 
 def allowed_count(inputs: Inputs) -> Array | float:
-    if inputs.class_mask is None:
-        return float(inputs.classes)
     xp = inputs.xp
+    if inputs.class_mask is None:
+        return count_of(inputs.classes, inputs.like.array, xp=xp)
     # At least 1: an entry with no allowed class is not kept, and must not divide by 0.
     return xp.clip(xp.sum(xp.astype(inputs.class_mask, inputs.dtype), axis=-1), 1.0)
 

@@ -83,8 +83,8 @@ def check_held(name: str, value: float, dtype: Any, xp: Namespace) -> float:
     limits = xp.finfo(dtype)
     low, high = float(limits.smallest_normal), float(limits.max)
     if value and not low <= abs(value) <= high:  # NaN fails too
-        accepted = f"it must be 0, or finite and of a size that float{limits.bits}, in which this is computed, holds"
-        fail(ValueError, name, value, f"{accepted}: from {low:.3g} to {high:.3g}")
+        accepted = f"float{limits.bits}, in which this is computed, holds finite numbers of a size"
+        fail(ValueError, name, value, f"{accepted} from {low:.3g} to {high:.3g}, and 0")
     return value
 
 

@@ -121,7 +121,7 @@ def on_one_cpu() -> bool:
 def chosen(x: Any, keep: Any, plain: Any, skipping: Any) -> Any:
     """What pays, which is known at run time."""
     count = math.prod(x.shape[:-1])
-    if keep is None or not is_static(count) or x.size < LEAST_SKIPPED or count < 2 or not on_one_cpu():
+    if keep is None or not is_static(*x.shape) or x.size < LEAST_SKIPPED or count < 2 or not on_one_cpu():
         return plain()
     return lax.cond(jnp.sum(keep) < GREATEST_SHARE * count, skipping, plain)
 
@@ -160,7 +160,7 @@ def folded_total(x: Any) -> Any:
 
 
 def shifted(x: Any) -> tuple[Any, Any]:
-    parts = fold_of(x.shape[-1]) if on_one_cpu() else 1
+    parts = fold_of(x.shape[-1]) if on_one_cpu() and is_static(*x.shape) else 1
     parted = folded(x, parts)
     shift = finite_max(parted)
     total = jnp.sum(jnp.exp(parted - shift[..., None]), axis=-1)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from ._compat import Array, Namespace, library_of
+from ._compat import Array, Namespace, count_of, library_of
 from ._rows import long_sum
 
 
@@ -84,7 +84,7 @@ def total_and_divisor(entries: Entries, reduction: str, *, xp: Namespace) -> tup
     total = sum_all(each, xp=xp)
     uniform = entries.keep is None and entries.weights is None and entries.masses is None
     if uniform or reduction == "mean_over_all":
-        return total, float(math.prod(each.shape))
+        return total, count_of(math.prod(each.shape), total, xp=xp)
     if reduction == "mean_over_kept":
         return total, xp.astype(count_kept(entries, xp=xp), each.dtype)
     return total, sum_all(units_of(entries, xp=xp), xp=xp)

@@ -280,8 +280,8 @@ MUTANTS = [
     Mutant(
         "smoothing over all classes",
         "_entries.py",
-        "    if inputs.class_mask is None:\n        return float(inputs.classes)",
-        "    if True:\n        return float(inputs.classes)",
+        "    if inputs.class_mask is None:\n        return count_of(",
+        "    if True:\n        return count_of(",
         "eps is divided by the number of all classes, not of the allowed ones",
         values("class-mask-smoothing"),
     ),
