@@ -235,6 +235,21 @@ def take_label(x: Array, labels: Array, *, xp: Namespace) -> Array:
     return xp.take_along_axis(x, xp.expand_dims(labels, axis=-1), axis=-1)[..., 0]
 
 
+def take_classes(values: Array, labels: Array, *, xp: Namespace) -> Array:
+    """values[labels] of one value per class."""
+    if is_jax_array(labels):
+        # An Explicit mesh wants to be told where the result lies.
+        sharding = sys.modules["jax"].typeof(labels).sharding
+        told = any(axis is not None for axis in sharding.spec)
+        return values.at[labels].get(mode="clip", out_sharding=sharding if told else None)
+    return xp.reshape(xp.take(values, xp.reshape(labels, (-1,)), axis=0), labels.shape)
+
+
+def is_split(x: Array, axis: int) -> bool:
+    """Whether JAX was told, by a mesh of Explicit axes, that this axis lies in parts on several devices."""
+    return is_jax_array(x) and sys.modules["jax"].typeof(x).sharding.spec[axis] is not None
+
+
 def subtract_at_label(x: Array, labels: Array, values: Array, *, in_place: bool, xp: Namespace) -> Array:
     """x with x[..., labels] -= values."""
     library = library_of(x)
@@ -245,7 +260,9 @@ def subtract_at_label(x: Array, labels: Array, values: Array, *, in_place: bool,
     labels, values = xp.expand_dims(labels, axis=-1), xp.expand_dims(values, axis=-1)
     if library == "torch":
         return x.scatter_add_(-1, labels, -values) if in_place else x.scatter_add(-1, labels, -values)
-    result = xp.where(class_indices(x, labels.dtype, xp=xp) == labels, x - values, x)
+    # In as many axes: JAX may be told to promote no ranks.
+    classes = xp.reshape(class_indices(x, labels.dtype, xp=xp), (*[1] * (x.ndim - 1), -1))
+    result = xp.where(classes == labels, x - values, x)
     return assign(x, result) if in_place else result
 
 

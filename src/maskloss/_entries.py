@@ -15,7 +15,7 @@ import math
 from typing import Any, NamedTuple
 
 from . import _linear, _rows, _stream
-from ._compat import Array, class_indices, count_of, full
+from ._compat import Array, class_indices, count_of, full, take_classes
 from ._inputs import Inputs
 from ._reduce import (
     Entries,
@@ -60,8 +60,7 @@ def terms_of(inputs: Inputs, options: Options) -> Terms:
     if inputs.distribution is None:
         masses = None
         if class_weights is not None:
-            flat = xp.take(class_weights, xp.reshape(inputs.labels, (-1,)), axis=0)
-            masses = xp.reshape(flat, inputs.entries)
+            masses = take_classes(class_weights, inputs.labels, xp=xp)
             masses = masses if inputs.keep is None else xp.where(inputs.keep, masses, 0.0)
         alpha = 1.0 - eps if masses is None else (1.0 - eps) * masses
         targets = None

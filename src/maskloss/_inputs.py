@@ -313,7 +313,7 @@ def to_indices(
         span = 2**own.bits
         ignored = indices == (int(ignore_index) - int(own.min)) % span + int(own.min)
     in_range = (indices >= 0) & (indices < classes)
-    indices = xp.where(in_range, indices, xp.zeros_like(indices))
+    indices = xp.where(in_range, indices, 0)
     if library != like.library:
         indices = like.xp.asarray(indices, dtype=index_dtype(like.library, like.xp))
         in_range, ignored = like.xp.asarray(in_range), None if ignored is None else like.xp.asarray(ignored)

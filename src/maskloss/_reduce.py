@@ -36,8 +36,13 @@ def quotient(total: Array, divisor: Array | float, *, xp: Namespace) -> Array:
 
 
 def sum_all(x: Array, *, xp: Namespace) -> Array:
+    library = library_of(x)
+    if library == "jax":
+        while x.ndim:  # an axis that is split over devices merges with no other
+            x = long_sum(x, xp=xp)
+        return x
     # These sum one contiguous axis in a tree.
-    if x.ndim == 1 and library_of(x) in ("numpy", "torch"):
+    if x.ndim == 1 and library in ("numpy", "torch"):
         return x.sum()
     return long_sum(x if x.ndim == 1 else xp.reshape(x, (-1,)), xp=xp)
 
@@ -62,10 +67,8 @@ def units_of(entries: Entries, *, xp: Namespace) -> Array:
 
 
 def by_sequence(x: Array, *, xp: Namespace) -> Array:
-    """(sequences, entries of one): no or one entry axis is one sequence."""
-    shape = x.shape
-    length = shape[-1] if len(shape) > 1 else math.prod(shape)
-    return xp.reshape(x, (math.prod(shape[:-1]), length))
+    """The entries of a sequence along the last axis: no or one entry axis is one sequence."""
+    return x if x.ndim else xp.reshape(x, (1,))
 
 
 def sequence_sums(entries: Entries, *, xp: Namespace) -> tuple[Array, Array]:

@@ -27,7 +27,17 @@ import math
 import operator
 from typing import Any, NamedTuple
 
-from ._compat import Array, Namespace, dtype_name, is_static, library_of, stop_gradient, subtract_at_label, take_label
+from ._compat import (
+    Array,
+    Namespace,
+    dtype_name,
+    is_split,
+    is_static,
+    library_of,
+    stop_gradient,
+    subtract_at_label,
+    take_label,
+)
 
 # Longer sums are taken in levels: a running sum in float32 (XLA's, and NumPy's along a strided axis) errs by up to
 # one rounding per term, which at 2**20 classes is more than the last places of lse can hide. torch sums in a cascade
@@ -97,7 +107,7 @@ def long_sum(x: Array, *, axis: int = -1, xp: Namespace) -> Array:
     length: Any = x.shape[axis]
     # Along another axis than the last NumPy's sum is a running one throughout, also of the blocks.
     block = _SUM_BLOCK if axis == x.ndim - 1 else 16
-    if library_of(x) == "torch" or not is_static(length) or length <= 2 * block:
+    if library_of(x) == "torch" or not is_static(length) or length <= 2 * block or is_split(x, axis):
         return xp.sum(x, axis=axis)
     before, after, head = (slice(None),) * axis, x.shape[axis + 1 :], length - length % block
     blocks = xp.reshape(x[(*before, slice(0, head), ...)], (*x.shape[:axis], head // block, block, *after))
@@ -305,8 +315,9 @@ def is_largest(rows: Rows, answers: Array, *, xp: Namespace) -> Array:
     """Whether the first of the largest allowed logits of each row is that of its answer."""
     x = xp.astype(rows.logits, rows.dtype, copy=False)
     x = x if rows.class_mask is None else xp.where(rows.class_mask, x, -math.inf)
-    # arg-max takes a NaN for the largest, and a NaN is no right answer.
-    return (xp.argmax(x, axis=-1) == answers) & ~xp.isnan(take_label(x, answers, xp=xp))
+    # arg-max takes a NaN for the largest, and a NaN is no right answer. JAX gathers from no axis that is split.
+    largest = xp.max(x, axis=-1) if library_of(x) == "jax" else take_label(x, answers, xp=xp)
+    return (xp.argmax(x, axis=-1) == answers) & ~xp.isnan(largest)
 
 
 def entropy(rows: Rows, *, xp: Namespace) -> Array:

@@ -404,4 +404,4 @@ def is_small(logits: Any, labels: Any, mask: Any) -> bool:
 
 
 def is_dense(x: Any) -> bool:
-    return type(x) is torch.Tensor and x.is_cpu and x.layout is torch.strided
+    return type(x) is torch.Tensor and x.is_cpu and x.layout is torch.strided and not x.is_nested

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from . import _inputs
 from ._capabilities import LIBRARIES, NO_AUTODIFF
-from ._compat import FLOATS, dtype_name, library_of, moved_axis, on_arrays
+from ._compat import FLOATS, as_array, dtype_name, library_of, moved_axis, on_arrays
 from ._entries import sum_to, value_and_gradients
 from ._inputs import fail
 from ._linear import Projection
@@ -81,7 +81,7 @@ def value_and_grad(
         if len(set(keys)) < len(keys):
             fail(ValueError, "argnums", repr(argnums), "it must name each argument once")
         arguments: dict[Place, Any] = {**dict(enumerate(args)), **kwargs}
-        values = [arguments[key] for key in keys]
+        values = [as_array(arguments[key]) for key in keys]
         for place, value in zip(places, values, strict=True):
             if library_of(value) is None or dtype_name(value) not in FLOATS:
                 given = f"{place!r}, an argument that is {_inputs.describe(value)}"
