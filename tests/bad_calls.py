@@ -384,7 +384,7 @@ bad(
     "NumPy strings as labels",
     TypeError,
     "labels",
-    "str",
+    "dtype str and",
     "integer",
     "floating",
     on=("numpy",),

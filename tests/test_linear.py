@@ -450,10 +450,71 @@ def test_jax_transformations(backend):
 def test_jax_refuses_what_it_cannot(backend):
     with settings(backend):
         jax, h, k, loss, _ = jax_case(backend)
-        with pytest.raises(TypeError, match="jvp"):
-            jax.jvp(lambda h: loss(h, k), (h,), (h,))
-        with pytest.raises(ValueError, match="while_loop"):
-            jax.jacrev(jax.grad(loss))(h, k)
+        y = jax.numpy.zeros(4, int)
+        for function in (
+            loss,
+            lambda h, k: ml.linear_label_log_probs(h, k, y).sum(),
+            lambda h, k: ml.linear_entropy(h, k).sum(),
+        ):
+            for transform in (lambda f: f, jax.jit, lambda f: lambda *xs: jax.vmap(f, (0, None))(xs[0][None], xs[1])):
+                forward, reverse = transform(function), transform(jax.grad(function))
+                with pytest.raises(TypeError, match=r"no forward derivative.*implementation='autodiff'"):
+                    jax.jvp(lambda h, f=forward: f(h, k), (h,), (h,))
+                with pytest.raises(TypeError, match=r"no reverse derivative of its.*implementation='autodiff'"):
+                    jax.jacrev(reverse)(h, k)
+        autodiff = functools.partial(loss, implementation="autodiff")
+        assert jax.jacrev(jax.grad(autodiff))(h, k).shape == (4, 3, 4, 3)
+        assert jax.jvp(lambda h: autodiff(h, k), (h,), (h,))[1].shape == ()
+
+
+def test_jax_what_is_frozen_costs_no_product(backend):
+    """That of the logits, and one for each gradient asked for; twice, for a loop of the backward, which may not run."""
+    with settings(backend):
+        jax, h, k, loss, _ = jax_case(backend)
+        for argnums, products in ((0, 2), (1, 2), ((0, 1), 3)):
+            program = jax.jit(jax.value_and_grad(loss, argnums)).lower(h, k).as_text()
+            assert program.count("stablehlo.dot_general") == 2 * products
+
+
+@pytest.mark.parametrize("option", [("numpy_rank_promotion", "raise"), ("numpy_dtype_promotion", "strict")])
+def test_jax_promotes_nothing(backend, option):
+    """With every option, of bfloat16 as well: the gradient is the one without the setting."""
+    if backend.library != "jax" or backend.accelerator:
+        pytest.skip("a test of JAX alone")
+    with settings(backend):
+        jax = importlib.import_module("jax")
+        rng = np.random.default_rng(31)
+        narrow = (rng.normal(size=shape) for shape in ((4, 3), (5, 3), (5,)))
+        h, k, b = (jax.numpy.asarray(x, jax.numpy.bfloat16) for x in narrow)
+        y, mask, allowed = on(backend, np.array([0, 3, 1, 0]), np.array([1, 0, 1, 1]), np.array([1, 1, 0, 1, 1], bool))
+        w = jax.numpy.asarray(rng.random(5), jax.numpy.float32)
+        options = {"label_smoothing": 0.1, "z_loss": 0.1, "softcap": 3.0, "reduction": "mean_over_kept", "weights": 0.5}
+
+        def loss(h, k, b, w, labels, **more):
+            given = {"class_weights": w, "class_mask": allowed, "mask": mask, "denominator": 3, **options, **more}
+            return ml.linear_cross_entropy(h, k, labels, bias=b, with_stats=True, **given)[0]
+
+        def plain(h, w, **more):
+            return ml.cross_entropy(h, y % 3, class_weights=w[:3], mask=mask, ignore_index=7, **options, **more)
+
+        def of_rows(h, k, b, w, labels):
+            return ml.linear_cross_entropy(h, k, labels, bias=b, mask=mask)
+
+        def all_of_them():
+            soft = jax.numpy.full((4, 5), 0.2, jax.numpy.float32)
+            gradients = [jax.grad(f, (0, 1, 2))(h, k, b, w, q) for f in (loss, of_rows) for q in (y, soft)]
+            functions = (ml.masked_mean, ml.masked_std, ml.masked_max, ml.masked_logsumexp, ml.masked_softmax)
+            values = [f(h, mask[:, None], axis=0) for f in functions]
+            rest = (
+                ml.linear_entropy(h, k, bias=b),
+                ml.reduce(h, mask=mask[:, None], weights=0.1, denominator=np.int64(5)),
+            )
+            return gradients, jax.grad(plain, (0, 1))(h, w), values, rest
+
+        expected = all_of_them()
+        with getattr(jax, option[0])(option[1]):
+            found = all_of_them()
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), found, expected)
 
 
 def test_jax_kept_rows_are_known_at_run_time(backend, monkeypatch):

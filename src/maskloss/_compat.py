@@ -9,6 +9,7 @@ import math
 import mmap
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
@@ -69,10 +70,8 @@ def is_static(*lengths: Any) -> bool:
 
 
 def count_of(count: Any, like: Array, *, xp: Namespace) -> Array | float:
-    """A count as a number, or, where jax.export has a symbol in its place, as an array."""
-    if library_of(like) != "jax" or is_static(count):
-        return float(count)
-    return xp.astype(xp.asarray(count), like.dtype)
+    """A count as a number, or as an array where it is none yet: what is traced will meet other sizes."""
+    return float(count) if is_static(count) else full((), count, like.dtype, like, xp=xp)
 
 
 def namespace_of(x: Array) -> Namespace:
@@ -97,7 +96,7 @@ def dtype_name(x: Array) -> str:
 
 @functools.cache
 def _numpy_name(dtype: Any) -> str:
-    return dtype.name
+    return {"U": "str", "S": "bytes"}.get(dtype.kind, dtype.name)  # whose name counts bits, as in str672
 
 
 def placement(x: Array) -> dict[str, Any]:
@@ -137,6 +136,11 @@ def is_tracer(x: Array, library: str) -> bool:
             or (torch._C._len_torch_dispatch_stack() and is_made_fx(torch))
         )
     return False
+
+
+def is_distributed(x: Array) -> bool:
+    """Whether this torch tensor is a DTensor."""
+    return hasattr(x, "full_tensor")
 
 
 def is_made_fx(torch: Any) -> bool:
@@ -373,6 +377,10 @@ def on_arrays(function: F) -> F:
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         library = next(filter(None, map(library_of, args[:1] or kwargs.values())), None)
+        if library == "torch" and torch_module().jit.is_tracing():
+            with warnings.catch_warnings():  # of shapes that are looked at, which decide on errors alone
+                warnings.simplefilter("ignore", torch_module().jit.TracerWarning)
+                return function(*args, **kwargs)
         if library not in ("numpy", "array_api_strict"):
             return function(*args, **kwargs)
         with sys.modules["numpy"].errstate(all="ignore"):

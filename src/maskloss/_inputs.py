@@ -21,6 +21,7 @@ from ._compat import (
     full,
     index_dtype,
     is_compiling,
+    is_distributed,
     is_tracer,
     library_of,
     moved_axis,
@@ -167,6 +168,10 @@ class Like(NamedTuple):
                 return x
             given = f"a {LIBRARIES[library]} array beside {LIBRARIES[self.library]} {self.name}"
             fail(TypeError, name, given, f"convert it to {LIBRARIES[self.library]}")
+        if library == "torch" and x.ndim and is_distributed(x) is not is_distributed(self.array):
+            one, other = ("DTensor", "plain tensor") if is_distributed(x) else ("plain tensor", "DTensor")
+            fix = "pass .full_tensor() of the DTensor, or distribute the other as well"
+            fail(TypeError, name, f"a {one} beside {self.name} that are a {other}", fix)
         if on_other_device(x, self.array, library):
             given = f"on device {x.device} beside {self.name} on {self.array.device}"
             fail(ValueError, name, given, f"move it to {self.array.device}")

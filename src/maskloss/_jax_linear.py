@@ -18,12 +18,60 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 
 from . import _jax, _linear, _rows
 from ._compat import is_static
 
 # Of the kernel's gradient: the product of a whole chunk would need as much memory again.
 TILE = 1 << 12
+
+
+IN_CHUNKS = (
+    "a linear loss of JAX in chunks has no {}; pass implementation='autodiff', or hidden @ kernel.T to cross_entropy"
+)
+
+
+def guard(name: str, *, evaluated: str = "", transposed: str = "") -> Any:
+    """The identity, to go through where a derivative is linear: an error where it is evaluated, or transposed.
+
+    JAX itself says of jax.custom_vjp and of lax.while_loop what they lack, but not what to do.
+    """
+    primitive = Primitive(name)
+
+    def evaluate(x: Any) -> Any:
+        if evaluated:
+            raise TypeError(IN_CHUNKS.format(evaluated))
+        return x
+
+    def transpose(cotangent: Any, _: Any) -> Any:
+        if transposed:
+            raise TypeError(IN_CHUNKS.format(transposed))
+        return [cotangent]
+
+    primitive.def_impl(evaluate)
+    primitive.def_abstract_eval(lambda x: x)
+    mlir.register_lowering(primitive, mlir.lower_fun(evaluate, multiple_results=False))
+    ad.deflinear2(primitive, transpose)
+    batching.defvectorized(primitive)
+
+    @jax.custom_jvp
+    def identity(x: Any) -> Any:
+        return x
+
+    @identity.defjvp
+    def _(primals: Any, tangents: Any) -> Any:
+        return primals[0], primitive.bind(tangents[0])
+
+    def guarded(tree: Any) -> Any:
+        return jax.tree.map(lambda x: identity(x) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
+
+    return guarded
+
+
+only_transposed = guard("only_transposed", evaluated="forward derivative (jvp)")
+only_evaluated = guard("only_evaluated", transposed="reverse derivative of its reverse derivative")
 
 
 class Static(NamedTuple):
@@ -60,7 +108,7 @@ def forward(
     static = Static(rows.softcap, rows.dtype, lse_too, chunk_size)
     arrays = Arrays(rows.labels, rows.keep, rows.class_mask, answers, known)
     given = {"hidden": hidden, "kernel": kernel, "bias": bias, "targets": rows.targets}
-    nll, dot, lse, right = run(static, *_jax.varying_alike((given, arrays), (given, arrays)))
+    nll, dot, lse, right = run(static, *_jax.varying_alike((only_transposed(given), arrays), (given, arrays)))
     return _rows.Forward(nll, dot, lse, None, None), right
 
 
@@ -72,7 +120,7 @@ def entropy(projection: _linear.Projection, rows: _rows.Rows) -> Any:
     static = Static(rows.softcap, rows.dtype, False, chunk_size, entropy=True)
     given = {"hidden": hidden, "kernel": kernel, "bias": bias, "targets": None}
     arrays = Arrays(None, rows.keep, rows.class_mask, None, None)
-    return run(static, *_jax.varying_alike((given, arrays), (given, arrays)))[0]
+    return run(static, *_jax.varying_alike((only_transposed(given), arrays), (given, arrays)))[0]
 
 
 def runs_in_chunks(hidden: Any) -> bool:
@@ -109,7 +157,7 @@ def in_chunks_backward(static: Static, residuals: Any, gradients: Any) -> Any:
         # The loop adds to it, in its memory, where it runs at all. lax.cond would hold the gradients twice.
         start = {name: jnp.where(same, made[name] * factor, 0.0).astype(made[name].dtype) for name in parts}
     arrays = arrays._replace(answers=None, upstream=None)
-    results = walked(static, given, arrays, (*per_row, *upstream), parts, start, same)[2]
+    results = only_evaluated(walked(static, given, arrays, (*per_row, *upstream), parts, start, same)[2])
     return {name: results[name].astype(x.dtype) if name in parts else None for name, x in given.items()}, None
 
 

@@ -130,6 +130,10 @@ def _check_scalar(result: Any, has_aux: bool) -> None:
 
 def _torch_value_and_grad(of_values: Callable[..., Any], values: list[Any], has_aux: bool) -> tuple[Any, list[Any]]:
     torch = sys.modules["torch"]
+    if torch.is_inference_mode_enabled():
+        fail(
+            ValueError, "value_and_grad", "inside torch.inference_mode", "no gradient is made there; use torch.no_grad"
+        )
     variables = [value.detach().requires_grad_() for value in values]
     with torch.enable_grad():
         result = of_values(variables)
