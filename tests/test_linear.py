@@ -7,6 +7,7 @@ with X = dL/dlogits, d hidden = X kernel, d kernel = X^T hidden and d bias = the
 import contextlib
 import functools
 import importlib
+import warnings
 
 import backends
 import numpy as np
@@ -401,6 +402,93 @@ def test_torch_func(backend):
         lambda f: torch.func.vmap(torch.func.grad(f), in_dims=(0, None))(torch.stack([hidden, 2 * hidden]), kernel),
     ):
         torch.testing.assert_close(transform(loss(ml.linear_cross_entropy)), transform(loss(plain)))
+
+
+def test_torch_says_that_chunks_are_ignored(backend):
+    """Where all logits are made: under a compiler, a transformation, for a second derivative, and if asked for."""
+    torch_only(backend)
+    torch, hidden, kernel, bias, labels, _ = torch_case()
+
+    def loss(h, **options):
+        return ml.linear_cross_entropy(h, kernel, labels, bias=bias, **options)
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    for call in (
+        lambda **o: compiled(hidden, **o),
+        lambda **o: torch.func.grad(functools.partial(loss, **o))(hidden),
+        lambda **o: torch.autograd.grad(loss(hidden, **o), hidden, create_graph=True),
+        lambda **o: loss(hidden, implementation="autodiff", **o),
+        lambda **o: torch.func.vmap(functools.partial(ml.linear_entropy, **o), (0, None))(hidden[:, None], kernel),
+    ):
+        with pytest.warns(ml.ChunkSizeWarning, match="chunk_size is 3, and ignored: all logits"):
+            call(chunk_size=3)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            call()
+            loss(hidden, chunk_size=3)
+
+
+def test_torch_autocast_rounds_no_logits(backend):
+    """Nothing is rounded to half precision inside, wherever all logits are made either: bit for bit as without."""
+    torch_only(backend)
+    torch, hidden, kernel, bias, labels, mask = torch_case()
+    arrays = [x.detach().float().requires_grad_() for x in (hidden, kernel, bias)]
+
+    def loss(hidden, kernel, bias, **options):
+        return ml.linear_cross_entropy(hidden, kernel, labels, bias=bias, mask=mask, **options)
+
+    def log_probs(hidden):
+        return ml.linear_label_log_probs(hidden, arrays[1].detach(), labels, bias=arrays[2].detach())
+
+    def twice(h, k, b):
+        (first,) = torch.autograd.grad(loss(h, k, b), h, create_graph=True)
+        return torch.autograd.grad(first.square().sum(), k)
+
+    detached = [x.detach() for x in arrays]
+    tangents = [torch.cos(x) for x in detached]
+    calls = {
+        "chunks": lambda: torch.autograd.grad(loss(*arrays), arrays),
+        "autodiff": lambda: torch.autograd.grad(loss(*arrays, implementation="autodiff"), arrays),
+        "torch.func": lambda: torch.func.grad(loss, (0, 1, 2))(*detached),
+        "forward mode": lambda: torch.func.jvp(loss, tuple(detached), tuple(tangents)),
+        "second": lambda: twice(*arrays),
+        "vmap": lambda: torch.func.vmap(log_probs)(torch.stack([detached[0], 2 * detached[0]])),
+        "entropy": lambda: torch.func.grad(lambda h: ml.linear_entropy(h, detached[1]).sum())(detached[0]),
+        "compile": lambda: torch.autograd.grad(
+            torch.compile(loss, fullgraph=True, backend="aot_eager")(*arrays), arrays
+        ),
+    }
+    for name, call in calls.items():
+        expected = call()
+        torch._dynamo.reset()
+        with torch.autocast(backend.device, dtype=torch.bfloat16):
+            torch.testing.assert_close(call(), expected, rtol=0, atol=0, msg=name)
+    # As it is mostly done: the forward inside, the backward outside.
+    expected = torch.autograd.grad(loss(*arrays, implementation="autodiff"), arrays)
+    torch._dynamo.reset()
+    with torch.autocast(backend.device, dtype=torch.bfloat16):
+        value = torch.compile(loss, fullgraph=True, backend="aot_eager")(*arrays)
+    torch.testing.assert_close(torch.autograd.grad(value, arrays), expected, rtol=0, atol=0)
+
+
+def test_torch_results_can_be_modified_in_place(backend):
+    torch_only(backend)
+    torch = importlib.import_module("torch")
+    x = torch.zeros(2, 3, 2, device=backend.device, requires_grad=True)
+    kernel, labels = torch.eye(2, device=backend.device, requires_grad=True), torch.zeros(2, 3, dtype=torch.int64)
+    labels = labels.to(backend.device)
+    for loss in (
+        ml.cross_entropy(x, labels, reduction="none"),
+        ml.cross_entropy(x, labels, reduction="none", label_smoothing=0.1, mask=labels == 0),
+        ml.linear_cross_entropy(x, kernel, labels, reduction="none"),
+        ml.linear_cross_entropy(x, kernel, labels, reduction="none", mask=labels == 0),
+        ml.linear_entropy(x, kernel),
+        ml.label_log_probs(x, labels),
+        ml.linear_label_log_probs(x, kernel, labels),
+        ml.entropy(x),
+    ):
+        assert torch.allclose(loss.detach().abs(), torch.full((2, 3), np.log(2), dtype=x.dtype, device=x.device))
+        loss.mul_(2).sum().backward()
 
 
 # JAX alone

@@ -1,7 +1,7 @@
 """Masked cross-entropy and reductions: one definition for NumPy, PyTorch, JAX and CuPy."""
 
 from .differentiation import value_and_grad
-from .linear import linear_cross_entropy, linear_entropy, linear_label_log_probs
+from .linear import ChunkSizeWarning, linear_cross_entropy, linear_entropy, linear_label_log_probs
 from .losses import cross_entropy, entropy, label_log_probs
 from .reductions import (
     masked_log_softmax,
@@ -20,6 +20,7 @@ from .stats import LossStats
 __version__ = "0.1.0"
 
 __all__ = [
+    "ChunkSizeWarning",
     "LossStats",
     "cross_entropy",
     "entropy",

@@ -96,7 +96,8 @@ def dtype_name(x: Array) -> str:
 
 @functools.cache
 def _numpy_name(dtype: Any) -> str:
-    return {"U": "str", "S": "bytes"}.get(dtype.kind, dtype.name)  # whose name counts bits, as in str672
+    kinds: dict[str, str] = {"U": "str", "S": "bytes"}  # whose names count bits, as in str672
+    return kinds.get(dtype.kind) or dtype.name
 
 
 def placement(x: Array) -> dict[str, Any]:
@@ -297,15 +298,20 @@ def put_rows(x: Array, places: Array, rows: Array) -> None:
         x[places] = rows
 
 
+def autocasts(x: Array) -> bool:
+    """Whether torch's autocast would multiply x in another dtype."""
+    if library_of(x) != "torch":
+        return False
+    amp, device = torch_module().amp, x.device.type
+    return amp.is_autocast_available(device) and torch_module().is_autocast_enabled(device)
+
+
 def as_asked(x: Array) -> contextlib.AbstractContextManager[Any]:
-    """Where operations have the dtypes that they are given, whatever torch's autocast would make of them."""
-    torch = torch_module()
-    if library_of(x) == "torch" and torch.amp.is_autocast_available(x.device.type):  # not on the meta device
-        return torch.autocast(x.device.type, enabled=False)
-    return contextlib.nullcontext()
+    """Where operations have the dtypes that they are given."""
+    return torch_module().autocast(x.device.type, enabled=False) if autocasts(x) else contextlib.nullcontext()
 
 
-def product(a: Array, b: Array, *, out: Array | None) -> Array:
+def product(a: Array, b: Array, *, out: Array | None = None) -> Array:
     """The matrix product, into `out`, which may be wider than both."""
     if out is None:
         return a @ b

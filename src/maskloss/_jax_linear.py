@@ -102,8 +102,9 @@ def forward(
 ) -> tuple[_rows.Forward, Any]:
     """_linear.forward, with its derivative; `upstream` gives that of the loss, where it does not wait for it."""
     hidden, kernel, bias, chunk_size = projection
-    if not runs_in_chunks(hidden):
-        return _linear.through_whole(projection, rows, _jax.forward, lse_too=lse_too, answers=answers, xp=jnp)
+    why = why_whole(hidden)
+    if why is not None:
+        return _linear.through_whole(projection, rows, _jax.forward, why, lse_too=lse_too, answers=answers, xp=jnp)
     known = None if upstream is None else lax.stop_gradient(upstream())
     static = Static(rows.softcap, rows.dtype, lse_too, chunk_size)
     arrays = Arrays(rows.labels, rows.keep, rows.class_mask, answers, known)
@@ -115,17 +116,22 @@ def forward(
 def entropy(projection: _linear.Projection, rows: _rows.Rows) -> Any:
     """_linear.entropy, with its derivative."""
     hidden, kernel, bias, chunk_size = projection
-    if not runs_in_chunks(hidden):
-        return _rows.entropy(_linear.whole(projection, rows, xp=jnp), xp=jnp)
+    why = why_whole(hidden)
+    if why is not None:
+        return _rows.entropy(_linear.whole(projection, rows, why, xp=jnp), xp=jnp)
     static = Static(rows.softcap, rows.dtype, False, chunk_size, entropy=True)
     given = {"hidden": hidden, "kernel": kernel, "bias": bias, "targets": None}
     arrays = Arrays(None, rows.keep, rows.class_mask, None, None)
     return run(static, *_jax.varying_alike((only_transposed(given), arrays), (given, arrays)))[0]
 
 
-def runs_in_chunks(hidden: Any) -> bool:
-    """On several devices the rows may lie on all, and chunks would gather them."""
-    return jax.device_count() == 1 and is_static(*hidden.shape) and 0 not in hidden.shape[:-1]
+def why_whole(hidden: Any) -> str | None:
+    """Why all logits are made at once; None: they are not."""
+    if 0 in hidden.shape[:-1]:
+        return ""
+    if jax.device_count() > 1:
+        return f"chunks would gather the rows, which may lie on all of the {jax.device_count()} devices that JAX sees"
+    return None if is_static(*hidden.shape) else "the number of rows is a symbol"
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -8,6 +8,7 @@ With X_cv = dL/dlogits of a chunk, which takes the place of its logits,
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Set
 from typing import Any, NamedTuple
 
@@ -16,7 +17,6 @@ from ._compat import (
     Array,
     Namespace,
     add_product,
-    as_asked,
     library_of,
     may_wait,
     multiplies_halves,
@@ -34,6 +34,10 @@ FEWEST, MOST = 128, 512
 # The same on an accelerator, which wants large products; not yet measured on one.
 ACCELERATOR_CHUNK_BYTES = 1 << 28
 ACCELERATOR_FEWEST, ACCELERATOR_MOST = 512, 8192
+
+
+class ChunkSizeWarning(UserWarning):
+    """A `chunk_size` is ignored: all logits are made at once, for the reason that the warning names."""
 
 
 class Projection(NamedTuple):
@@ -119,11 +123,29 @@ def selected_hidden(hidden: Array, keep: Array | None, dtype: Any, *, xp: Namesp
     return hidden if keep is None else xp.where(xp.expand_dims(keep, axis=-1), hidden, 0.0)
 
 
-def whole(projection: Projection, rows: _rows.Rows, *, xp: Namespace) -> _rows.Rows:
-    """The rows with all their logits, as one expression: for what differentiates or traces it."""
-    hidden, kernel, bias, _ = projection
-    with as_asked(hidden):
-        logits = selected_hidden(hidden, rows.keep, rows.dtype, xp=xp) @ xp.astype(kernel, rows.dtype, copy=False).T
+def warn_of_chunks(chunk_size: int, why: str) -> None:
+    text = f"chunk_size is {chunk_size}, and ignored: all logits are made at once, since {why}"
+    warnings.warn(text, ChunkSizeWarning, stacklevel=2)
+
+
+# What torch.compiler.assume_constant_result sets, which imports Dynamo for it: the warning is given while it traces.
+vars(warn_of_chunks)["_dynamo_marked_constant"] = True
+
+
+def whole(
+    projection: Projection,
+    rows: _rows.Rows,
+    why: str,
+    *,
+    multiply: Callable[[Array, Array], Array] = product,
+    xp: Namespace,
+) -> _rows.Rows:
+    """The rows with all their logits, as one expression: for what differentiates or traces it, as `why` says."""
+    hidden, kernel, bias, chunk_size = projection
+    if chunk_size is not None and why:
+        warn_of_chunks(chunk_size, why)
+    selected = selected_hidden(hidden, rows.keep, rows.dtype, xp=xp)
+    logits = multiply(selected, xp.astype(kernel, rows.dtype, copy=False).T)
     return rows._replace(logits=logits if bias is None else logits + xp.astype(bias, rows.dtype, copy=False))
 
 
@@ -131,13 +153,15 @@ def through_whole(
     projection: Projection,
     rows: _rows.Rows,
     rows_forward: Callable[..., _rows.Forward],
+    why: str,
     *,
     lse_too: bool,
     answers: Array | None,
+    multiply: Callable[[Array, Array], Array] = product,
     xp: Namespace,
 ) -> tuple[_rows.Forward, Array | None]:
     """forward, by a forward of the rows with all their logits."""
-    rows = whole(projection, rows, xp=xp)
+    rows = whole(projection, rows, why, multiply=multiply, xp=xp)
     right = None if answers is None else _rows.is_largest(rows, answers, xp=xp)
     return rows_forward(rows, lse_too=lse_too, xp=xp), right
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from . import _linear, _rows, _stream
 from ._compat import (
     Namespace,
     as_asked,
+    autocasts,
     has_tangent,
     in_forward_mode,
     is_plain_tensor,
@@ -84,6 +86,17 @@ class _Blocks(_Rows):
     setup_context = torch.autograd.Function.setup_context
 
 
+def applied(function: Any, *inputs: Any) -> Any:
+    """function.apply, with a backward that Dynamo leaves alone: a compiled step calls that of a loss that is not.
+
+    Dynamo would compile the engine's loops, for 10 times as long as they take. Asked here, as it is slow to import.
+    """
+    if "torch._dynamo" in sys.modules and not hasattr(function.backward, "_torchdynamo_disable"):
+        compiler: Any = torch.compiler
+        function.backward = staticmethod(compiler.disable(function.backward))
+    return function.apply(*inputs)
+
+
 def _owned(x: Tensor | None) -> Tensor | None:
     """autograd refuses to modify in place what a Function made as a view."""
     return x.clone() if x is not None and x._is_view() else x
@@ -108,7 +121,7 @@ def forward(rows: _rows.Rows, *, lse_too: bool, xp: Namespace) -> _rows.Forward:
         function = _Rows
     elif not differentiated(logits) and not differentiated(targets):
         return _stream.forward(rows, lse_too=lse_too, xp=xp)
-    return _rows.Forward(*function.apply(logits, targets, labels, *rest, xp))
+    return _rows.Forward(*applied(function, logits, targets, labels, *rest, xp))
 
 
 def for_kernels(rows: _rows.Rows) -> _rows.Rows:
@@ -133,6 +146,9 @@ def differentiated(x: Tensor | None) -> bool:
 
 
 PARTS = ("hidden", "kernel", "bias", "targets")
+# Why all logits are made at once.
+TRACED = "torch.compile, torch.func, forward mode and other tracers take one expression"
+SECOND = "a gradient that is differentiated again, or batched, is one expression"
 
 
 class _Linear(torch.autograd.Function):
@@ -157,7 +173,7 @@ class _Linear(torch.autograd.Function):
         if right is not None:
             ctx.mark_non_differentiable(right)
         ctx.set_materialize_grads(False)
-        return out.nll, out.dot, out.lse, right
+        return (*map(_owned, out[:3]), right)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
@@ -207,7 +223,7 @@ def _plain_gradients(
     projection: _linear.Projection, rows: _rows.Rows, upstream: Any, xp: Namespace
 ) -> dict[str, Tensor]:
     """As one expression of all the logits, which can be differentiated again, or batched."""
-    rows = _linear.whole(projection, rows, xp=xp)
+    rows = _linear.whole(projection, rows, SECOND, multiply=product, xp=xp)
     again = _rows.forward(rows, lse_too=False, xp=xp)
     d_logits, d_targets = _rows.backward(rows, again.total, again.shift, *upstream, targets_too=True, xp=xp)
     results = _plain_products(projection, rows, d_logits, xp)
@@ -222,12 +238,49 @@ def _plain_products(
 ) -> dict[str, Tensor]:
     hidden = _linear.selected_hidden(projection.hidden, rows.keep, rows.dtype, xp=xp)
     flat = d_logits.reshape(-1, d_logits.shape[-1])
-    with as_asked(flat):
-        return {
-            "hidden": d_logits @ projection.kernel.to(rows.dtype),
-            "kernel": flat.mT @ hidden.reshape(-1, hidden.shape[-1]),
-            "bias": flat.sum(0),
-        }
+    return {
+        "hidden": product(d_logits, projection.kernel.to(rows.dtype)),
+        "kernel": product(flat.mT, hidden.reshape(-1, hidden.shape[-1])),
+        "bias": flat.sum(0),
+    }
+
+
+class _TracedProduct(torch.autograd.Function):
+    """a b of a (..., n) and b (n, m): autocast rounds neither what it multiplies nor what its derivatives do."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(a: Tensor, b: Tensor) -> Tensor:
+        with as_asked(a):
+            return a @ b
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        (a, b), (g,) = ctx.saved_tensors, gradients
+        return product(g, b.mT), product(a.reshape(-1, a.shape[-1]).mT, g.reshape(-1, g.shape[-1]))
+
+
+class _Product(_TracedProduct):
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        (a, b), (t_a, t_b) = ctx.saved_tensors, tangents
+        parts = None if t_a is None else product(t_a, b), None if t_b is None else product(a, t_b)
+        return _rows.sum_of(*parts)
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """The matrix product, which a float32 one is under autocast as well."""
+    if not autocasts(a):
+        return a @ b
+    # torch.compile takes no Function with a jvp.
+    function: Any = _TracedProduct if torch.compiler.is_compiling() else _Product
+    return function.apply(a, b)
 
 
 class _LinearEntropy(torch.autograd.Function):
@@ -237,14 +290,14 @@ class _LinearEntropy(torch.autograd.Function):
         ctx.kernels = None
         tensors = (hidden, kernel, bias, None, None, keep, class_mask)
         ctx.save_for_backward(*tensors)
-        return _linear.entropy(*_projected(tensors, ctx), xp=ctx.xp)
+        return _owned(_linear.entropy(*_projected(tensors, ctx), xp=ctx.xp))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         (g,), tensors = gradients, ctx.saved_tensors
         (projection, rows), parts = _projected(tensors, ctx), _needed(ctx)
         if torch.is_grad_enabled() or in_forward_mode() or is_tracer(g, "torch"):
-            rows = _linear.whole(projection, rows, xp=ctx.xp)
+            rows = _linear.whole(projection, rows, SECOND, multiply=product, xp=ctx.xp)
             results = _plain_products(projection, rows, _rows.entropy_backward(rows, g, xp=ctx.xp), ctx.xp)
         else:
             with as_asked(projection.hidden):
@@ -257,14 +310,12 @@ def linear_entropy(projection: _linear.Projection, rows: _rows.Rows, *, xp: Name
     hidden, kernel, bias, chunk_size = projection
     variables = [x for x in (hidden, kernel, bias) if x is not None]
     if in_forward_mode() or any(is_tracer(x, "torch") for x in variables):
-        return _rows.entropy(_linear.whole(projection, rows, xp=xp), xp=xp)
+        return _rows.entropy(_linear.whole(projection, rows, TRACED, multiply=product, xp=xp), xp=xp)
     with as_asked(hidden):
         if not any(differentiated(x) for x in variables):
             return _linear.entropy(projection, rows, xp=xp)
-        function: Any = _LinearEntropy
-        return function.apply(
-            hidden, kernel, bias, rows.keep, rows.class_mask, rows.softcap, rows.dtype, chunk_size, xp
-        )
+        given = rows.keep, rows.class_mask, rows.softcap, rows.dtype, chunk_size, xp
+        return applied(_LinearEntropy, hidden, kernel, bias, *given)
 
 
 def linear_forward(
@@ -281,15 +332,15 @@ def linear_forward(
     _, labels, targets, keep, class_mask, *rest = rows
     variables = [x for x in (hidden, kernel, bias, targets) if x is not None]
     if in_forward_mode() or any(is_tracer(x, "torch") for x in variables):
-        return _linear.through_whole(projection, rows, forward, lse_too=lse_too, answers=answers, xp=xp)
+        asked: dict[str, Any] = {"lse_too": lse_too, "answers": answers}
+        return _linear.through_whole(projection, rows, forward, TRACED, multiply=product, xp=xp, **asked)
     with as_asked(hidden):
         if not any(differentiated(x) for x in variables):
             return _linear.forward(projection, rows, lse_too=lse_too, answers=answers, xp=xp)
         with torch.no_grad():
             known = None if upstream is None else upstream()
         tensors = (hidden, kernel, bias, targets, labels, keep, class_mask, answers)
-        function: Any = _Linear
-        nll, dot, lse, right = function.apply(*tensors, known, *rest, lse_too, chunk_size, xp)
+        nll, dot, lse, right = applied(_Linear, *tensors, known, *rest, lse_too, chunk_size, xp)
     return _rows.Forward(nll, dot, lse, None, None), right
 
 
@@ -325,8 +376,7 @@ def small_loss(logits: Any, labels: Any, mask: Any, reduction: str) -> Tensor | 
     if x.requires_grad and torch.is_grad_enabled():
         if classes <= NAIVE_CLASSES:
             return loss_of_few_classes(x, y, divisor, None)
-        function: Any = _SmallLoss
-        return function.apply(x, y, divisor)
+        return applied(_SmallLoss, x, y, divisor)
     loss = loss_of_few_classes if classes <= NAIVE_CLASSES else loss_by_softmax
     if count * classes < UNHELD:
         return loss(x, y, divisor, None)

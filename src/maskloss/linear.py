@@ -9,6 +9,7 @@ from . import _inputs, _linear, _rows
 from ._compat import Array, on_arrays
 from ._entries import Options, answers_of, entries_of, loss_of, terms_of, upstream_of
 from ._inputs import Reduction, fail
+from ._linear import ChunkSizeWarning as ChunkSizeWarning
 from .losses import check_options, check_softcap
 
 
@@ -35,7 +36,12 @@ def rows_forward(
     library, xp = inputs.like.library, inputs.xp
     chosen = _inputs.choose_implementation(implementation, inputs.like)
     if chosen == "autodiff":
-        return _linear.through_whole(projection, rows, _rows.forward, lse_too=lse_too, answers=answers, xp=xp)
+        options: dict[str, Any] = {"lse_too": lse_too, "answers": answers, "xp": xp}
+        if library == "torch":
+            from . import _torch
+
+            options["multiply"] = _torch.product
+        return _linear.through_whole(projection, rows, _rows.forward, "'autodiff' is one expression", **options)
     if library == "torch":
         from . import _torch
 
