@@ -342,7 +342,16 @@ for argument, values, dtype in (
         **{argument: lambda _, values=values, dtype=dtype: given(values, dtype)(backends.BACKENDS["strict-device"])},
     )
 
+
 # What is no plain array.
+class DerivedMasked(np.ma.MaskedArray):
+    pass
+
+
+class DerivedMatrix(np.matrix):
+    pass
+
+
 for argument, values in (("logits", ROWS), ("labels", [0, 2]), ("weights", [1.0, 2.0])):
     bad(
         f"numpy.ma {argument}",
@@ -380,6 +389,35 @@ bad(
     on=("numpy",),
     class_mask=lambda _: np.asmatrix([[True, True, True]]),
 )
+for argument, values in (("logits", ROWS), ("weights", [1.0, 2.0])):
+    bad(
+        f"a class derived from numpy.ma as {argument}",
+        TypeError,
+        argument,
+        "MaskedArray",
+        "mask=",
+        on=("numpy",),
+        **{argument: lambda _, values=values: np.ma.masked_array(values).view(DerivedMasked)},
+    )
+bad(
+    "a class derived from numpy.matrix",
+    TypeError,
+    "logits",
+    "matrix",
+    "plain array",
+    on=("numpy",),
+    logits=lambda _: np.asmatrix(ROWS).view(DerivedMatrix),
+)
+for argument in ("weights", "mask", "denominator"):
+    bad(
+        f"numpy.ma.masked {argument}",
+        TypeError,
+        argument,
+        "MaskedArray",
+        "mask=",
+        on=("numpy",),
+        **{argument: np.ma.masked},
+    )
 bad(
     "NumPy strings as labels",
     TypeError,
@@ -426,6 +464,16 @@ bad(
     on=("torch",),
     logits=lambda _: torch().nested.nested_tensor([torch().tensor(row) for row in ROWS], layout=torch().jagged),
 )
+for argument, values in (("logits", ROWS), ("labels", [[0, 2], [1, 0]]), ("mask", [[True, False], [True, True]])):
+    bad(
+        f"strided nested {argument}",
+        TypeError,
+        argument,
+        "nested",
+        "dense",
+        on=("torch",),
+        **{argument: lambda _, values=values: torch().nested.nested_tensor([torch().tensor(row) for row in values])},
+    )
 bad(
     "quantized logits",
     TypeError,
@@ -471,6 +519,11 @@ bad(
 bad("two denominators", ValueError, "denominator", "(2,)", "number", denominator=given([1.0, 2.0]))
 bad("a denominator of NaN", ValueError, "denominator", "nan", "finite", denominator=math.nan)
 bad("an infinite denominator", ValueError, "denominator", "inf", "finite", denominator=math.inf)
+bad("a denominator of 10**400", ValueError, "denominator", "1000", "range", denominator=10**400)
+for argument in ("denominator", "softcap", "z_loss", "weights"):
+    bad(f"{argument} beyond float32", ValueError, argument, "1e+39", "float32", "3.4e+38", **{argument: 1e39})
+bad("weights below float32", ValueError, "weights", "1e-50", "float32", "1.18e-38", weights=1e-50)
+bad("weights of NaN", ValueError, "weights", "nan", "finite", weights=math.nan)
 bad("a bool denominator", TypeError, "denominator", "True", "number", denominator=True)
 bad("a bool array as denominator", TypeError, "denominator", "bool", "real", denominator=given(True, "bool"))
 bad("a denominator in words", TypeError, "denominator", "'4'", "array", denominator="4")
@@ -662,6 +715,30 @@ bad(
     function="value_and_grad(cross_entropy, argnums=(0, 0))",
 )
 
+
+def graded_in_inference_mode(backend, *args):
+    with torch().inference_mode():
+        return ml.value_and_grad(ml.cross_entropy)(*args)
+
+
+bad(
+    "a gradient in inference mode",
+    ValueError,
+    "inference_mode",
+    "no_grad",
+    call=graded_in_inference_mode,
+    function="value_and_grad(cross_entropy) in inference_mode",
+    on=("torch",),
+)
+bad(
+    "statistics multiplied",
+    TypeError,
+    "LossStats",
+    "mean",
+    "_replace",
+    call=lambda backend, *args: ml.cross_entropy(*args, with_stats=True)[1] * 2,
+    function="LossStats * 2",
+)
 bad(
     "has_aux of 1",
     TypeError,
@@ -776,6 +853,7 @@ bad(
 )
 bad("a correction of NaN", ValueError, "correction", "nan", "not negative", function="masked_var", correction=math.nan)
 bad("a correction in words", TypeError, "correction", "'1'", "number", function="masked_std", correction="1")
+bad("what is empty beyond float32", ValueError, "empty", "1e+39", "float32", function="masked_mean", empty=1e39)
 bad("what is empty in words", TypeError, "empty", "'zero'", "number", function="masked_mean", empty="zero")
 bad("reduce of integers", TypeError, "values", "int32", "floating", function="reduce", values=given([1, 2], "int32"))
 bad(
