@@ -1,6 +1,8 @@
 """What the engine and the small lane of torch must not do, beyond the matrix: each was once seen."""
 
 import functools
+import importlib
+import warnings
 
 import numpy as np
 import pytest
@@ -183,3 +185,213 @@ def test_a_long_row_of_hidden_states(backend):
             loss, gradient = ml.value_and_grad(function, 1)(*arrays)
         assert abs(float(loss) - np.log1p(t)) < 32 * 2.0**-24
         assert abs(to_numpy(backend, gradient)[7, 0] + t / (1 + t)) < 32 * 2.0**-24
+
+
+@pytest.mark.parametrize("size", [-51.3, -46.0, -45.9, -44.5, 34.0, 0.0])
+@pytest.mark.parametrize("g", [1e-30, 1e-16, 1.0, 1e19, 1e30])
+def test_the_size_of_an_upstream_gradient(backend, size, g):
+    """Of equal logits, whose lse lies at the ends of what is summed without a shift: g (1/C - [c = y]), to rounding.
+
+    exp(x_c) * (g / total) is three roundings, and exp(x_c) another of each library's exp.
+    """
+    of_library(backend, "numpy", "torch", "jax")
+    x, y, weights = np.full((64, 1024), size, np.float32), np.zeros(64, np.int64), np.full(64, g, np.float32)
+    with settings(backend):
+        for options in ({}, {"z_loss": 1e-6}):
+            function = functools.partial(ml.cross_entropy, reduction="sum", **options)
+            arrays = (asarray(backend, a) for a in (x, y))
+            gradient = ml.value_and_grad(function)(*arrays, weights=asarray(backend, weights))[1]
+            found = to_numpy(backend, gradient).astype(np.float64) / g
+            slope = 1 + 2 * options.get("z_loss", 0.0) * (size + np.log(1024))
+            expected = np.full((64, 1024), slope / 1024)
+            expected[:, 0] -= 1
+            np.testing.assert_allclose(found, expected, rtol=16 * 2.0**-24)
+
+
+@pytest.mark.parametrize("size", [-51.3, -45.9, -44.5, 34.0, 0.0])
+def test_second_derivatives_at_the_ends_of_the_range(backend, size):
+    """The Hessian of a row of equal logits is diag(1/C) - 1/C^2; times v = (0, 1, 1, ..), (v_c - (C - 1) / C) / C."""
+    of_library(backend, "torch", "jax")
+    x, y, v = np.full((64, 1024), size, np.float32), np.zeros(64, np.int64), np.ones((64, 1024), np.float32)
+    v[:, 0] = 0
+    with settings(backend):
+        logits, labels, direction = (asarray(backend, a) for a in (x, y, v))
+        if backend.library == "torch":
+            import torch
+
+            logits.requires_grad_()
+            loss = ml.cross_entropy(logits, labels, reduction="sum")
+            (gradient,) = torch.autograd.grad(loss, logits, create_graph=True)
+            products = [torch.autograd.grad(gradient, logits, direction)[0]]
+            plain = logits.detach()
+            of_logits = functools.partial(ml.cross_entropy, labels=labels, reduction="sum")
+            products.append(torch.func.jvp(torch.func.grad(of_logits), (plain,), (direction,))[1])
+        else:
+            import jax
+
+            of_logits = functools.partial(ml.cross_entropy, labels=labels, reduction="sum")
+            products = [jax.jvp(jax.grad(of_logits), (logits,), (direction,))[1]]
+            products.append(jax.vjp(jax.grad(of_logits), logits)[1](direction)[0])
+        for product in products:
+            # v_1 - u is 1/1024, a difference of two numbers near 1: off by a few of its own 2**-14.
+            expected = (v[0] - 1023 / 1024) / 1024
+            np.testing.assert_allclose(to_numpy(backend, product), np.broadcast_to(expected, x.shape), rtol=2.0**-11)
+
+
+def test_a_row_beside_another(backend):
+    """log(1 + exp(-13.5) + exp(-14.5)) is 1.875e-6, to a last place of 1, beside a row of loss 31 as alone."""
+    of_library(backend, "numpy", "array_api_strict", "torch", "jax")
+    alone = np.array([[33.5, 20.0, 19.0]], np.float32)
+    both = np.concatenate([alone, np.array([[0.0, 31.0, 0.0]], np.float32)])
+    with settings(backend):
+        losses = [
+            to_numpy(
+                backend,
+                ml.cross_entropy(asarray(backend, x), asarray(backend, np.zeros(len(x), int)), reduction="none"),
+            )
+            for x in (alone, both)
+        ]
+        assert losses[0][0] == losses[1][0]
+        assert abs(losses[1][0] - np.log1p(np.exp(-13.5) + np.exp(-14.5))) <= 2.0**-23
+
+
+@pytest.mark.parametrize("kept", [1.0, 0.6])
+def test_a_loss_within_a_loss(backend, monkeypatch, kept):
+    """A signal's handler that computes a loss while the engine computes one: each has a workspace of its own."""
+    of_library(backend, "numpy", "torch")
+    rows, rng, handled = importlib.import_module("maskloss._rows"), np.random.default_rng(0), []
+    exponentials = rows.exponentials
+    with settings(backend):
+        x, other = (asarray(backend, rng.normal(size=(9, 300)).astype(np.float32)) for _ in range(2))
+        y, mask = asarray(backend, rng.integers(0, 300, 9)), asarray(backend, rng.random(9) < kept)
+        of_logits = ml.value_and_grad(functools.partial(ml.cross_entropy, weights=1.0, reduction="sum"))
+
+        def interrupted(*args, **kwargs):
+            result = exponentials(*args, **kwargs)
+            if not handled:
+                handled.append(True)
+                of_logits(other, y, mask=mask)
+                handled.pop()
+            return result
+
+        expected = of_logits(x, y, mask=mask)
+        monkeypatch.setattr(rows, "exponentials", interrupted)
+        found = of_logits(x, y, mask=mask)
+        assert all(
+            np.array_equal(to_numpy(backend, a), to_numpy(backend, b)) for a, b in zip(found, expected, strict=True)
+        )
+
+
+@pytest.mark.parametrize("name", ["reduce", "masked_sum", "masked_mean", "masked_max", "masked_log_softmax"])
+def test_a_result_is_not_the_argument(backend, name):
+    """Where there is nothing to reduce, a result that is then written to leaves the argument as it was."""
+    of_library(backend, "numpy", "torch")
+    if backend.readonly:
+        pytest.skip("cannot be written to")
+    options = {"reduce": {"reduction": "none"}, "masked_log_softmax": {}}.get(name, {"axis": ()})
+    shapes = {"masked_log_softmax": ((2, 0),)}.get(name, ((2, 3), ()))
+    for shape in shapes:
+        for more in ({}, {"mask": True}):
+            x = asarray(backend, np.ones(shape, np.float32))
+            result = getattr(ml, name)(x, **options, **more)
+            result *= 0
+            assert (to_numpy(backend, x) == 1).all()
+
+
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"reduction": "mean_over_all"}, {"weights": 0.5}])
+def test_what_torch_traces_meets_other_sizes(backend, options):
+    """torch.jit.trace and make_fx: four rows where two were traced, and no warning of what decides on errors alone."""
+    of_library(backend, "torch")
+    import torch
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    def loss(x, y):
+        return ml.cross_entropy(x, y, **options)
+
+    few, many = ((torch.randn(n, 3) * 100, torch.arange(n) % 3) for n in (2, 4))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", torch.jit.TracerWarning)
+        traced = torch.jit.trace(loss, few, check_trace=False)
+    symbolic, real = (make_fx(loss, tracing_mode=mode)(*few) for mode in ("symbolic", "real"))
+    for function, arguments in ((traced, many), (symbolic, many), (real, (few[0] / 100, few[1]))):
+        torch.testing.assert_close(function(*arguments), loss(*arguments))
+
+
+def test_dynamo_leaves_the_backwards_alone(backend):
+    """A compiled step of a loss that is not compiled has as many graphs as with F.cross_entropy."""
+    of_library(backend, "torch")
+    import torch
+
+    layer, kernel = torch.nn.Linear(8, 100), torch.randn(7, 100, requires_grad=True)
+
+    def graphs_of(loss):
+        graphs, eager = [], torch.compiler.disable(loss)
+        torch.compiler.reset()
+
+        def count(graph, _):
+            graphs.append(graph)
+            return graph.forward
+
+        @functools.partial(torch.compile, backend=count)
+        def step(x, y):
+            eager(layer(x), y).backward()
+
+        for _ in range(2):
+            step(torch.randn(4, 8), torch.randint(0, 7, (4,)))
+        return len(graphs)
+
+    expected = graphs_of(torch.nn.functional.cross_entropy)
+    for loss in (
+        ml.cross_entropy,
+        functools.partial(ml.cross_entropy, weights=0.5),
+        lambda h, y: ml.linear_cross_entropy(h, kernel, y),
+        lambda h, y: ml.linear_cross_entropy(h, kernel, y, reduction="none").sum(),
+        lambda h, y: ml.linear_entropy(h, kernel).sum(),
+    ):
+        assert graphs_of(loss) == expected
+
+
+def test_out_of_memory_is_told_by_torch(backend, monkeypatch):
+    """The kernel refuses an anonymous mapping: zeros are then torch's own, and so is the error without memory."""
+    of_library(backend, "torch")
+    import torch
+
+    def refuse(*_, **__):
+        raise OSError(12, "Cannot allocate memory")
+
+    x, y = torch.zeros(8, 2**18, requires_grad=True), torch.zeros(8, dtype=torch.int64)
+    monkeypatch.setattr(_compat.mmap, "mmap", refuse)
+    ml.cross_entropy(x, y, mask=torch.arange(8) < 2, weights=1.0, reduction="sum").backward()
+    assert (x.grad[2:] == 0).all()
+    torch.testing.assert_close(x.grad[:2, 0], torch.full((2,), 2.0**-18 - 1))
+
+
+def test_a_jax_parameter_is_an_array(backend):
+    """What has __jax_array__, as a parameter of Flax, in the place of any array."""
+    of_library(backend, "jax")
+    import jax
+    import jax.numpy as jnp
+
+    class Parameter:
+        def __init__(self, value):
+            self.value = jnp.asarray(value)
+
+        def __jax_array__(self):
+            return self.value
+
+    rng = np.random.default_rng(0)
+    with settings(backend):
+        x, k, y = rng.normal(size=(4, 3)), rng.normal(size=(5, 3)), rng.integers(0, 3, 4)
+        per_entry = {"mask": y > 0, "weights": rng.random(4), "denominator": np.float32(3.0)}
+        calls = (
+            (ml.cross_entropy, (x, y), {**per_entry, "class_weights": rng.random(3), "class_mask": np.ones(3, bool)}),
+            (ml.linear_cross_entropy, (x, k, y), {**per_entry, "bias": rng.random(5)}),
+            (ml.masked_mean, (x, x > 0), {"weights": rng.random(3)}),
+            (ml.value_and_grad(ml.cross_entropy), (x, y), {}),
+        )
+        for function, args, options in calls:
+            found, expected = (
+                function(*map(of, args), **{n: of(a) for n, a in options.items()}) for of in (Parameter, jnp.asarray)
+            )
+            for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+                assert np.array_equal(a, b)
