@@ -7,6 +7,7 @@ with X = dL/dlogits, d hidden = X kernel, d kernel = X^T hidden and d bias = the
 import contextlib
 import functools
 import importlib
+import types
 import warnings
 
 import backends
@@ -668,6 +669,46 @@ def test_matrices_of_bfloat16_are_multiplied_as_they_are(backend, monkeypatch):
     assert found[0] == expected[0]
     for x, y in zip(found[1:], expected[1:], strict=True):
         assert float((x - y).norm() / y.norm()) < 2**-8
+
+
+def test_products_of_halves_are_asked_for_once(backend, monkeypatch):
+    """torch 2.7 to 2.9 have no mm and addmm with an out_dtype: bfloat16 is then converted, as on a CPU."""
+    torch_only(backend)
+    torch, compat = importlib.import_module("torch"), importlib.import_module("maskloss._compat")
+    on_cuda = types.SimpleNamespace(is_cuda=True, dtype=torch.bfloat16)
+    assert compat.multiplies_halves(on_cuda, "torch")
+    for lacking in ("mm", "addmm"):
+        operators = {
+            n: types.SimpleNamespace(overloads=lambda: ["default", "out", "dtype_out"]) for n in ("mm", "addmm")
+        }
+        operators[lacking] = types.SimpleNamespace(overloads=lambda: ["default", "out"])
+        older = types.SimpleNamespace(ops=types.SimpleNamespace(aten=types.SimpleNamespace(**operators)))
+        monkeypatch.setattr(compat, "torch_module", lambda older=older: older)
+        compat.has_wide_products.cache_clear()
+        assert not compat.has_wide_products()
+        monkeypatch.undo()
+    compat.has_wide_products.cache_clear()
+
+
+def test_torch_makes_numbers_where_they_are_used(backend):
+    """Python's numbers by a fill, which waits for no device: no tensor is made of the host's memory (lift_fresh)."""
+    torch_only(backend)
+    torch = importlib.import_module("torch")
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Called(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            names.add(function._schema.name)
+            return function(*args, **(kwargs or {}))
+
+    x, y = torch.zeros(2, 3, device=backend.device), torch.tensor([0, 1], device=backend.device)
+    for options in ({"weights": 0.5, "denominator": 3}, {"mask": True, "class_mask": True, "label_smoothing": 0.1}):
+        names = set()
+        with Called():
+            ml.cross_entropy(x, y, **options)
+            ml.linear_cross_entropy(x, x, y, **{n: o for n, o in options.items() if n != "class_mask"})
+        assert names
+        assert "aten::lift_fresh" not in names
 
 
 def test_jax_any_number_of_rows_in_long_and_short_chunks(backend):
