@@ -89,8 +89,8 @@ CALLS = """
     mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.{axis_type},))
     jax.set_mesh(mesh)
     logits, labels, mask = rng.normal(size=(6, 4)), rng.integers(0, 4, 6), rng.random(6) < 0.5
-    long, long_labels = rng.normal(size=(3, 4096, 2)), rng.integers(0, 2, (3, 4096))
-    long_mask = rng.random((3, 4096)) < 0.5
+    long, long_labels = rng.normal(size=(3, 3072, 2)), rng.integers(0, 2, (3, 3072))
+    long_mask = rng.random((3, 3072)) < 0.5
     class_weights, one_hot = np.array([0.5, 1.0, 2.0, 1.5]), np.eye(4)[labels]
 
 
