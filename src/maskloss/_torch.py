@@ -405,15 +405,16 @@ def loss_by_softmax(x: Tensor, y: Tensor, divisor: int, out: Tensor | None, ctx:
     p, at_label = torch.softmax(x, 1, out=out), y.unsqueeze(1)
     total = p.sum(1, keepdim=True)
     try:
-        ratio = total / p.gather(1, at_label)
+        # Of a subnormal p_y the quotient is infinite, or its logarithm right to a rounding.
+        loss = (total / p.gather(1, at_label)).log_().sum()
     except RuntimeError:  # a label that is no class
         return None
-    if not ratio.max().item() <= _rows.GREATEST_RATIO:  # NaN
+    if not math.isfinite(loss.item()):
         return None
     if ctx is not None:
         ctx.save_for_backward(x, at_label, total)
         ctx.p, ctx.divisor = p, divisor
-    return ratio.log().sum() / divisor
+    return loss if divisor == 1 else loss.div_(divisor)
 
 
 class _SmallLoss(torch.autograd.Function):
