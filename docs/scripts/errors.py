@@ -30,14 +30,15 @@ with the message of an earlier row are left out.
 def shown(value, backend):
     """An argument as the reader would write it."""
     if value is None or isinstance(value, str | bool | int | float | tuple | list):
-        return repr(value)
+        return text if len(text := repr(value)) <= 60 else text[:20] + "…"
     library, kind = backends.library(value), type(value).__name__
     if kind not in ("ndarray", "Tensor", "ArrayImpl", "Array"):
         return f"<{library} {kind}>"
-    dtype, shape = backends.dtype_name(value) or str(value.dtype), tuple(value.shape)
+    dtype = backends.dtype_name(value) or str(value.dtype)
     prefix = "" if library == backend.library else f"{library}."
     if library == "torch" and (value.is_nested or value.is_sparse or value.is_quantized):
         return f"<{dtype} tensor>"
+    shape = tuple(value.shape)
     if len(shape) > 1 or library == "array_api_strict" or str(getattr(value, "device", "")) == "meta":
         return f"<{dtype} of shape {shape}>"
     return f"{prefix}array({value.tolist()}, {dtype})"

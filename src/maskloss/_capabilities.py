@@ -66,7 +66,7 @@ MISSING = {
 
 IMPLEMENTATIONS = {
     "analytic": Implementation(
-        "the analytic forward and backward pair, on kept rows; keeps two numbers a row (JAX: the exponentials)",
+        "the analytic forward and backward pair, on kept rows; keeps two numbers a row (JAX: the softmax)",
         {"torch compiled": NO_FUNCTION},
     ),
     "autodiff": Implementation("one array-API expression, differentiated by the framework", {}),

@@ -37,7 +37,20 @@ ACCELERATOR_FEWEST, ACCELERATOR_MOST = 512, 8192
 
 
 class ChunkSizeWarning(UserWarning):
-    """A `chunk_size` is ignored: all logits are made at once, for the reason that the warning names."""
+    """A `chunk_size` is ignored: all logits are made at once, for the reason that the warning names.
+
+    Examples
+    --------
+    >>> import warnings
+    >>> import numpy as np
+    >>> import maskloss as ml
+    >>> with warnings.catch_warnings(record=True) as caught:
+    ...     warnings.simplefilter("always", ml.ChunkSizeWarning)
+    ...     hidden, kernel, labels = np.ones((4, 3)), np.ones((5, 3)), np.zeros(4, int)
+    ...     loss = ml.linear_cross_entropy(hidden, kernel, labels, chunk_size=2, implementation="autodiff")
+    >>> print(caught[0].message)
+    chunk_size is 2, and ignored: all logits are made at once, since 'autodiff' is one expression
+    """
 
 
 class Projection(NamedTuple):

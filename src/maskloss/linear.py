@@ -78,11 +78,13 @@ def linear_cross_entropy(
     validate: bool | Literal["auto"] = "auto",
     implementation: str | None = None,
 ) -> Any:
-    r"""Masked cross-entropy of the logits :math:`x = h K^\top + b`, which are never all in memory.
+    r"""Masked cross-entropy of the logits :math:`x = h K^\top + b`, of which a chunk is in memory at a time.
 
     The same as ``cross_entropy(hidden @ kernel.T + bias, labels, ...)``, made from a chunk of logits at a time and from
     kept rows alone. Where a scalar loss is differentiated its gradients are made in the same walk: three matrix
-    products, and nothing of the logits' size is ever kept.
+    products, and nothing of the logits' size is kept. This holds eagerly, and under ``jax.jit`` where JAX sees one
+    device; elsewhere (``torch.compile``, ``torch.func``, forward mode, several JAX devices) all logits are made at
+    once, and a `chunk_size` is ignored with a :class:`ChunkSizeWarning`.
 
     Parameters
     ----------
