@@ -262,8 +262,9 @@ class _TracedProduct(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        (a, b), (g,) = ctx.saved_tensors, gradients
-        return product(g, b.mT), product(a.reshape(-1, a.shape[-1]).mT, g.reshape(-1, g.shape[-1]))
+        (a, b), (g,), (of_a, of_b) = ctx.saved_tensors, gradients, ctx.needs_input_grad
+        d_a = product(g, b.mT) if of_a else None
+        return d_a, product(a.reshape(-1, a.shape[-1]).mT, g.reshape(-1, g.shape[-1])) if of_b else None
 
 
 class _Product(_TracedProduct):
