@@ -157,16 +157,30 @@ def test_a_wrong_label_that_was_not_checked_is_nan_in_every_gradient(backend):
 def test_sums_over_many_entries(backend):
     """dL/dw_0 of a sum over 2**18 entries of label 0 and two equal logits is 2**18 log 2; a running sum is far from it.
 
-    It is a sum of equal terms in five levels of 16, with at most 16 roundings of half a last place in each.
+    It is a sum of equal terms, at most 128 of them one to the next, and then levels of 16: 128 + 3 * 16 roundings of
+    half a last place.
     """
-    of_library(backend, "numpy", "array_api_strict")
+    of_library(backend, "numpy", "array_api_strict", "torch", "jax")
     with settings(backend):
         given = np.zeros((2**18, 2), np.float32), np.zeros(2**18, np.int64), np.ones(2, np.float32)
         logits, labels, class_weights = (asarray(backend, x) for x in given)
         gradient = ml.value_and_grad(ml.cross_entropy, "class_weights")(
             logits, labels, class_weights=class_weights, reduction="sum"
         )[1]
-    np.testing.assert_allclose(to_numpy(backend, gradient), [2**18 * np.log(2), 0.0], rtol=80 * 2.0**-24)
+    np.testing.assert_allclose(to_numpy(backend, gradient), [2**18 * np.log(2), 0.0], rtol=176 * 2.0**-24)
+
+
+def test_jax_merges_no_sums(backend):
+    """40 x 50 equal terms under jit: sums of at most 50, each in 8 running sums at least, and not one of 2000."""
+    of_library(backend, "jax")
+    import jax
+
+    each = np.float32(0.3) * np.float32(0.7)
+    with settings(backend):
+        values, weights = (asarray(backend, np.full((40, 50), x, np.float32)) for x in (0.3, 0.7))
+        for function in (functools.partial(ml.reduce, reduction="sum"), ml.masked_sum):
+            found = float(jax.jit(lambda v, w, f=function: f(v, weights=w))(values, weights))
+            assert abs(found / (2000 * float(each)) - 1) < 2 * (50 / 8 + 3) * 2.0**-24
 
 
 def test_a_long_row_of_hidden_states(backend):

@@ -20,6 +20,8 @@ Namespace = Any
 F = TypeVar("F", bound=Callable[..., Any])
 
 SPARSE_BYTES = 1 << 22
+# Terms that a library may add one to the next, and numbers that copies of class weights may take to have no more.
+RUNNING, COPIES = 1 << 7, 1 << 20
 PRODUCT_ROWS = 1 << 12
 
 INTEGERS = frozenset(("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"))
@@ -241,13 +243,35 @@ def take_label(x: Array, labels: Array, *, xp: Namespace) -> Array:
 
 
 def take_classes(values: Array, labels: Array, *, xp: Namespace) -> Array:
-    """values[labels] of one value per class."""
-    if is_jax_array(labels):
-        # An Explicit mesh wants to be told where the result lies.
+    """values[labels] of one value per class.
+
+    Its derivative adds one entry to the next, a running sum: of few entries at a time, from a copy of the values each.
+    """
+    library, count = library_of(labels), math.prod(labels.shape)
+    if library == "jax":
         sharding = sys.modules["jax"].typeof(labels).sharding
-        told = any(axis is not None for axis in sharding.spec)
-        return values.at[labels].get(mode="clip", out_sharding=sharding if told else None)
-    return xp.reshape(xp.take(values, xp.reshape(labels, (-1,)), axis=0), labels.shape)
+        if any(axis is not None for axis in sharding.spec):  # an Explicit mesh wants to be told where the result lies
+            return values.at[labels].get(mode="clip", out_sharding=sharding)
+    labels_in_line = xp.reshape(labels, (-1,))
+    few = is_compiling(library or "") or not is_static(count) or count <= RUNNING
+    if few or library not in ("torch", "jax"):
+        return xp.reshape(xp.take(values, labels_in_line, axis=0), labels.shape)
+    copies = min(-(-count // RUNNING), max(1, COPIES // values.shape[0]))
+    copy = xp.arange(count, **placement(labels)) * copies // count
+    return xp.reshape(xp.broadcast_to(values, (copies, *values.shape))[copy, labels_in_line], labels.shape)
+
+
+def is_contiguous(x: Array, axis: int) -> bool:
+    """Whether a library that sums what lies side by side in a tree sums this axis so."""
+    library = library_of(x)
+    if library == "numpy":
+        return x.strides[axis] == x.itemsize
+    return library != "array_api_strict" and axis == x.ndim - 1
+
+
+def kept_apart(x: Array) -> Array:
+    """x, which XLA makes as it is: a sum of sums it merges into one running sum (jaxlib 0.10.2)."""
+    return sys.modules["jax"].lax.optimization_barrier(x) if is_jax_array(x) and is_tracer(x, "jax") else x
 
 
 def is_split(x: Array, axis: int) -> bool:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from ._compat import Array, Namespace, count_of, library_of
+from ._compat import Array, Namespace, count_of, kept_apart, library_of
 from ._rows import long_sum
 
 
@@ -28,7 +28,7 @@ class Entries(NamedTuple):
 
 def quotient(total: Array, divisor: Array | float, *, xp: Namespace) -> Array:
     """total / divisor, and 0 with derivatives that are 0 where the divisor is 0."""
-    if isinstance(divisor, float):
+    if type(divisor) is float:  # and not NumPy's, which is one of Python's too
         return total / divisor if divisor else total * 0.0
     nothing = divisor == 0
     # Replaced before the division as well: the derivative of total / 0 is NaN, which where() would multiply by 0.
@@ -39,7 +39,7 @@ def sum_all(x: Array, *, xp: Namespace) -> Array:
     library = library_of(x)
     if library == "jax":
         while x.ndim:  # an axis that is split over devices merges with no other
-            x = long_sum(x, xp=xp)
+            x = kept_apart(long_sum(x, xp=xp))
         return x
     # These sum one contiguous axis in a tree.
     if x.ndim == 1 and library in ("numpy", "torch"):
@@ -94,7 +94,7 @@ def total_and_divisor(entries: Entries, reduction: str, *, xp: Namespace) -> tup
 
 
 def as_array(divisor: Array | float, total: Array, *, xp: Namespace) -> Array:
-    return xp.full_like(total, divisor) if isinstance(divisor, float) else divisor
+    return xp.full_like(total, divisor) if type(divisor) is float else divisor
 
 
 def reduce_entries(entries: Entries, reduction: str, denominator: Array | None, *, xp: Namespace) -> Array:

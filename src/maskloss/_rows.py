@@ -31,6 +31,7 @@ from ._compat import (
     Array,
     Namespace,
     dtype_name,
+    is_contiguous,
     is_split,
     is_static,
     library_of,
@@ -105,8 +106,8 @@ def long_sum(x: Array, *, axis: int = -1, xp: Namespace) -> Array:
     """Sum over an axis, in levels where it is long."""
     axis %= x.ndim
     length: Any = x.shape[axis]
-    # Along another axis than the last NumPy's sum is a running one throughout, also of the blocks.
-    block = _SUM_BLOCK if axis == x.ndim - 1 else 16
+    # Along an axis that does not lie side by side NumPy's sum is a running one throughout, also of the blocks.
+    block = _SUM_BLOCK if is_contiguous(x, axis) else 16
     if library_of(x) == "torch" or not is_static(length) or length <= 2 * block or is_split(x, axis):
         return xp.sum(x, axis=axis)
     before, after, head = (slice(None),) * axis, x.shape[axis + 1 :], length - length % block
@@ -250,7 +251,7 @@ def backward(
     """Gradients of the logits, in rows.dtype, and, if asked for, of the targets, not yet summed to their shape."""
     x, slope = selected_logits(rows, xp=xp)
     targets: Array = None if g_dot is None else selected_targets(rows, xp=xp)
-    coefficient = sum_of(g_nll, g_lse, None if g_dot is None else g_dot * xp.sum(targets, axis=-1))
+    coefficient = sum_of(g_nll, g_lse, None if g_dot is None else g_dot * long_sum(targets, xp=xp))
     d_targets = None
     if g_dot is not None and targets_too:
         d_targets = xp.expand_dims(g_dot, axis=-1) * costs(x, targets, total, shift, xp=xp)
@@ -315,9 +316,13 @@ def is_largest(rows: Rows, answers: Array, *, xp: Namespace) -> Array:
     """Whether the first of the largest allowed logits of each row is that of its answer."""
     x = xp.astype(rows.logits, rows.dtype, copy=False)
     x = x if rows.class_mask is None else xp.where(rows.class_mask, x, -math.inf)
+    first = xp.argmax(x, axis=-1)
+    if rows.class_mask is not None:  # of nothing but -inf the first that is allowed
+        lowest = xp.max(x, axis=-1) == -math.inf
+        first = xp.where(lowest, xp.argmax(xp.astype(rows.class_mask, xp.uint8), axis=-1), first)
     # arg-max takes a NaN for the largest, and a NaN is no right answer. JAX gathers from no axis that is split.
     largest = xp.max(x, axis=-1) if library_of(x) == "jax" else take_label(x, answers, xp=xp)
-    return (xp.argmax(x, axis=-1) == answers) & ~xp.isnan(largest)
+    return (first == answers) & ~xp.isnan(largest)
 
 
 def entropy(rows: Rows, *, xp: Namespace) -> Array:

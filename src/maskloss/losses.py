@@ -15,9 +15,9 @@ from ._inputs import Reduction
 
 def check_options(label_smoothing: Any, z_loss: Any, softcap: Any, inputs: _inputs.Inputs) -> Options:
     z_loss = _inputs.check_number("z_loss", z_loss, 0.0, sys.float_info.max, "a finite number that is not negative")
-    if z_loss:
-        _inputs.check_held("z_loss", z_loss, inputs.dtype, inputs.xp)
+    _inputs.check_held("z_loss", z_loss, inputs.dtype, inputs.xp)
     label_smoothing = _inputs.check_number("label_smoothing", label_smoothing, 0.0, 1.0, "a number in [0, 1]")
+    _inputs.check_held("label_smoothing", label_smoothing, inputs.dtype, inputs.xp)
     return Options(label_smoothing, z_loss, check_softcap(softcap, inputs))
 
 

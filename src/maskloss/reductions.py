@@ -6,7 +6,7 @@ import math
 from typing import Any, NamedTuple, cast
 
 from . import _inputs
-from ._compat import Array, Namespace, on_arrays, stop_gradient
+from ._compat import Array, Namespace, dtype_name, kept_apart, on_arrays, stop_gradient
 from ._reduce import Entries, quotient, reduce_entries
 from ._rows import long_sum
 
@@ -32,7 +32,7 @@ class _Values(NamedTuple):
         if self.like.library == "torch" or not self.axes:
             return xp.sum(x, axis=self.axes, keepdims=keepdims)
         for axis in sorted(self.axes, reverse=True):
-            x = long_sum(x, axis=axis, xp=xp)
+            x = kept_apart(long_sum(x, axis=axis, xp=xp))
         shape = tuple(1 if axis in self.axes else n for axis, n in enumerate(self.x.shape))
         return xp.reshape(x, shape) if keepdims else x
 
@@ -270,6 +270,8 @@ def masked_min(
 def _extremum(v: _Values, sign: float, empty: Any) -> Array:
     """sign * max(sign * x): with sign -1 the minimum."""
     empty = _check_empty(v, empty)
+    if dtype_name(v.like.array) == "float16" and math.isfinite(empty):  # what the others' results hold, theirs do
+        _inputs.check_held("empty", empty, v.like.array.dtype, v.xp)
     if v.has_empty_axis():
         result = v.total(v.x) + empty
     else:

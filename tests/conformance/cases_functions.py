@@ -87,6 +87,8 @@ def reduce():
     yield case("reduce-1d", "one sequence", {"values": V[0], "mask": MASK[0]}, {"reduction": "mean_over_sequences"})
     yield case("reduce-empty", "no values", {"values": V[:0]}, {"reduction": "mean_over_all"})
     yield case("reduce-weights-rows", "weights broadcast", {"values": V, "weights": np.array([[2.0], [-1.0], [0.5]])})
+    infinite = {"values": np.array([np.inf, 1.0]), "weights": np.array([1.0, -1.0])}
+    yield case("reduce-cancels-infinite", "a divisor of 0, of an infinite sum", infinite, held=("values", "weights"))
     yield case("reduce-cancels", "a divisor of 0", {"values": V[0, :2], "weights": np.array([1.0, -1.0])})
     yield case("reduce-nan", "a kept NaN stays", {"values": np.array([1.0, np.nan])})
 
@@ -198,6 +200,8 @@ def long_sums():
     given = {"logits": above, "labels": np.array([7])}
     yield case("llp-long-rows", "of a long row", given, function="label_log_probs")
     yield case("entropy-long-rows", "of a long row", {"logits": above}, function="entropy")
+    columns = np.broadcast_to(above[:, : 2**11].T, (2**11, 3)).copy()
+    yield case("entropy-long-columns", "that lies in no line", {"logits": columns}, {"axis": 0}, function="entropy")
     tenths, weights = np.full((2**12, 2), 0.1), np.full((2**12, 1), 0.3)
     for name in ("sum", "mean", "var", "logsumexp", "softmax", "log_softmax"):
         x = np.where(np.arange(2**12)[:, None] == 7, 12.0, 0.0 * tenths) if "soft" in name or "exp" in name else tenths

@@ -325,10 +325,23 @@ def many_classes():
     yield case("long-rows-far", why, {**given, "logits": above - 80})
     yield case("long-rows-masked", why, {"logits": two, "labels": np.array([7, -1]), "mask": np.array([True, False])})
     options = {"label_smoothing": 0.1, "z_loss": 0.01, "softcap": 30.0}
+    yield case(
+        "long-rows-axis-0",
+        "side by side in memory or not",
+        {"logits": above[:, : 2**12].T, "labels": label, "class_weights": np.ones(2**12)},
+        {"axis": 0, "label_smoothing": 0.1},
+        dtypes=("float32",),
+        held=("class_weights",),
+    )
     above, single = above[:, : 2**15], {"dtypes": ("float32",)}
     yield case("long-rows-options", why, {**given, "logits": above}, options, **single)
     soft = np.where(above == 0, 0.25 / (2**15 - 1), 0.75)
     yield case("long-rows-soft", why, {"logits": above, "labels": soft}, held=("labels",), **single)
+    beside = {
+        "logits": np.broadcast_to(above[:, : 2**12].T, (2**12, 3)).copy(),
+        "labels": np.full((2**12, 3), 2.0**-12),
+    }
+    yield case("long-rows-soft-axis-0", "rows that lie in no line", beside, {"axis": 0}, held=("labels",), **single)
 
 
 def layouts():

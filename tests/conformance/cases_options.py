@@ -248,6 +248,14 @@ def class_masks():
         {**allowed, "class_mask": CLASSES},
         {"label_smoothing": 0.1},
     )
+    two = np.array([False, True, True, False, False])
+    for cap, options in {"": {}, "-softcap": {"softcap": 3.0}}.items():
+        yield Case(
+            f"class-mask-minus-inf{cap}",
+            "of nothing but -inf the first class that is allowed is the arg-max",
+            {"logits": np.where(two, -np.inf, X), "labels": np.ones_like(Y), "class_mask": two},
+            {"reduction": "sum", **options},
+        )
     yield Case("class-mask-soft", "what a distribution holds at excluded classes is dropped, not renormalised", soft)
     yield Case(
         "class-mask-soft-weights",
