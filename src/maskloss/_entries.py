@@ -15,7 +15,7 @@ import math
 from typing import Any, NamedTuple
 
 from . import _linear, _rows, _stream
-from ._compat import Array, class_indices, count_of, full, take_classes
+from ._arrays import Array
 from ._inputs import Inputs
 from ._reduce import (
     Entries,
@@ -23,7 +23,6 @@ from ._reduce import (
     count_kept,
     reduce_entries,
     reduction_derivatives,
-    sum_all,
     total_and_divisor,
     weighted_losses,
 )
@@ -48,7 +47,7 @@ class Terms(NamedTuple):
 def allowed_count(inputs: Inputs) -> Array | float:
     xp = inputs.xp
     if inputs.class_mask is None:
-        return count_of(inputs.classes, inputs.like.array, xp=xp)
+        return xp.count_of(inputs.classes, inputs.like.array)
     # At least 1: an entry with no allowed class is not kept, and must not divide by 0.
     return xp.clip(xp.sum(xp.astype(inputs.class_mask, inputs.dtype), axis=-1), 1.0)
 
@@ -60,14 +59,14 @@ def terms_of(inputs: Inputs, options: Options) -> Terms:
     if inputs.distribution is None:
         masses = None
         if class_weights is not None:
-            masses = take_classes(class_weights, inputs.labels, xp=xp)
+            masses = xp.take_classes(class_weights, inputs.labels)
             masses = masses if inputs.keep is None else xp.where(inputs.keep, masses, 0.0)
         alpha = 1.0 - eps if masses is None else (1.0 - eps) * masses
         targets = None
         if share is not None:
             targets = class_weights
             if targets is None:
-                targets = full((inputs.classes,), 1.0, inputs.dtype, inputs.like.array, xp=xp)
+                targets = xp.filled((inputs.classes,), 1.0, inputs.dtype, inputs.like.array)
         # At eps = 1 the label has no part in the loss: with its cost infinite, 0 * inf would be NaN.
         rows = rows._replace(labels=inputs.labels if eps < 1 else None, targets=targets)
         return Terms(rows, alpha if eps < 1 else None, share, masses)
@@ -78,7 +77,7 @@ def terms_of(inputs: Inputs, options: Options) -> Terms:
         targets = (1.0 - eps) * targets + (share if isinstance(share, float) else xp.expand_dims(share, axis=-1))
     if class_weights is not None:
         targets, masses = targets * class_weights, masses * class_weights
-    return Terms(rows._replace(targets=targets), None, 1.0, _rows.long_sum(masses, xp=xp))
+    return Terms(rows._replace(targets=targets), None, 1.0, xp.long_sum(masses))
 
 
 def weighed_nll(nll: Array, alpha: Array | float | None, inputs: Inputs) -> Array:
@@ -147,7 +146,7 @@ def stats_of(
         right = right & inputs.keep
     if inputs.wrong is not None:
         right = right & ~inputs.wrong
-    z_total = sum_all(weighted_losses(entries._replace(losses=z_terms)), xp=xp)
+    z_total = xp.sum_all(weighted_losses(entries._replace(losses=z_terms)))
     divisor = as_array(divisor, total, xp=xp)
     correct = xp.sum(xp.astype(right, xp.int32))
     return LossStats(total, divisor, count_kept(entries, xp=xp), correct, z_total)
@@ -173,7 +172,7 @@ def sum_to(x: Array, shape: tuple[int, ...], inputs: Inputs) -> Array:
     lead = x.ndim - len(shape)
     axes = tuple(range(lead)) + tuple(lead + i for i, n in enumerate(shape) if n == 1 != x.shape[lead + i])
     for axis in reversed(axes):
-        x = _rows.long_sum(x, axis=axis, xp=inputs.xp)
+        x = inputs.xp.long_sum(x, axis=axis)
     return inputs.xp.reshape(x, shape) if axes else x
 
 
@@ -185,7 +184,7 @@ def upstream_of(
     the loss is linear in the entries' losses.
     """
     xp = inputs.xp
-    losses = full(inputs.entries, 0.0, inputs.dtype, inputs.like.array, xp=xp)
+    losses = xp.filled(inputs.entries, 0.0, inputs.dtype, inputs.like.array)
     entries = Entries(losses, inputs.keep, inputs.weights, terms.masses)
     g = nan_where_wrong(reduction_derivatives(entries, reduction, denominator, xp=xp)[1].losses, inputs)
     nll = None if terms.rows.labels is None else g * terms.alpha
@@ -239,7 +238,7 @@ def value_and_gradients(
         d_label = d.masses
         if out.nll is not None:
             d_label = d_label + (1.0 - eps) * weighed_nll(out.nll, terms.alpha, inputs) * g
-        classes = class_indices(class_weights, inputs.labels.dtype, xp=xp)
+        classes = xp.class_indices(class_weights, inputs.labels.dtype)
         at_label = classes == xp.expand_dims(inputs.labels, axis=-1)
         d_weights = sum_to(xp.where(at_label, xp.expand_dims(d_label, axis=-1), 0.0), class_weights.shape, inputs)
         if d_targets is not None:

@@ -6,7 +6,8 @@ from functools import partial
 from typing import Any, Literal
 
 from . import _inputs, _linear, _rows
-from ._compat import Array, on_arrays
+from ._arrays import Array, on_arrays
+from ._bindings import binding_of, way_of
 from ._entries import Options, answers_of, entries_of, loss_of, terms_of, upstream_of
 from ._inputs import Reduction, fail
 from ._linear import ChunkSizeWarning as ChunkSizeWarning
@@ -20,39 +21,6 @@ def check_chunk_size(chunk_size: Any) -> None:
     fail(
         kind, "chunk_size", _inputs.describe(chunk_size), "it must be None or a positive int: rows of logits at a time"
     )
-
-
-def rows_forward(
-    inputs: _inputs.Inputs,
-    projection: _linear.Projection,
-    rows: _rows.Rows,
-    implementation: str | None,
-    *,
-    lse_too: bool = False,
-    answers: Array | None = None,
-    upstream: Any = None,
-) -> tuple[_rows.Forward, Array | None]:
-    """In chunks where that can run, elsewhere the expression; and whether the arg-max of each entry is its answer."""
-    library, xp = inputs.like.library, inputs.xp
-    chosen = _inputs.choose_implementation(implementation, inputs.like)
-    if chosen == "autodiff":
-        options: dict[str, Any] = {"lse_too": lse_too, "answers": answers, "xp": xp}
-        if library == "torch":
-            from . import _torch
-
-            options["multiply"] = _torch.product
-        return _linear.through_whole(projection, rows, _rows.forward, "'autodiff' is one expression", **options)
-    if library == "torch":
-        from . import _torch
-
-        if chosen == "triton":
-            rows = _torch.for_kernels(rows)
-        return _torch.linear_forward(projection, rows, lse_too=lse_too, answers=answers, upstream=upstream, xp=xp)
-    if library == "jax":
-        from . import _jax_linear
-
-        return _jax_linear.forward(projection, rows, lse_too=lse_too, answers=answers, upstream=upstream)
-    return _linear.forward(projection, rows, lse_too=lse_too, answers=answers, xp=xp)
 
 
 @on_arrays
@@ -151,14 +119,13 @@ def linear_cross_entropy(
     options = check_options(label_smoothing, z_loss, softcap, inputs)
     divisor = None if denominator is None else _inputs.to_denominator(denominator, inputs.dtype, inputs.like)
     terms = terms_of(inputs, options)
-    out, right = rows_forward(
-        inputs,
+    out, right = way_of(inputs, terms.rows, implementation).linear_forward(
         _linear.Projection(hidden, kernel, bias, chunk_size),
         terms.rows,
-        implementation,
         lse_too=options.z_loss > 0,
         answers=answers_of(inputs) if with_stats else None,
         upstream=None if reduction == "none" else partial(upstream_of, inputs, options, terms, reduction, divisor),
+        xp=inputs.xp,
     )
     return loss_of(inputs, options, terms, out, right, reduction, divisor)
 
@@ -222,7 +189,9 @@ def linear_label_log_probs(
     )
     options = Options(0.0, 0.0, check_softcap(softcap, inputs))
     terms = terms_of(inputs, options)
-    out, _ = rows_forward(inputs, _linear.Projection(hidden, kernel, bias, chunk_size), terms.rows, None)
+    projection = _linear.Projection(hidden, kernel, bias, chunk_size)
+    way = way_of(inputs, terms.rows, None)
+    out, _ = way.linear_forward(projection, terms.rows, lse_too=False, answers=None, upstream=None, xp=inputs.xp)
     # 0 - loss, not -loss: what is not kept is 0, not -0.
     return 0.0 - entries_of(inputs, options, terms, out).losses
 
@@ -275,18 +244,6 @@ def linear_entropy(
     )
     cap = check_softcap(softcap, inputs)
     rows = _rows.Rows(None, None, None, inputs.keep, inputs.class_mask, cap, inputs.dtype)
-    result = entropy_of_rows(inputs, _linear.Projection(hidden, kernel, bias, chunk_size), rows)
+    projection = _linear.Projection(hidden, kernel, bias, chunk_size)
+    result = binding_of(inputs.xp).linear_entropy(projection, rows, xp=inputs.xp)
     return result if inputs.keep is None else inputs.xp.where(inputs.keep, result, 0.0)
-
-
-def entropy_of_rows(inputs: _inputs.Inputs, projection: _linear.Projection, rows: _rows.Rows) -> Array:
-    library, xp = inputs.like.library, inputs.xp
-    if library == "torch":
-        from . import _torch
-
-        return _torch.linear_entropy(projection, rows, xp=xp)
-    if library == "jax":
-        from . import _jax_linear
-
-        return _jax_linear.entropy(projection, rows)
-    return _linear.entropy(projection, rows, xp=xp)

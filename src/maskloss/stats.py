@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, NoReturn
 
-from ._compat import Array, namespace_of
+from ._arrays import Array, namespace_of
 from ._inputs import fail
 from ._reduce import quotient
 
