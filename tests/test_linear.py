@@ -414,6 +414,8 @@ def test_torch_says_that_chunks_are_ignored(backend):
         return ml.linear_cross_entropy(h, kernel, labels, bias=bias, **options)
 
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    with pytest.warns(ml.ChunkSizeWarning, match="since torch.compile"):
+        compiled(hidden, chunk_size=2)
     for call in (
         lambda **o: compiled(hidden, **o),
         lambda **o: torch.func.grad(functools.partial(loss, **o))(hidden),
@@ -421,7 +423,7 @@ def test_torch_says_that_chunks_are_ignored(backend):
         lambda **o: loss(hidden, implementation="autodiff", **o),
         lambda **o: torch.func.vmap(functools.partial(ml.linear_entropy, **o), (0, None))(hidden[:, None], kernel),
     ):
-        with pytest.warns(ml.ChunkSizeWarning, match="chunk_size is 3, and ignored: all logits"):
+        with pytest.warns(ml.ChunkSizeWarning, match="chunk_size is ignored: all logits"):
             call(chunk_size=3)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -589,9 +591,14 @@ def test_jax_promotes_nothing(backend, option):
         def of_rows(h, k, b, w, labels):
             return ml.linear_cross_entropy(h, k, labels, bias=b, mask=mask)
 
+        def one_expression(h, k, b, w, labels):
+            return loss(h[None], k, b, w, labels[None], mask=mask[None], implementation="autodiff")
+
         def all_of_them():
             soft = jax.numpy.full((4, 5), 0.2, jax.numpy.float32)
-            gradients = [jax.grad(f, (0, 1, 2))(h, k, b, w, q) for f in (loss, of_rows) for q in (y, soft)]
+            gradients = [
+                jax.grad(f, (0, 1, 2))(h, k, b, w, q) for f in (loss, of_rows, one_expression) for q in (y, soft)
+            ]
             functions = (ml.masked_mean, ml.masked_std, ml.masked_max, ml.masked_logsumexp, ml.masked_softmax)
             values = [f(h, mask[:, None], axis=0) for f in functions]
             rest = (

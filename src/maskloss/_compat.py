@@ -21,7 +21,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 SPARSE_BYTES = 1 << 22
 # Terms that a library may add one to the next, and numbers that copies of class weights may take to have no more.
-RUNNING, COPIES = 1 << 7, 1 << 20
+RUNNING, COPIES, COMPILED_COPIES = 1 << 7, 1 << 20, 1 << 10
 PRODUCT_ROWS = 1 << 12
 
 INTEGERS = frozenset(("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"))
@@ -245,7 +245,7 @@ def take_label(x: Array, labels: Array, *, xp: Namespace) -> Array:
 def take_classes(values: Array, labels: Array, *, xp: Namespace) -> Array:
     """values[labels] of one value per class.
 
-    Its derivative adds one entry to the next, a running sum: of few entries at a time, from a copy of the values each.
+    Its derivative adds one entry to the next, a running sum: of few entries each, from as many copies of the values.
     """
     library, count = library_of(labels), math.prod(labels.shape)
     if library == "jax":
@@ -253,19 +253,31 @@ def take_classes(values: Array, labels: Array, *, xp: Namespace) -> Array:
         if any(axis is not None for axis in sharding.spec):  # an Explicit mesh wants to be told where the result lies
             return values.at[labels].get(mode="clip", out_sharding=sharding)
     labels_in_line = xp.reshape(labels, (-1,))
-    few = is_compiling(library or "") or not is_static(count) or count <= RUNNING
-    if few or library not in ("torch", "jax"):
+    # What is compiled will meet other counts.
+    wanted = -(-count // RUNNING) if is_static(count) and not is_compiling(library or "") else COMPILED_COPIES
+    copies = min(wanted, max(1, COPIES // values.shape[0]))
+    if copies < 2 or not is_differentiated(values, library or ""):
         return xp.reshape(xp.take(values, labels_in_line, axis=0), labels.shape)
-    copies = min(-(-count // RUNNING), max(1, COPIES // values.shape[0]))
-    copy = xp.arange(count, **placement(labels)) * copies // count
+    copy = xp.arange(count, **placement(labels)) % copies
     return xp.reshape(xp.broadcast_to(values, (copies, *values.shape))[copy, labels_in_line], labels.shape)
+
+
+def is_differentiated(x: Array, library: str) -> bool:
+    """Whether the derivative with respect to x may be asked for, in reverse mode."""
+    if library != "torch":
+        return library == "jax"
+    torch = torch_module()
+    if is_distributed(x):  # meets no other tensor, as those of indices are
+        return False
+    return torch._C._are_functorch_transforms_active() or (x.requires_grad and torch.is_grad_enabled())
 
 
 def is_contiguous(x: Array, axis: int) -> bool:
     """Whether a library that sums what lies side by side in a tree sums this axis so."""
     library = library_of(x)
-    if library == "numpy":
-        return x.strides[axis] == x.itemsize
+    if library == "numpy":  # which walks the axis of the shortest stride, of what was broadcast, first
+        shorter = (n > 1 and abs(stride) < x.itemsize for n, stride in zip(x.shape, x.strides, strict=True))
+        return x.strides[axis] == x.itemsize and not any(shorter)
     return library != "array_api_strict" and axis == x.ndim - 1
 
 

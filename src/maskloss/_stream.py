@@ -241,6 +241,11 @@ def in_range(x: Array, limits: dict[str, tuple[float, float]], library: str) -> 
     return least <= low and high <= greatest
 
 
+def serves(g: Array, walk: Walk, *, xp: Namespace) -> bool:
+    """Whether upstream gradients may be divided by totals as they are; 0 may, by any."""
+    return in_range(xp.where(g == 0, 1.0, xp.abs(g)), _rows.UPSTREAM, walk.library)
+
+
 def unshifted(x: Array, library: str, *, xp: Namespace, out: Array | None) -> _rows.Sums | None:
     """The sums with a shift of 0, which needs no walk for the maximum; None where exp(x_c) may have left its range.
 
@@ -326,9 +331,7 @@ def backward(
         return rows.kernels.backward(rows, total, shift, g_nll, g_dot, g_lse, d_logits=d_logits), None
     with walking(rows, xp=xp) as walk:
         per_row = [chosen(x, walk.kept, xp=xp) for x in (total, shift, g_nll, g_dot, g_lse)]
-        if walk.on_cpu and not all(
-            in_range(xp.abs(g), _rows.UPSTREAM, walk.library) for g in (per_row[2], per_row[4]) if g is not None
-        ):
+        if walk.on_cpu and not all(serves(g, walk, xp=xp) for g in (per_row[2], per_row[4]) if g is not None):
             per_row[:2] = _rows.normalised(per_row[0], per_row[1], None, xp=xp)
         return walked_backward(walk, rows, per_row, targets_too=targets_too, xp=xp, d_logits=d_logits)
 
@@ -414,7 +417,7 @@ def in_one_walk(
         g = chosen(upstream.nll, walk.kept, xp=xp)
         if not is_plain(walk, rows) or walk.visited == 0:
             return None
-        if walk.on_cpu and not in_range(xp.abs(g), _rows.UPSTREAM, walk.library):
+        if walk.on_cpu and not serves(g, walk, xp=xp):
             return None
         return walked_once(walk, rows, g, xp=xp, d_logits=d_logits)
 

@@ -280,8 +280,8 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     if not autocasts(a):
         return a @ b
     # torch.compile takes no Function with a jvp.
-    function: Any = _TracedProduct if torch.compiler.is_compiling() else _Product
-    return function.apply(a, b)
+    function: Any = _TracedProduct
+    return function.apply(a, b) if torch.compiler.is_compiling() else applied(_Product, a, b)
 
 
 class _LinearEntropy(torch.autograd.Function):

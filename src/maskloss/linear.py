@@ -41,7 +41,8 @@ def rows_forward(
             from . import _torch
 
             options["multiply"] = _torch.product
-        return _linear.through_whole(projection, rows, _rows.forward, "'autodiff' is one expression", **options)
+        why = "'autodiff' is one expression" if implementation else _inputs.reason_not_run("analytic", inputs.like)
+        return _linear.through_whole(projection, rows, _rows.forward, why or "", **options)
     if library == "torch":
         from . import _torch
 
