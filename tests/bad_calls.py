@@ -7,6 +7,7 @@ every backend that has it; docs/scripts/errors.py makes the table of messages.
 import functools
 import importlib
 import math
+import operator
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -168,6 +169,30 @@ bad(
     axis=1,
     class_mask=given([True, True, False], "bool"),
 )
+bad(
+    "a class axis forgotten, with distributions",
+    ValueError,
+    "labels",
+    "(2, 4, 3)",
+    "(2, 3, 4)",
+    "along the last axis",
+    logits=IMAGES,
+    axis=1,
+    labels=given(np.full((2, 4, 3), 1 / 3)),
+)
+bad(
+    "a class axis forgotten, with a mask alone",
+    ValueError,
+    "mask",
+    "(2, 4)",
+    "(2, 3)",
+    "axis=1",
+    function="entropy",
+    logits=IMAGES,
+    mask=given(np.ones((2, 4)), "bool"),
+)
+bad("weights in words", TypeError, "weights", "'a'", "array", "a number", weights="a")
+bad("a NumPy bool as weights", TypeError, "weights", "True", "(bool)", "number", weights=np.True_)
 bad("soft labels of fewer classes", ValueError, "labels", "(2, 2)", "(2, 3)", labels=given([[1.0, 0.0], [0.0, 1.0]]))
 bad("floating class indices", ValueError, "labels", "float32", "(2,)", "(2, 3)", "integer", labels=given([0.0, 2.0]))
 bad("a mask of other entries", ValueError, "mask", "(3,)", "(2,)", mask=given([True, True, False], "bool"))
@@ -739,6 +764,18 @@ bad(
     call=lambda backend, *args: ml.cross_entropy(*args, with_stats=True)[1] * 2,
     function="cross_entropy(…, with_stats=True)[1] * 2",
 )
+for text, add in (
+    ("stats + (1, 2)", operator.add),
+    ("(1, 2) + stats", lambda stats, other: operator.add(other, stats)),
+):
+    bad(
+        f"a tuple and statistics: {text}",
+        TypeError,
+        "LossStats",
+        "(1, 2)",
+        call=lambda backend, *args, add=add: add(ml.cross_entropy(*args, with_stats=True)[1], (1, 2)),
+        function=text.replace("stats", "cross_entropy(…, with_stats=True)[1]"),
+    )
 bad(
     "has_aux of 1",
     TypeError,

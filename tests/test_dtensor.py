@@ -62,8 +62,24 @@ def test_beside_logits_of_any_placement(mesh, placement, options):
     torch.testing.assert_close(*results, rtol=1e-13, atol=1e-15)
 
 
+def test_class_weights_of_many_entries(mesh):
+    """More than are added one to the next: where tensors are plain, their gradient is made in copies."""
+    import torch
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+    x, y = (a.repeat((50,) + (1,) * (a.ndim - 1)) for a in problem())
+    w = torch.arange(1.0, 6.0, dtype=x.dtype)
+    results = []
+    for place in (lambda a, _: a.clone(), lambda a, placement: distribute_tensor(a, mesh, [placement])):
+        weights = place(w, Replicate()).requires_grad_()
+        loss = ml.cross_entropy(place(x, Shard(0)), place(y, Shard(0)), class_weights=weights)
+        results.append((whole(loss).detach(), whole(torch.autograd.grad(loss, weights)[0])))
+    torch.testing.assert_close(*results, rtol=1e-13, atol=1e-15)
+
+
 def test_a_plain_tensor_beside_one(mesh):
-    from torch.distributed.tensor import Shard, distribute_tensor
+    import torch
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
     x, y = problem()
     dx, dy = (distribute_tensor(a, mesh, [Shard(0)]) for a in (x, y))
@@ -77,6 +93,10 @@ def test_a_plain_tensor_beside_one(mesh):
             "kernel is a DTensor beside hidden that are a plain tensor",
         ),
         (lambda: ml.masked_mean(dx, x > 0), "mask is a plain tensor beside x"),
+        (
+            lambda: ml.cross_entropy(x, y, denominator=distribute_tensor(torch.tensor(6.0), mesh, [Replicate()])),
+            "denominator is a DTensor beside logits that are a plain tensor",
+        ),
     ):
         with pytest.raises(TypeError, match=rf"{words}.*\.full_tensor\(\)"):
             call()

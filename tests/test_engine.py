@@ -9,7 +9,7 @@ import pytest
 from backends import asarray, settings, to_numpy
 
 import maskloss as ml
-from maskloss import _compat
+from maskloss import _arrays, _stream
 
 
 def of_library(backend, *names):
@@ -62,10 +62,10 @@ def test_label_is_subtracted_in_place(backend):
     x = asarray(backend, np.zeros((2, 3), np.float32).copy())
     if backend.readonly:
         pytest.skip("cannot be written to")
-    xp = _compat.namespace_of(x)
+    xp = _arrays.namespace_of(x)
     arguments = asarray(backend, np.asarray([2, 0])), asarray(backend, np.asarray([1.0, 3.0], np.float32))
     with settings(backend):
-        _compat.subtract_at_label(x, *arguments, in_place=True, xp=xp)
+        xp.subtract_at_label(x, *arguments, in_place=True)
         assert to_numpy(backend, x).tolist() == [[0, 0, -1], [-3, 0, 0]]
 
 
@@ -157,17 +157,49 @@ def test_a_wrong_label_that_was_not_checked_is_nan_in_every_gradient(backend):
 def test_sums_over_many_entries(backend):
     """dL/dw_0 of a sum over 2**18 entries of label 0 and two equal logits is 2**18 log 2; a running sum is far from it.
 
-    It is a sum of equal terms, at most 128 of them one to the next, and then levels of 16: 128 + 3 * 16 roundings of
-    half a last place.
+    It is a sum of equal terms, at most 128 of them one to the next (256 where it is compiled, for any number of them),
+    and then levels of 16: 128 + 3 * 16 roundings of half a last place.
     """
     of_library(backend, "numpy", "array_api_strict", "torch", "jax")
+    count, expected = 2**18, [2**18 * np.log(2), 0.0]
     with settings(backend):
-        given = np.zeros((2**18, 2), np.float32), np.zeros(2**18, np.int64), np.ones(2, np.float32)
+        given = np.zeros((count, 2), np.float32), np.zeros(count, np.int64), np.ones(2, np.float32)
         logits, labels, class_weights = (asarray(backend, x) for x in given)
+
+        def loss(w):
+            return ml.cross_entropy(logits, labels, class_weights=w, reduction="sum")
+
         gradient = ml.value_and_grad(ml.cross_entropy, "class_weights")(
             logits, labels, class_weights=class_weights, reduction="sum"
         )[1]
-    np.testing.assert_allclose(to_numpy(backend, gradient), [2**18 * np.log(2), 0.0], rtol=176 * 2.0**-24)
+        np.testing.assert_allclose(to_numpy(backend, gradient), expected, rtol=176 * 2.0**-24)
+        if backend.name == "torch":
+            import torch
+
+            weights = class_weights.clone().requires_grad_()
+            torch.compile(loss, fullgraph=True, backend="aot_eager")(weights).backward()
+            np.testing.assert_allclose(weights.grad, expected, rtol=304 * 2.0**-24)
+
+
+def test_sums_of_what_was_broadcast(backend):
+    """NumPy walks the repeated axis first, and the long one then in a running sum, though its numbers lie side by side.
+
+    Levels of 16 blocks, each a running sum of equal terms: 16 * 5 roundings of half a last place.
+    """
+    of_library(backend, "numpy")
+    x = np.broadcast_to(np.full((2**20, 1), 0.1, np.float32), (2**20, 3))
+    expected = np.full(3, 2**20 * float(np.float32(0.1)))
+    np.testing.assert_allclose(ml.masked_sum(x, axis=0), expected, rtol=80 * 2.0**-24)
+
+
+def test_a_gradient_of_0_above_keeps_one_walk(backend, monkeypatch):
+    """An entry that weighs nothing, of a class without weight say, does not cost all others the second exponential."""
+    of_library(backend, "numpy")
+    walks = []
+    spans = _stream.spans
+    monkeypatch.setattr(_stream, "spans", lambda walk: walks.append(walk) or spans(walk))
+    ml.value_and_grad(ml.cross_entropy)(np.zeros((4, 3)), np.arange(4) % 3, class_weights=np.asarray([1.0, 0.0, 2.0]))
+    assert len(walks) == 1
 
 
 def test_jax_merges_no_sums(backend):
@@ -331,6 +363,9 @@ def test_what_torch_traces_meets_other_sizes(backend, options):
         torch.testing.assert_close(function(*arguments), loss(*arguments))
 
 
+AUTODIFF = {"implementation": "autodiff"}
+
+
 def test_dynamo_leaves_the_backwards_alone(backend):
     """A compiled step of a loss that is not compiled has as many graphs as with F.cross_entropy."""
     of_library(backend, "torch")
@@ -361,6 +396,7 @@ def test_dynamo_leaves_the_backwards_alone(backend):
         lambda h, y: ml.linear_cross_entropy(h, kernel, y),
         lambda h, y: ml.linear_cross_entropy(h, kernel, y, reduction="none").sum(),
         lambda h, y: ml.linear_entropy(h, kernel).sum(),
+        torch.autocast("cpu", torch.bfloat16)(lambda h, y: ml.linear_cross_entropy(h, kernel, y, **AUTODIFF)),
     ):
         assert graphs_of(loss) == expected
 
@@ -374,7 +410,7 @@ def test_out_of_memory_is_told_by_torch(backend, monkeypatch):
         raise OSError(12, "Cannot allocate memory")
 
     x, y = torch.zeros(8, 2**18, requires_grad=True), torch.zeros(8, dtype=torch.int64)
-    monkeypatch.setattr(_compat.mmap, "mmap", refuse)
+    monkeypatch.setattr("mmap.mmap", refuse)
     ml.cross_entropy(x, y, mask=torch.arange(8) < 2, weights=1.0, reduction="sum").backward()
     assert (x.grad[2:] == 0).all()
     torch.testing.assert_close(x.grad[:2, 0], torch.full((2,), 2.0**-18 - 1))

@@ -6,7 +6,7 @@ from typing import Any
 
 from . import _linear, _rows, _stream
 from ._arrays import Array, Namespace
-from ._bindings import Way
+from ._ways import Way
 
 value_and_grad = None
 entropy = _stream.entropy

@@ -71,8 +71,10 @@ def terms_of(inputs: Inputs, options: Options) -> Terms:
         rows = rows._replace(labels=inputs.labels if eps < 1 else None, targets=targets)
         return Terms(rows, alpha if eps < 1 else None, share, masses)
     targets = masses = inputs.distribution
-    if class_weights is not None and inputs.class_mask is not None:
-        class_weights = xp.where(inputs.class_mask, class_weights, 0.0)
+    if class_weights is not None:
+        class_weights = _rows.of_rank(class_weights, len(inputs.entries) + 1, xp=xp)
+        if inputs.class_mask is not None:
+            class_weights = xp.where(inputs.class_mask, class_weights, 0.0)
     if share is not None:
         targets = (1.0 - eps) * targets + (share if isinstance(share, float) else xp.expand_dims(share, axis=-1))
     if class_weights is not None:

@@ -13,6 +13,8 @@ from ._capabilities import DTYPES, IMPLEMENTATIONS, LIBRARIES
 Reduction = Literal["none", "sum", "mean", "mean_over_kept", "mean_over_all", "mean_over_sequences"]
 REDUCTIONS = get_args(Reduction)
 NO_LABELS = object()
+# Arguments that a number may stand for.
+NUMBERS = ("mask", "weights", "class_mask", "denominator")
 
 
 def fail(kind: type[Exception], name: str, given: object, accepted: str) -> NoReturn:
@@ -45,7 +47,7 @@ def number_of(value: Any) -> Any:
 def check_real(name: str, value: Any, accepted: str = "a number") -> float:
     given = number_of(value)
     if isinstance(given, bool) or not isinstance(given, Real):
-        fail(TypeError, name, describe(value), f"it must be {accepted}, a Python number")
+        fail(TypeError, name, describe(given), f"it must be {accepted}, a Python number")
     try:
         return float(given)
     except OverflowError:
@@ -88,7 +90,8 @@ def check_array(name: str, x: Any) -> Namespace:
     """Refuses what is no plain dense array of a known library; returns its namespace."""
     xp = namespace_of(x)
     if xp is None:
-        fail(TypeError, name, describe(x), f"it must be an array of {', '.join(LIBRARIES.values())}")
+        number = " or a number" if name in NUMBERS else ""
+        fail(TypeError, name, describe(x), f"it must be an array of {', '.join(LIBRARIES.values())}{number}")
     refusal = xp.refusal(x)
     if refusal is not None:
         fail(TypeError, name, *refusal)
@@ -107,12 +110,13 @@ def check_axis(axis: Any, ndim: int) -> int:
     return index % ndim
 
 
-def check_broadcasts(name: str, x: Array, shape: tuple[int, ...], what: str) -> None:
+def check_broadcasts(name: str, x: Array, shape: tuple[int, ...], what: str, hint_of: Any = None) -> None:
     given = shape_of(x)
     if not broadcasts(given, shape):
         others = ((*given, *[1] * k) for k in range(1, 1 + len(shape) - len(given)))
         fit = next((other for other in others if broadcasts(other, shape)), None)
         hint = "" if fit is None else f"; along another axis it has the shape {fit}"
+        hint = hint_of(given) if hint_of is not None and not hint else hint
         fail(ValueError, name, describe(x), f"it must broadcast to the shape {shape} of {what}{hint}")
 
 
@@ -186,7 +190,9 @@ def compute_dtype(x: Array, xp: Namespace) -> Any:
     return xp.float32 if dtype_name(x) in HALVES else x.dtype
 
 
-def to_mask(mask: Any, shape: tuple[int, ...], what: str, like: Like, validate: Any) -> tuple[Array, Array | None]:
+def to_mask(
+    mask: Any, shape: tuple[int, ...], what: str, like: Like, validate: Any, hint_of: Any = None
+) -> tuple[Array, Array | None]:
     """The mask as bool of the full shape, and where an integer mask that could not be read is neither 0 nor 1."""
     xp, accepted = like.xp, "it must be bool or integer 0/1"
     if is_scalar(mask):
@@ -202,7 +208,7 @@ def to_mask(mask: Any, shape: tuple[int, ...], what: str, like: Like, validate: 
         fail(TypeError, "mask", describe(mask), f"{accepted}; numbers that weigh go to weights")
     if name != "bool" and name not in INTEGERS:
         fail(TypeError, "mask", describe(mask), accepted)
-    check_broadcasts("mask", x, shape, what)
+    check_broadcasts("mask", x, shape, what, hint_of)
     wrong = None
     if name != "bool":
         # Looked at in its own library: JAX without x64 would make 0 of a NumPy 2**32.
@@ -304,6 +310,8 @@ def check_labels(
             fail(ValueError, "ignore_index", ignore_index, "labels that are distributions hold no index; use mask")
         if given != full_shape:
             hint = "; class indices must be of an integer dtype" if given == entries else ""
+            if given == (*entries, full_shape[at]):
+                hint = f"; its classes lie along the last axis, those of the logits along {at}"
             accepted = f"floating labels are distributions, of the logits' shape {full_shape}{hint}"
             fail(ValueError, "labels", describe(x), accepted)
         return x
@@ -418,7 +426,8 @@ def prepare_entries(
 
     keep = wrong = None
     if mask is not None:
-        keep, wrong = to_mask(mask, entries, what, like, validate)
+        hint_of = partial(other_axis, full_shape=full_shape, at=at, like=like)
+        keep, wrong = to_mask(mask, entries, what, like, validate, hint_of)
     if class_mask is not None:
         class_mask = to_class_mask(class_mask, full_shape, at, like)
         keep = conjunction(keep, xp.any(class_mask, axis=-1))
@@ -461,8 +470,10 @@ def to_class_mask(class_mask: Any, full_shape: tuple[int, ...], at: int, like: L
     xp, value = like.xp, number_of(class_mask)
     if isinstance(value, bool):
         x = xp.filled((), value, xp.bool, like.array)
-    elif is_scalar(value) or dtype_name(x := like.check("class_mask", class_mask)) != "bool":
-        fail(TypeError, "class_mask", describe(class_mask), "it must be bool: True where the class exists")
+    else:
+        x = None if is_scalar(value) else like.check("class_mask", class_mask)
+        if x is None or dtype_name(x) != "bool":
+            fail(TypeError, "class_mask", describe(class_mask), "it must be bool: True where the class exists")
     check_broadcasts("class_mask", x, full_shape, "logits")
     return xp.moved_axis(xp.broadcast_to(like.place(x, xp.bool), full_shape), at, -1)
 

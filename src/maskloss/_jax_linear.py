@@ -24,14 +24,15 @@ from jax.interpreters import ad, batching, mlir
 from . import _jax, _linear, _rows
 from ._arrays import Array, Namespace, is_static
 from ._arrays.jax import xp
-from ._bindings import Way
+from ._ways import Way
 
 # Of the kernel's gradient: the product of a whole chunk would need as much memory again.
 TILE = 1 << 12
 
 
 IN_CHUNKS = (
-    "a linear loss of JAX in chunks has no {}; pass implementation='autodiff', or hidden @ kernel.T to cross_entropy"
+    "a linear loss of JAX in chunks has no {}; pass implementation='autodiff' to linear_cross_entropy,"
+    " or hidden @ kernel.T to entropy or label_log_probs"
 )
 
 
@@ -207,9 +208,10 @@ def walked(
     made: Any = None,
     finished: Any = None,
 ) -> tuple[Any, Any, Any]:
-    """What each entry gives, and the gradients of the parts: for `per_row` (lse, total, shift, upstream gradients), or
+    """What each entry gives, and the gradients of the parts, in one walk over chunks of kept rows.
 
-    for arrays.upstream in the same walk. They are added to those in `made`; where `finished`, nothing is.
+    The gradients are those of `per_row` (lse, total, shift, upstream gradients), and then nothing else is made; without
+    it those of arrays.upstream. They are added to the ones in `made`; where `finished`, nothing is.
     """
     hidden: Any = given["hidden"]
     targets: Any = given["targets"]

@@ -38,7 +38,7 @@ class ChunkSizeWarning(UserWarning):
     ...     hidden, kernel, labels = np.ones((4, 3)), np.ones((5, 3)), np.zeros(4, int)
     ...     loss = ml.linear_cross_entropy(hidden, kernel, labels, chunk_size=2, implementation="autodiff")
     >>> print(caught[0].message)
-    chunk_size is 2, and ignored: all logits are made at once, since 'autodiff' is one expression
+    chunk_size is ignored: all logits are made at once, since 'autodiff' is one expression
     """
 
 
@@ -126,8 +126,9 @@ def selected_hidden(hidden: Array, keep: Array | None, dtype: Any, *, xp: Namesp
     return hidden if keep is None else xp.where(xp.expand_dims(keep, axis=-1), hidden, 0.0)
 
 
-def warn_of_chunks(chunk_size: int, why: str) -> None:
-    text = f"chunk_size is {chunk_size}, and ignored: all logits are made at once, since {why}"
+def warn_of_chunks(why: str) -> None:
+    # Without the size, which torch.compile may have as a symbol.
+    text = f"chunk_size is ignored: all logits are made at once, since {why}"
     warnings.warn(text, ChunkSizeWarning, stacklevel=2)
 
 
@@ -139,10 +140,12 @@ def whole(projection: Projection, rows: _rows.Rows, why: str, *, xp: Namespace) 
     """The rows with all their logits, as one expression: for what differentiates or traces it, as `why` says."""
     hidden, kernel, bias, chunk_size = projection
     if chunk_size is not None and why:
-        warn_of_chunks(chunk_size, why)
+        warn_of_chunks(why)
     selected = selected_hidden(hidden, rows.keep, rows.dtype, xp=xp)
     logits = xp.product(selected, xp.astype(kernel, rows.dtype, copy=False).T)
-    return rows._replace(logits=logits if bias is None else logits + xp.astype(bias, rows.dtype, copy=False))
+    if bias is not None:
+        logits = logits + _rows.of_rank(xp.astype(bias, rows.dtype, copy=False), logits.ndim, xp=xp)
+    return rows._replace(logits=logits)
 
 
 def through_whole(

@@ -151,9 +151,14 @@ def costs(x: Array, targets: Array, total: Array, shift: Array, *, xp: Namespace
 
 def selected_targets(rows: Rows, *, xp: Namespace) -> Array:
     targets: Array = rows.targets
-    if targets.ndim == 1:  # written out: JAX may be told to promote no ranks
-        targets = xp.reshape(targets, (*[1] * (rows.logits.ndim - 1), -1))
+    if targets.ndim == 1:
+        targets = of_rank(targets, rows.logits.ndim, xp=xp)
     return targets if rows.class_mask is None else xp.where(rows.class_mask, targets, 0.0)
+
+
+def of_rank(x: Array, ndim: int, *, xp: Namespace) -> Array:
+    """One number per class, in as many axes as the logits have: JAX may be told to promote no ranks."""
+    return xp.reshape(x, (*[1] * (ndim - 1), -1))
 
 
 def sums(x: Array, rows: Rows, *, xp: Namespace, out: Array | None = None) -> Sums:

@@ -227,6 +227,11 @@ def in_range(x: Array, limits: dict[str, tuple[float, float]], *, xp: Namespace)
     return least <= low and high <= greatest
 
 
+def serves(g: Array, *, xp: Namespace) -> bool:
+    """Whether upstream gradients may be divided by totals as they are; 0 may, by any."""
+    return in_range(xp.where(g == 0, 1.0, xp.abs(g)), _rows.UPSTREAM, xp=xp)
+
+
 def unshifted(x: Array, *, xp: Namespace, out: Array | None) -> _rows.Sums | None:
     """The sums with a shift of 0, which needs no walk for the maximum; None where exp(x_c) may have left its range.
 
@@ -281,10 +286,7 @@ def assembled(
     shift, total, dot = (joined(parts, xp=xp) for parts in zip(*with_one_shift(pieces, xp=xp), strict=True))
     nll = lse = None
     if taken is not None:
-        if walk.on_cpu:
-            nll = label_costs(total, taken, shift, xp=xp)
-        else:
-            nll = _rows.label_costs(total, taken, shift, xp=xp)
+        nll = (label_costs if walk.on_cpu else _rows.label_costs)(total, taken, shift, xp=xp)
     if lse_too:
         lse = xp.log(total) if shift is None else _rows.log_sum_exp(total, shift, xp=xp)
     entries = tuple(rows.logits.shape[:-1])
@@ -311,9 +313,7 @@ def backward(
         return rows.kernels.backward(rows, total, shift, g_nll, g_dot, g_lse, d_logits=d_logits), None
     with walking(rows, xp=xp) as walk:
         per_row = [chosen(x, walk.kept, xp=xp) for x in (total, shift, g_nll, g_dot, g_lse)]
-        if walk.on_cpu and not all(
-            in_range(xp.abs(g), _rows.UPSTREAM, xp=xp) for g in (per_row[2], per_row[4]) if g is not None
-        ):
+        if walk.on_cpu and not all(serves(g, xp=xp) for g in (per_row[2], per_row[4]) if g is not None):
             per_row[:2] = _rows.normalised(per_row[0], per_row[1], None, xp=xp)
         return walked_backward(walk, rows, per_row, targets_too=targets_too, xp=xp, d_logits=d_logits)
 
@@ -401,7 +401,7 @@ def in_one_walk(
         g = chosen(upstream.nll, walk.kept, xp=xp)
         if not is_plain(walk, rows) or walk.visited == 0:
             return None
-        if walk.on_cpu and not in_range(xp.abs(g), _rows.UPSTREAM, xp=xp):
+        if walk.on_cpu and not serves(g, xp=xp):
             return None
         return walked_once(walk, rows, g, xp=xp, d_logits=d_logits)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -12,9 +11,9 @@ from torch.nn.functional import nll_loss
 
 from . import _linear, _rows, _stream
 from ._arrays import Namespace
-from ._arrays.torch import as_asked, has_tangent, in_forward_mode, is_plain_tensor, product, xp
-from ._bindings import Way
+from ._arrays.torch import applied, as_asked, has_tangent, in_forward_mode, is_plain_tensor, product, xp
 from ._inputs import fail
+from ._ways import Way
 
 Tensor = Any
 
@@ -75,17 +74,6 @@ class _Blocks(_Rows):
         return output
 
     setup_context = torch.autograd.Function.setup_context
-
-
-def applied(function: Any, *inputs: Any) -> Any:
-    """function.apply, with a backward that Dynamo leaves alone: a compiled step calls that of a loss that is not.
-
-    Dynamo would compile the engine's loops, for 10 times as long as they take. Asked here, as it is slow to import.
-    """
-    if "torch._dynamo" in sys.modules and not hasattr(function.backward, "_torchdynamo_disable"):
-        compiler: Any = torch.compiler
-        function.backward = staticmethod(compiler.disable(function.backward))
-    return function.apply(*inputs)
 
 
 def _owned(x: Tensor | None) -> Tensor | None:
@@ -323,7 +311,8 @@ def value_and_grad(of_values: Callable[..., Any], values: list[Any], has_aux: bo
         result = of_values(variables)
         # An argument that the loss does not depend on has the gradient 0, as in JAX.
         gradients = torch.autograd.grad(result[0] if has_aux else result, variables, materialize_grads=True)
-    return torch.utils._pytree.tree_map_only(torch.Tensor, torch.Tensor.detach, result), list(gradients)
+    tree: Any = vars(torch.utils)["_pytree"]
+    return tree.tree_map_only(torch.Tensor, torch.Tensor.detach, result), list(gradients)
 
 
 # log_softmax sums a row in as many running sums as a vector register has numbers, 8 or more in float32: with so few

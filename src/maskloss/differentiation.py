@@ -93,7 +93,8 @@ def value_and_grad(
             _check_scalar(result, has_aux)
             return result
 
-        differentiated = binding_of(namespace_of(values[0])).value_and_grad
+        xp: Any = namespace_of(values[0])
+        differentiated = binding_of(xp).value_and_grad
         if differentiated is None:
             result, gradients = _analytic_value_and_grad(values[0], loss_function, keys, args, kwargs, has_aux)
         else:

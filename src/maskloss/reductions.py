@@ -10,6 +10,7 @@ from ._arrays import Array, Namespace, dtype_name, on_arrays
 from ._reduce import Entries, quotient, reduce_entries
 
 Axis = int | tuple[int, ...] | None
+LARGEST_HALF = {"float16": 65504.0, "bfloat16": 3.3895313892515355e38}
 
 
 class _Values(NamedTuple):
@@ -263,8 +264,10 @@ def masked_min(
 def _extremum(v: _Values, sign: float, empty: Any) -> Array:
     """sign * max(sign * x): with sign -1 the minimum."""
     empty = _check_empty(v, empty)
-    if dtype_name(v.like.array) == "float16" and math.isfinite(empty):  # what the others' results hold, theirs do
-        _inputs.check_held("empty", empty, v.like.array.dtype, v.xp)
+    dtype = dtype_name(v.like.array)
+    if math.isfinite(empty) and abs(empty) > LARGEST_HALF.get(dtype, math.inf):
+        accepted = f"{dtype}, the dtype of x and of the result, holds finite numbers up to {LARGEST_HALF[dtype]:.4g}"
+        _inputs.fail(ValueError, "empty", empty, accepted)
     if v.has_empty_axis():
         result = v.total(v.x) + empty
     else:
@@ -405,5 +408,5 @@ def reduce(
     v = _values(values, mask, None, False, weights, "values")
     divisor = None if denominator is None else _inputs.to_denominator(denominator, v.x.dtype, v.like)
     # Where there is nothing to do, the caller's own array would be returned, and written to in place of the result.
-    x = v.x * 1.0 if v.x is v.like.array else v.x
+    x = v.x * 1.0 if reduction == "none" and v.x is v.like.array else v.x
     return reduce_entries(Entries(x, v.keep, v.weights, None), reduction, divisor, xp=v.xp)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple, NoReturn
 
 from ._arrays import Array, namespace_of
-from ._inputs import fail
+from ._inputs import describe, fail
 from ._reduce import quotient
 
 
@@ -52,20 +52,22 @@ class LossStats(NamedTuple):
     def __add__(self, other: Any) -> LossStats:  # pyright: ignore[reportIncompatibleMethodOverride]
         if type(other) is int and other == 0:  # sum() starts from it
             return self
-        if not isinstance(other, LossStats):
-            return NotImplemented
-        xp = namespace_of(self.total)
+        if not isinstance(other, LossStats):  # a tuple would grow longer
+            fail(TypeError, "LossStats", f"added to {describe(other)}", "it adds to another")
+        xp: Any = namespace_of(self.total)
         return LossStats(*(xp.asarray(a + b) for a, b in zip(self, other, strict=True)))
 
     __radd__ = __add__
 
     def __mul__(self, other: Any) -> NoReturn:  # pyright: ignore[reportIncompatibleMethodOverride]
         """A tuple would repeat itself, and what scales a total scales no count."""
-        fail(TypeError, "LossStats", "multiplied", "it only adds; scale its mean, or one field with _replace")
+        accepted = "it only adds; scale its mean, or one field with _replace"
+        fail(TypeError, "LossStats", f"multiplied by {describe(other)}", accepted)
 
     __rmul__ = __mul__
 
     @property
     def mean(self) -> Array:
         """total / denominator; 0 where the denominator is 0."""
-        return quotient(self.total, self.denominator, xp=namespace_of(self.total))
+        xp: Any = namespace_of(self.total)
+        return quotient(self.total, self.denominator, xp=xp)

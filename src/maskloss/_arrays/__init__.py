@@ -15,6 +15,7 @@ from array_api_compat import is_cupy_array, is_jax_array, is_numpy_array
 
 from .standard import Array as Array
 from .standard import Namespace as Namespace
+from .standard import is_numpy_scalar as is_numpy_scalar
 from .standard import is_static as is_static
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -22,19 +23,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 INTEGERS = frozenset(("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"))
 HALVES = frozenset(("float16", "bfloat16"))
 FLOATS = HALVES | {"float32", "float64"}
-
-_torch = sys.modules.get("torch")
-
-
-def torch_module() -> Any:
-    """torch, or None while nobody has imported it.
-
-    Kept, as torch.compile, where it meets sys.modules, goes through all of it, and fails if an import comes in between.
-    """
-    global _torch
-    if _torch is None:
-        _torch = sys.modules.get("torch")
-    return _torch
 
 
 def is_strict_array(x: object) -> bool:
@@ -72,21 +60,29 @@ KINDS: list[tuple[Callable[[Any], bool], Callable[[], Namespace]]] = [
     (is_cupy_array, cupy_namespace),
     (is_strict_array, strict_namespace),
 ]
+_namespaces: dict[type, Namespace] = {}
+_torch: Any = None  # while nobody has imported it
 
 
 def namespace_of(x: object) -> Namespace | None:
     """The namespace of the library of `x`; None where `x` is no array of a library known here."""
+    global _torch
+    if _torch is None:
+        # Kept: torch.compile, where it meets sys.modules, goes through all of it, and fails if an import comes between.
+        _torch = sys.modules.get("torch")
     # torch first: array-api-compat's tests are behind lru_cache, and torch.compile warns of it when it traces them.
-    torch = torch_module()
-    if torch is not None and isinstance(x, torch.Tensor):
+    if _torch is not None and isinstance(x, _torch.Tensor):
         from .torch import xp
 
         return xp
-    return next((namespace() for recognised, namespace in KINDS if recognised(x)), None)
-
-
-def is_numpy_scalar(value: object) -> bool:
-    return any(kind.__name__ == "generic" and kind.__module__ == "numpy" for kind in type(value).__mro__)
+    kind = type(x)
+    found = _namespaces.get(kind)
+    if found is None:
+        for recognised, namespace in KINDS:
+            if recognised(x):
+                found = _namespaces[kind] = namespace()
+                break
+    return found
 
 
 def as_array(x: Any) -> Any:

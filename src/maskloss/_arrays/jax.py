@@ -5,14 +5,14 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import jax
 import jax.numpy as functions
 import numpy as np
+from jax.core import Tracer
 
-from .standard import RUNNING, Array, Namespace, is_static, taken_from_copies
+from .standard import Array, Namespace, is_static, taken_from_copies
 
 
 class Jax(Namespace):
@@ -27,7 +27,7 @@ class Jax(Namespace):
         return None if x.devices() == beside.devices() else super().conflict(x, beside)
 
     def is_tracer(self, x: Array) -> bool:
-        return isinstance(x, jax.core.Tracer)
+        return isinstance(x, Tracer)
 
     def reads_without_sync(self, x: Array) -> bool:
         if self.is_tracer(x):
@@ -46,12 +46,10 @@ class Jax(Namespace):
         return {}
 
     def take_classes(self, values: Array, labels: Array) -> Array:
-        count, sharding = math.prod(labels.shape), jax.typeof(labels).sharding
+        sharding = jax.typeof(labels).sharding
         if any(axis is not None for axis in sharding.spec):  # an Explicit mesh wants to be told where the result lies
             return values.at[labels].get(mode="clip", out_sharding=sharding)
-        if not is_static(count) or count <= RUNNING:
-            return super().take_classes(values, labels)
-        return taken_from_copies(values, labels, self)
+        return taken_from_copies(values, labels, is_static=is_static(*labels.shape), xp=self)
 
     def kept_apart(self, x: Array) -> Array:
         """A sum of sums XLA merges into one running sum (jaxlib 0.10.2)."""

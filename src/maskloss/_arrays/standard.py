@@ -6,6 +6,7 @@ how memory is written to. A library's own module says what it does otherwise, or
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -18,12 +19,19 @@ SUM_BLOCK = 1024
 # Blocks of an axis along which each sum, also one over blocks, is a running one.
 STRIDED_BLOCK = 16
 # Terms that a library may add one to the next, and numbers that copies of class weights may take to have no more.
-RUNNING, COPIES = 1 << 7, 1 << 20
+RUNNING, COPIES, COMPILED_COPIES = 1 << 7, 1 << 20, 1 << 10
 
 
 def is_static(*lengths: Any) -> bool:
     """Whether these are numbers, which can be compared: jax.export and torch.export may have symbols in their place."""
     return all(type(length) is int for length in lengths)
+
+
+def is_numpy_scalar(value: object) -> bool:
+    for kind in type(value).__mro__:  # noqa: SIM110  (any() would call a generator for each)
+        if kind.__name__ == "generic" and kind.__module__ == "numpy":
+            return True
+    return False
 
 
 class Namespace:
@@ -48,11 +56,12 @@ class Namespace:
     gathers_classes = True
     welcome: tuple[str, ...] = ()
 
-    def __init__(self, name: str, functions: Any) -> None:
+    def __init__(self, name: str, functions: object) -> None:
         self.name = name
-        own = dir(type(self))
+        own = {*dir(type(self)), "name"}
+        given: dict[str, Any] = {**vars(functions)}
         # Copied: looked up in a module through __getattr__, each would cost a call more.
-        vars(self).update({key: value for key, value in vars(functions).items() if key not in own})
+        vars(self).update({key: value for key, value in given.items() if key not in own})
 
     if TYPE_CHECKING:
 
@@ -225,18 +234,18 @@ class Namespace:
 def flattens_by_strides(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
     """Whether the axes before the last are one axis without a copy: n steps along one are a step along that before."""
     axes = [(n, stride) for n, stride in zip(shape[:-1], strides[:-1], strict=True) if n != 1]
-    return len(shape) <= 2 or 0 in shape or all(a == n * b for (_, a), (n, b) in zip(axes, axes[1:], strict=False))
+    return len(shape) <= 2 or 0 in shape or all(a == n * b for (_, a), (n, b) in itertools.pairwise(axes))
 
 
-def copies_of(values: int, count: int) -> int:
-    """Into how many copies of the class weights the gradients of `count` entries go, for each to be a short sum."""
-    return min(-(-count // RUNNING), max(1, COPIES // values))
+def taken_from_copies(values: Array, labels: Array, *, is_static: bool, xp: Namespace) -> Array:
+    """values[labels], whose derivative adds one entry to the next, a running sum: of few entries each, from copies.
 
-
-def taken_from_copies(values: Array, labels: Array, xp: Namespace) -> Array:
-    """values[labels], whose derivative adds one entry to the next, a running sum: of few entries at a time."""
+    What is compiled will meet other counts of entries than that of now.
+    """
     count = math.prod(labels.shape)
-    copies = copies_of(values.shape[0], count)
-    copy = xp.arange(count, **xp.placement(labels)) * copies // count
+    copies = min(-(-count // RUNNING) if is_static else COMPILED_COPIES, max(1, COPIES // values.shape[0]))
+    if copies < 2:
+        return Namespace.take_classes(xp, values, labels)
+    copy = xp.arange(count, **xp.placement(labels)) % copies
     in_line = xp.reshape(labels, (-1,))
     return xp.reshape(xp.broadcast_to(values, (copies, *values.shape))[copy, in_line], labels.shape)

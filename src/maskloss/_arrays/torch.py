@@ -7,6 +7,7 @@ import functools
 import math
 import mmap
 import os
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -14,8 +15,9 @@ from typing import Any
 import torch
 from array_api_compat import torch as functions
 
-from .standard import RUNNING, Array, Namespace, flattens_by_strides, is_static, taken_from_copies
+from .standard import Array, Namespace, flattens_by_strides, taken_from_copies
 
+internals: Any = torch  # what has no annotations, or is private
 # Of zeros of which few will be written to, from which on the kernel keeps the others.
 SPARSE_BYTES = 1 << 22
 
@@ -29,7 +31,8 @@ class Torch(Namespace):
         return f"a torch {'nested' if x.is_nested else 'sparse'} tensor", "it must be a dense tensor"
 
     def conflict(self, x: Array, beside: Array) -> tuple[type[Exception], str, str, str] | None:
-        if x.ndim and is_distributed(x) is not is_distributed(beside):
+        # A plain 0-d tensor is a number to a DTensor.
+        if is_distributed(x) is not is_distributed(beside) and (x.ndim or is_distributed(x)):
             kinds = "that are a DTensor", "that are a plain tensor"
             given, other = ("a DTensor", kinds[1]) if is_distributed(x) else ("a plain tensor", kinds[0])
             return TypeError, given, other, "pass .full_tensor() of the DTensor, or distribute the other as well"
@@ -41,10 +44,10 @@ class Torch(Namespace):
             torch.compiler.is_compiling()
             or type(x) not in (torch.Tensor, torch.nn.Parameter)
             or x.is_meta
-            or torch.jit.is_tracing()
-            or torch._C._are_functorch_transforms_active()
-            or torch._C._functorch.is_legacy_batchedtensor(x)
-            or (torch._C._len_torch_dispatch_stack() and is_made_fx())
+            or internals.jit.is_tracing()
+            or in_transform()
+            or internals._C._functorch.is_legacy_batchedtensor(x)
+            or (internals._C._len_torch_dispatch_stack() > 0 and is_made_fx())
         )
 
     def is_compiling(self) -> bool:
@@ -98,10 +101,10 @@ class Torch(Namespace):
         return x.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
 
     def take_classes(self, values: Array, labels: Array) -> Array:
-        count = math.prod(labels.shape)
-        if torch.compiler.is_compiling() or not is_static(count) or count <= RUNNING:
+        # A DTensor meets no other tensor, as those of indices are.
+        if is_distributed(values) or not (in_transform() or (values.requires_grad and torch.is_grad_enabled())):
             return super().take_classes(values, labels)
-        return taken_from_copies(values, labels, self)
+        return taken_from_copies(values, labels, is_static=not torch.compiler.is_compiling(), xp=self)
 
     def subtract_at_label(self, x: Array, labels: Array, values: Array, *, in_place: bool) -> Array:
         labels, values = labels.unsqueeze(-1), values.unsqueeze(-1)
@@ -141,10 +144,10 @@ class Torch(Namespace):
         return x.detach()
 
     def called(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if not torch.jit.is_tracing():
+        if not internals.jit.is_tracing():
             return function(*args, **kwargs)
         with warnings.catch_warnings():  # of shapes that are looked at, which decide on errors alone
-            warnings.simplefilter("ignore", torch.jit.TracerWarning)
+            warnings.simplefilter("ignore", internals.jit.TracerWarning)
             return function(*args, **kwargs)
 
 
@@ -153,9 +156,14 @@ def is_distributed(x: Array) -> bool:
     return hasattr(x, "full_tensor")
 
 
+def in_transform() -> bool:
+    """Within one of torch.func."""
+    return internals._C._are_functorch_transforms_active()
+
+
 def is_made_fx() -> bool:
     """Within make_fx, whose tracing_mode="real" computes with the values it records."""
-    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
+    return internals._C._get_dispatch_mode(internals._C._TorchDispatchModeKey.PROXY) is not None
 
 
 def is_plain_tensor(x: Any) -> bool:
@@ -171,13 +179,13 @@ def is_plain_tensor(x: Any) -> bool:
 
 
 def in_forward_mode() -> bool:
-    """Within torch.autograd.forward_ad.dual_level()."""
-    return torch.autograd.forward_ad._current_level >= 0
+    """Within internals.autograd.forward_ad.dual_level()."""
+    return internals.autograd.forward_ad._current_level >= 0
 
 
 def has_tangent(x: Any) -> bool:
     """A dual tensor of forward mode."""
-    return torch.autograd.forward_ad.unpack_dual(x).tangent is not None
+    return internals.autograd.forward_ad.unpack_dual(x).tangent is not None
 
 
 @functools.cache
@@ -196,6 +204,17 @@ def autocasts(x: Array) -> bool:
 def as_asked(x: Array) -> contextlib.AbstractContextManager[Any]:
     """Where operations have the dtypes that they are given."""
     return torch.autocast(x.device.type, enabled=False) if autocasts(x) else contextlib.nullcontext()
+
+
+def applied(function: Any, *inputs: Any) -> Any:
+    """function.apply, with a backward that Dynamo leaves alone: a compiled step calls that of a loss that is not.
+
+    Dynamo would compile the engine's loops, for 10 times as long as they take. Asked here, as it is slow to import.
+    """
+    if "torch._dynamo" in sys.modules and not hasattr(function.backward, "_torchdynamo_disable"):
+        compiler: Any = torch.compiler
+        function.backward = staticmethod(compiler.disable(function.backward))
+    return function.apply(*inputs)
 
 
 class _TracedProduct(torch.autograd.Function):
@@ -233,8 +252,8 @@ def product(a: Array, b: Array) -> Array:
     if not autocasts(a):
         return a @ b
     # torch.compile takes no Function with a jvp.
-    function: Any = _TracedProduct if torch.compiler.is_compiling() else _Product
-    return function.apply(a, b)
+    function: Any = _TracedProduct
+    return function.apply(a, b) if torch.compiler.is_compiling() else applied(_Product, a, b)
 
 
 xp = Torch("torch", functions)
