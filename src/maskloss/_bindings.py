@@ -11,6 +11,7 @@ from typing import Any
 
 from . import _rows
 from ._arrays import Namespace
+from ._capabilities import LIBRARIES
 from ._inputs import Inputs, choose_implementation, fail, reason_not_run
 from ._ways import Way, of_all_logits
 
@@ -47,7 +48,9 @@ def way_of(inputs: Inputs, rows: _rows.Rows, implementation: str | None) -> Way:
     if name == "autodiff":
         why = "'autodiff' is one expression" if implementation else reason_not_run("analytic", inputs.like)
         return of_all_logits(why or "")
-    way = binding_of(inputs.xp).WAYS[name]
+    way = binding_of(inputs.xp).WAYS.get(name)
+    if way is None:
+        fail(ValueError, "implementation", repr(implementation), f"there is none for {LIBRARIES[inputs.xp.name]}")
     why = None if implementation is None else way.uncovered(rows)
     if why is not None:
         fail(ValueError, "implementation", repr(implementation), why)

@@ -100,11 +100,11 @@ def z_term(out: _rows.Forward, options: Options, inputs: Inputs) -> Array:
     return xp.where(infinite, math.inf, options.z_loss * lse * lse)
 
 
-def nan_where_wrong(x: Array, inputs: Inputs) -> Array:
+def nan_where_invalid(x: Array, inputs: Inputs) -> Array:
     """Multiplied, not selected: so the gradient of the whole entry is NaN as well."""
-    if inputs.wrong is None:
+    if inputs.invalid is None:
         return x
-    return x * inputs.xp.where(inputs.wrong, math.nan, inputs.xp.ones_like(x))
+    return x * inputs.xp.where(inputs.invalid, math.nan, inputs.xp.ones_like(x))
 
 
 def entries_of(inputs: Inputs, options: Options, terms: Terms, out: _rows.Forward) -> Entries:
@@ -115,7 +115,7 @@ def entries_of(inputs: Inputs, options: Options, terms: Terms, out: _rows.Forwar
     if out.dot is not None:
         dot = out.dot if is_one(terms.beta) else terms.beta * out.dot
     losses = _rows.sum_of(nll, dot, z_term(out, options, inputs) if options.z_loss else None)
-    losses = nan_where_wrong(losses, inputs)
+    losses = nan_where_invalid(losses, inputs)
     if inputs.keep is not None:
         losses = xp.where(inputs.keep, losses, 0.0)
     return Entries(losses, inputs.keep, inputs.weights, terms.masses)
@@ -146,8 +146,8 @@ def stats_of(
     if inputs.keep is not None:
         z_terms = xp.where(inputs.keep, z_terms, 0.0)
         right = right & inputs.keep
-    if inputs.wrong is not None:
-        right = right & ~inputs.wrong
+    if inputs.invalid is not None:
+        right = right & ~inputs.invalid
     z_total = xp.sum_all(weighted_losses(entries._replace(losses=z_terms)))
     divisor = as_array(divisor, total, xp=xp)
     correct = xp.sum(xp.astype(right, xp.int32))
@@ -188,7 +188,7 @@ def upstream_of(
     xp = inputs.xp
     losses = xp.filled(inputs.entries, 0.0, inputs.dtype, inputs.like.array)
     entries = Entries(losses, inputs.keep, inputs.weights, terms.masses)
-    g = nan_where_wrong(reduction_derivatives(entries, reduction, denominator, xp=xp)[1].losses, inputs)
+    g = nan_where_invalid(reduction_derivatives(entries, reduction, denominator, xp=xp)[1].losses, inputs)
     nll = None if terms.rows.labels is None else g * terms.alpha
     dot = None if terms.rows.targets is None else g * terms.beta
     return _rows.Upstream(nll, dot, 2.0 * options.z_loss * g if options.z_loss else None)
@@ -226,7 +226,7 @@ def value_and_gradients(
         gradients, d_targets = {**made}, made.get("targets")
     entries = entries_of(inputs, options, terms, out)
     value, d = reduction_derivatives(entries, reduction, denominator, xp=xp)
-    g = nan_where_wrong(d.losses, inputs)
+    g = nan_where_invalid(d.losses, inputs)
     gradients |= {"weights": d.weights, "denominator": d.denominator}
     class_weights, q = inputs.class_weights, inputs.distribution
     if wants_targets and q is not None:

@@ -171,7 +171,7 @@ class Inputs(NamedTuple):
     labels: Array | None  # class indices in [0, C), 0 where the label given is none
     distribution: Array | None  # 0 where not kept or not allowed
     keep: Array | None
-    wrong: Array | None  # kept entries to answer NaN: a label or mask value that is none, and could not be read
+    invalid: Array | None  # kept entries to answer NaN: a label or mask value that is none, and could not be read
     weights: Array | None  # shape of the entries, 0 where not kept
     class_weights: Array | None
     class_mask: Array | None  # shape of the logits
@@ -209,15 +209,15 @@ def to_mask(
     if name != "bool" and name not in INTEGERS:
         fail(TypeError, "mask", describe(mask), accepted)
     check_broadcasts("mask", x, shape, what, hint_of)
-    wrong = None
+    invalid = None
     if name != "bool":
         # Looked at in its own library: JAX without x64 would make 0 of a NumPy 2**32.
         own = namespace_of(x) or xp
         x = own.astype(x, own.index_dtype())
-        wrong = check_kept((x != 0) & (x != 1), validate, own, partial(_mask_value, x))
+        invalid = check_kept((x != 0) & (x != 1), validate, own, partial(_mask_value, x))
         x = x != 0
-    wrong = None if wrong is None else xp.broadcast_to(like.place(wrong, xp.bool), shape)
-    return xp.broadcast_to(like.place(x, xp.bool), shape), wrong
+    invalid = None if invalid is None else xp.broadcast_to(like.place(invalid, xp.bool), shape)
+    return xp.broadcast_to(like.place(x, xp.bool), shape), invalid
 
 
 def _mask_value(mask: Array, at: tuple[int, ...]) -> str:
@@ -242,19 +242,19 @@ def to_denominator(denominator: Any, dtype: Any, like: Like) -> Array:
     return to_weights("denominator", denominator, dtype, like, (), "a number")
 
 
-def check_kept(wrong: Array, validate: Any, xp: Namespace, message: Any) -> Array | None:
-    """Raises for the first wrong entry where values may be read; elsewhere returns `wrong`: these become NaN."""
+def check_kept(invalid: Array, validate: Any, xp: Namespace, message: Any) -> Array | None:
+    """Raises for the first invalid entry where values may be read; elsewhere returns `invalid`: these become NaN."""
     if validate is False:
-        return wrong
-    if validate is True and xp.is_tracer(wrong):
+        return invalid
+    if validate is True and xp.is_tracer(invalid):
         fail(ValueError, "validate", True, "inside a tracer (jit, compile, vmap) there are no values: use 'auto'")
-    if validate == "auto" and not xp.reads_without_sync(wrong):
-        return wrong
-    if not bool(xp.any(wrong)):
+    if validate == "auto" and not xp.reads_without_sync(invalid):
+        return invalid
+    if not bool(xp.any(invalid)):
         return None
-    position = int(xp.argmax(xp.astype(xp.reshape(wrong, (-1,)), xp.uint8)))
+    position = int(xp.argmax(xp.astype(xp.reshape(invalid, (-1,)), xp.uint8)))
     at: list[int] = []
-    for length in reversed(shape_of(wrong)):
+    for length in reversed(shape_of(invalid)):
         position, index = divmod(position, length)
         at.insert(0, index)
     raise ValueError(message(tuple(at)))
@@ -424,10 +424,10 @@ def prepare_entries(
     if labels is not NO_LABELS:  # first: their shape tells a class axis that was forgotten
         labels = check_labels(labels, ignore_index, entries, full_shape, at, like)
 
-    keep = wrong = None
+    keep = invalid = None
     if mask is not None:
         hint_of = partial(other_axis, full_shape=full_shape, at=at, like=like)
-        keep, wrong = to_mask(mask, entries, what, like, validate, hint_of)
+        keep, invalid = to_mask(mask, entries, what, like, validate, hint_of)
     if class_mask is not None:
         class_mask = to_class_mask(class_mask, full_shape, at, like)
         keep = conjunction(keep, xp.any(class_mask, axis=-1))
@@ -454,15 +454,15 @@ def prepare_entries(
             if allowed is not None:
                 bad = ~allowed if keep is None else ~allowed & keep
                 bad = check_kept(bad, validate, xp, partial(_label_value, labels, classes))
-                wrong = bad if wrong is None else wrong if bad is None else wrong | bad
+                invalid = bad if invalid is None else invalid if bad is None else invalid | bad
 
     if keep is not None:
-        wrong = None if wrong is None else wrong & keep
+        invalid = None if invalid is None else invalid & keep
         weights = None if weights is None else xp.where(keep, weights, 0.0)
     if distribution is not None:
         for selected in (class_mask, None if keep is None else xp.expand_dims(keep, axis=-1)):
             distribution = distribution if selected is None else xp.where(selected, distribution, 0.0)
-    made = (indices, distribution, keep, wrong, weights, class_weights, class_mask)
+    made = (indices, distribution, keep, invalid, weights, class_weights, class_mask)
     return Inputs(like, xp, dtype, entries, classes, None, *made)
 
 

@@ -81,7 +81,7 @@ def _(primals: Any, tangents: Any) -> Any:
 @jax.jit  # called eagerly, lax.cond would compile its branches in each call
 def sums(x: Any, keep: Any) -> tuple[Any, Any, Any]:
     """lse, total and shift of each row, the last two constants; 0, 1 and 0 where not kept."""
-    total, shift = chosen(x, keep, lambda: total_and_shift(x, keep), lambda: walked(x, keep, p_too=False)[1:])
+    total, shift = where_it_pays(x, keep, lambda: total_and_shift(x, keep), lambda: walked(x, keep, p_too=False)[1:])
     return _rows.log_sum_exp(total, shift, xp=xp), total, shift
 
 
@@ -102,7 +102,7 @@ def probabilities(x: Any, keep: Any) -> tuple[Any, Any, Any, Any]:
         p = jnp.exp(x - shift[..., None]) * (1.0 / _rows.positive(total, xp=xp))[..., None]
         return p if keep is None else jnp.where(keep[..., None], p, 0.0), total, shift
 
-    p, total, shift = chosen(x, keep, plain, lambda: walked(x, keep, p_too=True))
+    p, total, shift = where_it_pays(x, keep, plain, lambda: walked(x, keep, p_too=True))
     return p, _rows.log_sum_exp(total, shift, xp=xp), total, shift
 
 
@@ -123,7 +123,7 @@ def on_one_cpu() -> bool:
     return jax.default_backend() == "cpu" and jax.device_count() == 1
 
 
-def chosen(x: Any, keep: Any, plain: Any, skipping: Any) -> Any:
+def where_it_pays(x: Any, keep: Any, plain: Any, skipping: Any) -> Any:
     """What pays, which is known at run time."""
     count = math.prod(x.shape[:-1])
     if keep is None or not is_static(*x.shape) or x.size < LEAST_SKIPPED or count < 2 or not on_one_cpu():

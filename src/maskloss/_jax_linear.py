@@ -108,7 +108,7 @@ def linear_forward(
     hidden, kernel, bias, chunk_size = projection
     why = why_whole(hidden)
     if why is not None:
-        return _linear.through_whole(projection, rows, _jax.forward, why, lse_too=lse_too, answers=answers, xp=xp)
+        return _linear.from_all_logits(projection, rows, _jax.forward, why, lse_too=lse_too, answers=answers, xp=xp)
     known = None if upstream is None else lax.stop_gradient(upstream())
     static = Static(rows.softcap, rows.dtype, lse_too, chunk_size)
     arrays = Arrays(rows.labels, rows.keep, rows.class_mask, answers, known)
@@ -122,7 +122,7 @@ def linear_entropy(projection: _linear.Projection, rows: _rows.Rows, *, xp: Name
     hidden, kernel, bias, chunk_size = projection
     why = why_whole(hidden)
     if why is not None:
-        return _rows.entropy(_linear.whole(projection, rows, why, xp=xp), xp=xp)
+        return _rows.entropy(_linear.with_all_logits(projection, rows, why, xp=xp), xp=xp)
     static = Static(rows.softcap, rows.dtype, False, chunk_size, entropy=True)
     given = {"hidden": hidden, "kernel": kernel, "bias": bias, "targets": None}
     arrays = Arrays(None, rows.keep, rows.class_mask, None, None)

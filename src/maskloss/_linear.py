@@ -101,7 +101,7 @@ def plan_of(projection: Projection, rows: _rows.Rows, *, xp: Namespace) -> Plan:
         xp.astype(kernel, kernel.dtype if narrow else rows.dtype, copy=False),
         None if bias is None else xp.astype(bias, rows.dtype, copy=False),
         xp.empty((length, classes), dtype=rows.dtype, **xp.placement(hidden)) if xp.has_out else None,
-        _stream.chosen(rows.labels, kept, xp=xp),
+        _stream.take_entries(rows.labels, kept, xp=xp),
         _stream.table_of(targets, kept, xp=xp) if targets is not None and targets.ndim == hidden.ndim else targets,
         None if keep is None else _stream.flat(keep, xp=xp),
         None if class_mask is None else _stream.table_of(class_mask, kept, xp=xp),
@@ -136,7 +136,7 @@ def warn_of_chunks(why: str) -> None:
 vars(warn_of_chunks)["_dynamo_marked_constant"] = True
 
 
-def whole(projection: Projection, rows: _rows.Rows, why: str, *, xp: Namespace) -> _rows.Rows:
+def with_all_logits(projection: Projection, rows: _rows.Rows, why: str, *, xp: Namespace) -> _rows.Rows:
     """The rows with all their logits, as one expression: for what differentiates or traces it, as `why` says."""
     hidden, kernel, bias, chunk_size = projection
     if chunk_size is not None and why:
@@ -148,7 +148,7 @@ def whole(projection: Projection, rows: _rows.Rows, why: str, *, xp: Namespace) 
     return rows._replace(logits=logits)
 
 
-def through_whole(
+def from_all_logits(
     projection: Projection,
     rows: _rows.Rows,
     rows_forward: Callable[..., _rows.Forward],
@@ -159,7 +159,7 @@ def through_whole(
     xp: Namespace,
 ) -> tuple[_rows.Forward, Array | None]:
     """forward, by a forward of the rows with all their logits."""
-    rows = whole(projection, rows, why, xp=xp)
+    rows = with_all_logits(projection, rows, why, xp=xp)
     right = None if answers is None else _rows.is_largest(rows, answers, xp=xp)
     return rows_forward(rows, lse_too=lse_too, xp=xp), right
 
@@ -178,9 +178,9 @@ def collected(
     """Numbers per row of each chunk as numbers per entry."""
     if not outs:
         right = None if answers is None else xp.zeros(entries, dtype=xp.bool, **xp.placement(answers))
-        return _stream.nothing(rows, entries, plan.hidden.array, lse_too=lse_too, xp=xp), right
+        return _stream.empty_forward(rows, entries, plan.hidden.array, lse_too=lse_too, xp=xp), right
     parts = [*zip(*_stream.with_one_shift(outs, xp=xp), strict=True), rights]
-    joined = [_stream.spread(_stream.joined(part, xp=xp), plan.kept, entries, xp=xp) for part in parts]
+    joined = [_stream.to_entries(_stream.concat_blocks(part, xp=xp), plan.kept, entries, xp=xp) for part in parts]
     return _rows.Forward(*joined[:-1]), joined[-1]
 
 
@@ -189,7 +189,7 @@ def forward(
 ) -> tuple[_rows.Forward, Array | None]:
     """_rows.forward, and whether the largest logit of each entry is that of its answer; one product."""
     entries, plan = tuple(projection.hidden.shape[:-1]), plan_of(projection, rows, xp=xp)
-    answer = _stream.chosen(answers, plan.kept, xp=xp)
+    answer = _stream.take_entries(answers, plan.kept, xp=xp)
     outs: list[_rows.Forward] = []
     rights: list[Array | None] = []
     for chunk in chunks(plan, rows, xp=xp):
@@ -213,8 +213,8 @@ def forward_and_backward(
 ) -> tuple[_rows.Forward, Array | None, dict[str, Array]]:
     """Both, and the gradients of the parts asked for, in three products; upstream does not wait for the loss."""
     entries, plan = tuple(projection.hidden.shape[:-1]), plan_of(projection, rows, xp=xp)
-    g = [_stream.chosen(part, plan.kept, xp=xp) for part in upstream]
-    answer = _stream.chosen(answers, plan.kept, xp=xp)
+    g = [_stream.take_entries(part, plan.kept, xp=xp) for part in upstream]
+    answer = _stream.take_entries(answers, plan.kept, xp=xp)
     lse_too = upstream.squared_lse is not None
     # Of a backward that waits for its factor, which a narrow dtype would lose digits, or all, to.
     gradients = empty_gradients(projection, rows, plan, parts, rows.dtype, xp=xp)
@@ -249,7 +249,7 @@ def backward(
 ) -> dict[str, Array]:
     """The gradients of the parts asked for, from logits that are made again: three products beside those of forward."""
     plan = plan_of(projection, rows, xp=xp)
-    per_row = [_stream.chosen(x, plan.kept, xp=xp) for x in (total, shift, g_nll, g_dot, g_lse)]
+    per_row = [_stream.take_entries(x, plan.kept, xp=xp) for x in (total, shift, g_nll, g_dot, g_lse)]
     gradients = empty_gradients(projection, rows, plan, parts, projection.hidden.dtype, xp=xp)
     for chunk in chunks(plan, rows, xp=xp):
         d_logits, d_targets = _stream.backward(
@@ -269,14 +269,14 @@ def entropy(projection: Projection, rows: _rows.Rows, *, xp: Namespace) -> Array
     pieces = [_stream.entropy(chunk.rows, xp=xp) for chunk in chunks(plan, rows, xp=xp)]
     if not pieces:
         return xp.zeros(entries, dtype=rows.dtype, **xp.placement(projection.hidden))
-    return _stream.spread(_stream.joined(pieces, xp=xp), plan.kept, entries, xp=xp)
+    return _stream.to_entries(_stream.concat_blocks(pieces, xp=xp), plan.kept, entries, xp=xp)
 
 
 def entropy_backward(
     projection: Projection, rows: _rows.Rows, g: Array, parts: Set[str], *, xp: Namespace
 ) -> dict[str, Array]:
     plan = plan_of(projection, rows, xp=xp)
-    g = _stream.chosen(g, plan.kept, xp=xp)
+    g = _stream.take_entries(g, plan.kept, xp=xp)
     gradients = empty_gradients(projection, rows, plan, parts, projection.hidden.dtype, xp=xp)
     for chunk in chunks(plan, rows, xp=xp):
         d_logits = chunk.rows.logits
@@ -313,12 +313,12 @@ def add_gradients(
     d_logits = xp.astype(d_logits, plan.kernel.dtype, copy=False)
     if "hidden" in gradients:
         d_hidden = xp.astype(d_logits @ plan.kernel, gradients["hidden"].dtype, copy=False)
-        _stream.store(gradients["hidden"], plan.kept, chunk.start, chunk.stop, d_hidden, xp=xp)
+        _stream.write_rows(gradients["hidden"], plan.kept, chunk.start, chunk.stop, d_hidden, xp=xp)
     if "kernel" in gradients:
         gradients["kernel"] = xp.add_product(gradients["kernel"], d_logits.T, chunk.hidden)
     if "targets" in gradients:
         if isinstance(plan.targets, _stream.Table):
-            _stream.store(gradients["targets"], plan.kept, chunk.start, chunk.stop, d_targets, xp=xp)
+            _stream.write_rows(gradients["targets"], plan.kept, chunk.start, chunk.stop, d_targets, xp=xp)
         else:
             gradients["targets"] += d_targets
 

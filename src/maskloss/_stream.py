@@ -48,7 +48,7 @@ def flat(x: Array, *, xp: Namespace) -> Array:
     return x if x.ndim == 1 else xp.reshape(x, (-1,))
 
 
-def chosen(x: Array | None, kept: Array | None, *, xp: Namespace) -> Array:
+def take_entries(x: Array | None, kept: Array | None, *, xp: Namespace) -> Array:
     """The visited ones of numbers per entry."""
     return None if x is None else flat(x, xp=xp) if kept is None else flat(x, xp=xp)[kept]
 
@@ -122,7 +122,7 @@ def walking(rows: _rows.Rows, *, xp: Namespace) -> Generator[Walk]:
         count,
         length,
         table_of(logits, kept, xp=xp),
-        chosen(rows.labels, kept, xp=xp),
+        take_entries(rows.labels, kept, xp=xp),
         targets,
         None if keep is None else flat(keep, xp=xp),
         None if rows.class_mask is None else table_of(rows.class_mask, kept, xp=xp),
@@ -181,7 +181,9 @@ def spans(walk: Any) -> Iterator[tuple[int, int]]:
         yield start, min(start + walk.length, walk.visited)
 
 
-def nothing(rows: _rows.Rows, entries: tuple[int, ...], like: Array, *, lse_too: bool, xp: Namespace) -> _rows.Forward:
+def empty_forward(
+    rows: _rows.Rows, entries: tuple[int, ...], like: Array, *, lse_too: bool, xp: Namespace
+) -> _rows.Forward:
     """forward where no row is visited."""
     parts = (rows.labels, rows.targets, like if lse_too else None, like, None)
     made = (None if part is None else xp.zeros(entries, dtype=rows.dtype, **xp.placement(like)) for part in parts)
@@ -195,11 +197,11 @@ def with_one_shift(pieces: Sequence[Any], *, xp: Namespace) -> Sequence[Any]:
     return [p if p.shift is not None else p._replace(shift=xp.zeros_like(p.total)) for p in pieces]
 
 
-def joined(pieces: Sequence[Any], *, xp: Namespace) -> Array | None:
+def concat_blocks(pieces: Sequence[Any], *, xp: Namespace) -> Array | None:
     return None if pieces[0] is None else pieces[0] if len(pieces) == 1 else xp.concat(pieces)
 
 
-def spread(values: Array | None, kept: Array | None, entries: tuple[int, ...], *, xp: Namespace) -> Array | None:
+def to_entries(values: Array | None, kept: Array | None, entries: tuple[int, ...], *, xp: Namespace) -> Array | None:
     """Numbers per visited row as numbers per entry, 0 where not visited."""
     if values is None:
         return None
@@ -274,7 +276,7 @@ def forward(rows: _rows.Rows, *, lse_too: bool, xp: Namespace) -> _rows.Forward:
                 sums = _rows.sums(_rows.selected_logits(block, xp=xp)[0], block, xp=xp, out=out)
             pieces.append(sums)
     if not pieces:
-        return nothing(rows, entries, rows.logits, lse_too=lse_too, xp=xp)
+        return empty_forward(rows, entries, rows.logits, lse_too=lse_too, xp=xp)
     taken = None if rows.labels is None else label_logits(walk, rows, xp=xp)
     return assembled(walk, rows, taken, pieces, lse_too=lse_too, xp=xp)
 
@@ -283,14 +285,14 @@ def assembled(
     walk: Walk, rows: _rows.Rows, taken: Array | None, pieces: Sequence[_rows.Sums], *, lse_too: bool, xp: Namespace
 ) -> _rows.Forward:
     """`taken` are the labels' logits."""
-    shift, total, dot = (joined(parts, xp=xp) for parts in zip(*with_one_shift(pieces, xp=xp), strict=True))
+    shift, total, dot = (concat_blocks(parts, xp=xp) for parts in zip(*with_one_shift(pieces, xp=xp), strict=True))
     nll = lse = None
     if taken is not None:
         nll = (label_costs if walk.on_cpu else _rows.label_costs)(total, taken, shift, xp=xp)
     if lse_too:
         lse = xp.log(total) if shift is None else _rows.log_sum_exp(total, shift, xp=xp)
     entries = tuple(rows.logits.shape[:-1])
-    return _rows.Forward(*(spread(part, walk.kept, entries, xp=xp) for part in (nll, dot, lse, total, shift)))
+    return _rows.Forward(*(to_entries(part, walk.kept, entries, xp=xp) for part in (nll, dot, lse, total, shift)))
 
 
 def backward(
@@ -312,7 +314,7 @@ def backward(
     if rows.kernels is not None and not targets_too:
         return rows.kernels.backward(rows, total, shift, g_nll, g_dot, g_lse, d_logits=d_logits), None
     with walking(rows, xp=xp) as walk:
-        per_row = [chosen(x, walk.kept, xp=xp) for x in (total, shift, g_nll, g_dot, g_lse)]
+        per_row = [take_entries(x, walk.kept, xp=xp) for x in (total, shift, g_nll, g_dot, g_lse)]
         if walk.on_cpu and not all(serves(g, xp=xp) for g in (per_row[2], per_row[4]) if g is not None):
             per_row[:2] = _rows.normalised(per_row[0], per_row[1], None, xp=xp)
         return walked_backward(walk, rows, per_row, targets_too=targets_too, xp=xp, d_logits=d_logits)
@@ -349,10 +351,10 @@ def walked_backward(
         d_block, d_targets_block = _rows.backward(
             block, *(None if x is None else x[start:stop] for x in per_row), targets_too=targets_too, xp=xp, out=out
         )
-        store(d_logits, walk.kept, start, stop, d_block, xp=xp)
+        write_rows(d_logits, walk.kept, start, stop, d_block, xp=xp)
         if d_targets is not None:
             if isinstance(walk.targets, Table):
-                store(d_targets, walk.kept, start, stop, d_targets_block, xp=xp)
+                write_rows(d_targets, walk.kept, start, stop, d_targets_block, xp=xp)
             else:
                 d_targets = d_targets + xp.reshape(xp.long_sum(d_targets_block, axis=0), targets.shape)
     d_targets = None if d_targets is None else xp.reshape(d_targets, targets.shape)
@@ -370,7 +372,7 @@ def gradient_blocks(
         out = d_logits[start:stop] if in_place else workspace
         yield start, stop, x, out
         if not in_place:
-            store(d_logits, walk.kept, start, stop, out, xp=xp)
+            write_rows(d_logits, walk.kept, start, stop, out, xp=xp)
 
 
 def forward_and_backward(
@@ -398,7 +400,7 @@ def in_one_walk(
     if upstream.nll is None or upstream.dot is not None or upstream.squared_lse is not None:
         return None
     with walking(rows, xp=xp) as walk:
-        g = chosen(upstream.nll, walk.kept, xp=xp)
+        g = take_entries(upstream.nll, walk.kept, xp=xp)
         if not is_plain(walk, rows) or walk.visited == 0:
             return None
         if walk.on_cpu and not serves(g, xp=xp):
@@ -440,7 +442,7 @@ def finish_gradient(terms: Array, scale: Array, labels: Array | None, g_nll: Arr
         xp.subtract_at_label(terms, labels, g_nll, in_place=True)
 
 
-def store(array: Array, kept: Array | None, start: int, stop: int, block: Array, *, xp: Namespace) -> None:
+def write_rows(array: Array, kept: Array | None, start: int, stop: int, block: Array, *, xp: Namespace) -> None:
     if kept is None:
         array[start:stop, ...] = block
     else:
@@ -454,7 +456,7 @@ def entropy(rows: _rows.Rows, *, xp: Namespace) -> Array:
         pieces = [_rows.entropy(block_rows(walk, rows, start, stop, xp=xp)[0], xp=xp) for start, stop in spans(walk)]
     if not pieces:
         return xp.zeros(entries, dtype=rows.dtype, **xp.placement(rows.logits))
-    return spread(joined(pieces, xp=xp), walk.kept, entries, xp=xp)
+    return to_entries(concat_blocks(pieces, xp=xp), walk.kept, entries, xp=xp)
 
 
 def entropy_backward(rows: _rows.Rows, g: Array, d_logits: Array, *, xp: Namespace) -> None:
@@ -462,4 +464,4 @@ def entropy_backward(rows: _rows.Rows, g: Array, d_logits: Array, *, xp: Namespa
     with walking(rows, xp=xp) as walk:
         for start, stop in spans(walk):
             block = block_rows(walk, rows, start, stop, xp=xp)[0]
-            store(d_logits, None, start, stop, _rows.entropy_backward(block, g[start:stop], xp=xp), xp=xp)
+            write_rows(d_logits, None, start, stop, _rows.entropy_backward(block, g[start:stop], xp=xp), xp=xp)

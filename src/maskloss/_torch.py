@@ -204,7 +204,7 @@ def _factor(known: Any, given: Any) -> float | None:
 
 def _plain_gradients(projection: _linear.Projection, rows: _rows.Rows, upstream: Any) -> dict[str, Tensor]:
     """As one expression of all the logits, which can be differentiated again, or batched."""
-    rows = _linear.whole(projection, rows, SECOND, xp=xp)
+    rows = _linear.with_all_logits(projection, rows, SECOND, xp=xp)
     again = _rows.forward(rows, lse_too=False, xp=xp)
     d_logits, d_targets = _rows.backward(rows, again.total, again.shift, *upstream, targets_too=True, xp=xp)
     results = _plain_products(projection, rows, d_logits)
@@ -238,7 +238,7 @@ class _LinearEntropy(torch.autograd.Function):
         (g,), tensors = gradients, ctx.saved_tensors
         (projection, rows), parts = _projected(tensors, ctx), _needed(ctx)
         if torch.is_grad_enabled() or in_forward_mode() or xp.is_tracer(g):
-            rows = _linear.whole(projection, rows, SECOND, xp=xp)
+            rows = _linear.with_all_logits(projection, rows, SECOND, xp=xp)
             results = _plain_products(projection, rows, _rows.entropy_backward(rows, g, xp=xp))
         else:
             with as_asked(projection.hidden):
@@ -251,7 +251,7 @@ def linear_entropy(projection: _linear.Projection, rows: _rows.Rows, *, xp: Name
     hidden, kernel, bias, chunk_size = projection
     variables = [x for x in (hidden, kernel, bias) if x is not None]
     if in_forward_mode() or any(xp.is_tracer(x) for x in variables):
-        return _rows.entropy(_linear.whole(projection, rows, TRACED, xp=xp), xp=xp)
+        return _rows.entropy(_linear.with_all_logits(projection, rows, TRACED, xp=xp), xp=xp)
     with as_asked(hidden):
         if not any(differentiated(x) for x in variables):
             return _linear.entropy(projection, rows, xp=xp)
@@ -274,7 +274,7 @@ def linear_forward(
     variables = [x for x in (hidden, kernel, bias, targets) if x is not None]
     if in_forward_mode() or any(xp.is_tracer(x) for x in variables):
         asked: dict[str, Any] = {"lse_too": lse_too, "answers": answers}
-        return _linear.through_whole(projection, rows, forward, TRACED, xp=xp, **asked)
+        return _linear.from_all_logits(projection, rows, forward, TRACED, xp=xp, **asked)
     with as_asked(hidden):
         if not any(differentiated(x) for x in variables):
             return _linear.forward(projection, rows, lse_too=lse_too, answers=answers, xp=xp)

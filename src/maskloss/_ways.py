@@ -27,6 +27,6 @@ def of_all_logits(why: str) -> Way:
     def linear_forward(
         projection: _linear.Projection, rows: _rows.Rows, *, lse_too: bool, answers: Any, upstream: Any, xp: Namespace
     ) -> tuple[_rows.Forward, Array | None]:
-        return _linear.through_whole(projection, rows, _rows.forward, why, lse_too=lse_too, answers=answers, xp=xp)
+        return _linear.from_all_logits(projection, rows, _rows.forward, why, lse_too=lse_too, answers=answers, xp=xp)
 
     return Way(_rows.forward, linear_forward)

@@ -58,16 +58,16 @@ def _values(x: Any, mask: Any, axis: Any, keepdims: Any, weights: Any = None, na
     if len(set(axes)) < len(axes):
         _inputs.fail(ValueError, "axis", repr(given), "it names one axis twice")
     dtype = _inputs.compute_dtype(x, xp)
-    keep = wrong = None
+    keep = invalid = None
     if mask is not None:
-        keep, wrong = _inputs.to_mask(mask, shape, name, like, "auto")
+        keep, invalid = _inputs.to_mask(mask, shape, name, like, "auto")
     if weights is not None:
         weights = _inputs.to_weights("weights", weights, dtype, like, shape, name)
         keep = _inputs.conjunction(keep, weights != 0)
         weights = xp.where(keep, weights, 0.0)
     v = _Values(like, xp.astype(x, dtype, copy=False), keep, weights, axes, keepdims)
     v = v._replace(x=v.selected(v.x, 0.0))
-    return v if wrong is None else v._replace(x=v.x * xp.where(wrong, math.nan, xp.ones_like(v.x)))
+    return v if invalid is None else v._replace(x=v.x * xp.where(invalid, math.nan, xp.ones_like(v.x)))
 
 
 @on_arrays

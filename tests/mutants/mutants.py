@@ -379,7 +379,7 @@ MUTANTS = [
     Mutant(
         "a number for the weight of a wrong label's class",
         "_entries.py",
-        "g = nan_where_wrong(d.losses, inputs)",
+        "g = nan_where_invalid(d.losses, inputs)",
         "g = d.losses",
         "a label that is none, and was not checked, teaches a class weight",
         ("tests/test_engine.py::test_a_wrong_label_that_was_not_checked_is_nan_in_every_gradient[numpy]",),
@@ -612,8 +612,8 @@ MUTANTS = [
     Mutant(
         "wrong label inside a tracer is 0",
         "_entries.py",
-        "losses = nan_where_wrong(losses, inputs)",
-        "losses = xp.where(inputs.wrong, 0.0, losses)",
+        "losses = nan_where_invalid(losses, inputs)",
+        "losses = xp.where(inputs.invalid, 0.0, losses)",
         "where a label cannot be checked it must not pass unnoticed",
         ("tests/test_unread_labels.py::test_not_validated[numpy-None]",),
     ),
