@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from . import _linear, _rows, _stream
 from ._arrays import Array
+from ._call import Call, Options
 from ._inputs import Inputs
 from ._reduce import (
     Entries,
@@ -27,12 +28,6 @@ from ._reduce import (
     weighted_losses,
 )
 from .stats import LossStats
-
-
-class Options(NamedTuple):
-    label_smoothing: float
-    z_loss: float
-    softcap: float | None
 
 
 class Terms(NamedTuple):
@@ -121,27 +116,17 @@ def entries_of(inputs: Inputs, options: Options, terms: Terms, out: _rows.Forwar
     return Entries(losses, inputs.keep, inputs.weights, terms.masses)
 
 
-def loss_of(
-    inputs: Inputs,
-    options: Options,
-    terms: Terms,
-    out: _rows.Forward,
-    right: Array | None,
-    reduction: str,
-    denominator: Array | None,
-) -> Any:
+def loss_of(call: Call, terms: Terms, out: _rows.Forward, right: Array | None) -> Any:
     """The loss, and beside it the statistics where `right` is given (see stats_of)."""
-    entries = entries_of(inputs, options, terms, out)
-    loss = reduce_entries(entries, reduction, denominator, xp=inputs.xp)
-    return loss if right is None else (loss, stats_of(inputs, options, entries, out, right, reduction))
+    entries = entries_of(call.inputs, call.options, terms, out)
+    loss = reduce_entries(entries, call.reduction, call.denominator, xp=call.inputs.xp)
+    return loss if right is None else (loss, stats_of(call, entries, out, right))
 
 
-def stats_of(
-    inputs: Inputs, options: Options, entries: Entries, out: _rows.Forward, right: Array, reduction: str
-) -> LossStats:
+def stats_of(call: Call, entries: Entries, out: _rows.Forward, right: Array) -> LossStats:
     """`right` says of each entry whether its arg-max is the answer."""
-    xp = inputs.xp
-    total, divisor = total_and_divisor(entries, reduction, xp=xp)
+    inputs, options, xp = call.inputs, call.options, call.inputs.xp
+    total, divisor = total_and_divisor(entries, call.reduction, xp=xp)
     z_terms = z_term(out, options, inputs) if options.z_loss else xp.zeros_like(entries.losses)
     if inputs.keep is not None:
         z_terms = xp.where(inputs.keep, z_terms, 0.0)
@@ -178,54 +163,45 @@ def sum_to(x: Array, shape: tuple[int, ...], inputs: Inputs) -> Array:
     return inputs.xp.reshape(x, shape) if axes else x
 
 
-def upstream_of(
-    inputs: Inputs, options: Options, terms: Terms, reduction: str, denominator: Array | None
-) -> _rows.Upstream:
+def upstream_of(call: Call, terms: Terms) -> _rows.Upstream:
     """The derivative of a scalar loss with respect to what a walk over the classes gives, which is known before it:
 
     the loss is linear in the entries' losses.
     """
-    xp = inputs.xp
+    inputs, z_loss, xp = call.inputs, call.options.z_loss, call.inputs.xp
     losses = xp.filled(inputs.entries, 0.0, inputs.dtype, inputs.like.array)
     entries = Entries(losses, inputs.keep, inputs.weights, terms.masses)
-    g = nan_where_invalid(reduction_derivatives(entries, reduction, denominator, xp=xp)[1].losses, inputs)
+    derivatives = reduction_derivatives(entries, call.reduction, call.denominator, xp=xp)[1]
+    g = nan_where_invalid(derivatives.losses, inputs)
     nll = None if terms.rows.labels is None else g * terms.alpha
     dot = None if terms.rows.targets is None else g * terms.beta
-    return _rows.Upstream(nll, dot, 2.0 * options.z_loss * g if options.z_loss else None)
+    return _rows.Upstream(nll, dot, 2.0 * z_loss * g if z_loss else None)
 
 
-def value_and_gradients(
-    inputs: Inputs,
-    options: Options,
-    reduction: str,
-    denominator: Array | None,
-    wanted: frozenset[str],
-    *,
-    with_stats: bool,
-    projection: _linear.Projection | None = None,
-) -> tuple[Array, dict[str, Array], LossStats | None]:
+def value_and_gradients(call: Call, wanted: frozenset[str]) -> tuple[Array, dict[str, Array], LossStats | None]:
     """The analytic derivative of the whole loss, for libraries without one. The chain rule over the module's equations:
 
     with g = dL/dloss   dL/dnll = alpha g       dL/ddot = beta g       dL/dlse = 2 z_loss lse g
     class indices       dL/dw_y = (1 - eps) nll g + dL/dm       dL/dw_c = dL/dt_c
     distributions       dL/dq_c = w_c ((1 - eps) dL/dt_c + dL/dm)       dL/dw_c = (t_c / w_c) dL/dt_c + q_c dL/dm
     """
+    inputs, options, projection = call.inputs, call.options, call.projection
     xp, eps = inputs.xp, options.label_smoothing
     terms = terms_of(inputs, options)
-    upstream = upstream_of(inputs, options, terms, reduction, denominator)
+    upstream = upstream_of(call, terms)
     wants_targets = bool(wanted & {"class_weights", "labels"})
     targets_too = wants_targets and upstream.dot is not None
     d_targets: Array
     if projection is None:
         out, d_logits, d_targets = _stream.forward_and_backward(terms.rows, upstream, targets_too=targets_too, xp=xp)
-        gradients, right = {"logits": d_logits}, right_of(inputs) if with_stats else None
+        gradients, right = {"logits": d_logits}, right_of(inputs) if call.with_stats else None
     else:
         parts = wanted | {"targets"} if targets_too else wanted
-        answers = answers_of(inputs) if with_stats else None
+        answers = answers_of(inputs) if call.with_stats else None
         out, right, made = _linear.forward_and_backward(projection, terms.rows, upstream, parts, answers, xp=xp)
         gradients, d_targets = {**made}, made.get("targets")
     entries = entries_of(inputs, options, terms, out)
-    value, d = reduction_derivatives(entries, reduction, denominator, xp=xp)
+    value, d = reduction_derivatives(entries, call.reduction, call.denominator, xp=xp)
     g = nan_where_invalid(d.losses, inputs)
     gradients |= {"weights": d.weights, "denominator": d.denominator}
     class_weights, q = inputs.class_weights, inputs.distribution
@@ -246,4 +222,4 @@ def value_and_gradients(
         if d_targets is not None:
             d_weights = d_weights + sum_to(d_targets, class_weights.shape, inputs)
         gradients["class_weights"] = d_weights
-    return value, gradients, stats_of(inputs, options, entries, out, right, reduction) if with_stats else None
+    return value, gradients, None if right is None else stats_of(call, entries, out, right)

@@ -9,12 +9,12 @@ from typing import Any, cast
 from . import _inputs
 from ._arrays import FLOATS, as_array, dtype_name, namespace_of, on_arrays
 from ._bindings import binding_of
+from ._call import of_logits, of_projection
 from ._capabilities import LIBRARIES, NO_AUTODIFF
 from ._entries import sum_to, value_and_gradients
 from ._inputs import fail
-from ._linear import Projection
-from .linear import check_chunk_size, linear_cross_entropy
-from .losses import check_options, cross_entropy
+from .linear import linear_cross_entropy
+from .losses import cross_entropy
 
 Place = int | str
 OPTIONS = ("labels", "weights", "class_weights", "denominator")
@@ -157,32 +157,18 @@ def _analytic_value_and_grad(
     if given["with_stats"] is not has_aux:
         fail(ValueError, "has_aux", has_aux, f"with_stats is {given['with_stats']}, and the two must agree")
 
-    reduction, denominator = given.pop("reduction"), given.pop("denominator")
-    implementation, _ = given.pop("implementation"), given.pop("with_stats")
-    _inputs.check_reduction(reduction, denominator)
-    label_smoothing, z_loss, softcap = (given.pop(name) for name in ("label_smoothing", "z_loss", "softcap"))
-    axis, projection = given.get("axis", -1), None
-    if function is linear_cross_entropy:
-        chunk_size = given.pop("chunk_size")
-        check_chunk_size(chunk_size)
-        inputs, hidden, kernel, bias = _inputs.prepare_linear(**given)
-        projection = Projection(hidden, kernel, bias, chunk_size)
-    else:
-        inputs = _inputs.prepare(**given)
-    options = check_options(label_smoothing, z_loss, softcap, inputs)
-    if _inputs.choose_implementation(implementation, inputs.like) != "analytic":
+    checked = (of_projection if function is linear_cross_entropy else of_logits)(**given)
+    inputs = checked.inputs
+    if _inputs.choose_implementation(checked.implementation, inputs.like) != "analytic":
         accepted = f"it cannot run with {LIBRARIES[inputs.xp.name]} arrays: {NO_AUTODIFF}"
-        fail(ValueError, "implementation", repr(implementation), accepted)
-    divisor = None if denominator is None else _inputs.to_denominator(denominator, inputs.dtype, inputs.like)
-    value, gradients, stats = value_and_gradients(
-        inputs, options, reduction, divisor, frozenset(names), with_stats=has_aux, projection=projection
-    )
+        fail(ValueError, "implementation", repr(checked.implementation), accepted)
+    value, gradients, stats = value_and_gradients(checked, frozenset(names))
     results: list[Any] = []
     for name in names:
-        argument: Any = denominator if name == "denominator" else given[name]
+        argument: Any = given[name]
         gradient = gradients[name]
         if name in ("logits", "labels"):
-            gradient = inputs.xp.moved_axis(gradient, -1, axis)
+            gradient = inputs.xp.moved_axis(gradient, -1, given.get("axis", -1))
         if name == "kernel" and given["kernel_layout"] == "dv":
             gradient = inputs.xp.permute_dims(gradient, (1, 0))
         gradient = sum_to(gradient, _inputs.shape_of(argument), inputs)

@@ -18,11 +18,10 @@ FLOORS = (
     ("_rows", "_inputs"),
     ("_reduce", "_stream", "_kernels", "_kernels.cross_entropy"),
     ("_linear", "stats", "reductions"),
-    ("_ways", "_entries", "_jax"),
-    ("_torch", "_jax_linear", "_eager"),
+    ("_call", "_ways", "_jax"),
+    ("_entries", "_torch", "_jax_linear", "_eager"),
     ("_bindings",),
-    ("losses",),
-    ("linear",),
+    ("losses", "linear"),
     ("differentiation",),
     ("",),  # the package
 )
