@@ -387,8 +387,8 @@ MUTANTS = [
     Mutant(
         "z loss derivative missing",
         "_entries.py",
-        "2.0 * options.z_loss * g if",
-        "0.0 * options.z_loss * g if",
+        "2.0 * z_loss * g if",
+        "0.0 * z_loss * g if",
         "the z loss is reported, not minimised",
         gradients("z-loss-1.0"),
     ),
