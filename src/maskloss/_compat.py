@@ -272,8 +272,8 @@ def is_differentiated(x: Array, library: str) -> bool:
     return torch._C._are_functorch_transforms_active() or (x.requires_grad and torch.is_grad_enabled())
 
 
-def is_contiguous(x: Array, axis: int) -> bool:
-    """Whether a library that sums what lies side by side in a tree sums this axis so."""
+def sums_in_a_tree(x: Array, axis: int) -> bool:
+    """Whether the library's sum over this axis is no running one: what lies side by side most add up in a tree."""
     library = library_of(x)
     if library == "numpy":  # which walks the axis of the shortest stride, of what was broadcast, first
         shorter = (n > 1 and abs(stride) < x.itemsize for n, stride in zip(x.shape, x.strides, strict=True))
@@ -291,6 +291,11 @@ def is_split(x: Array, axis: int) -> bool:
     return is_jax_array(x) and sys.modules["jax"].typeof(x).sharding.spec[axis] is not None
 
 
+def of_rank(x: Array, ndim: int, *, xp: Namespace) -> Array:
+    """One number per class, in as many axes as the logits have: JAX may be told to promote no ranks."""
+    return xp.reshape(x, (*[1] * (ndim - 1), -1))
+
+
 def subtract_at_label(x: Array, labels: Array, values: Array, *, in_place: bool, xp: Namespace) -> Array:
     """x with x[..., labels] -= values."""
     library = library_of(x)
@@ -301,8 +306,7 @@ def subtract_at_label(x: Array, labels: Array, values: Array, *, in_place: bool,
     labels, values = xp.expand_dims(labels, axis=-1), xp.expand_dims(values, axis=-1)
     if library == "torch":
         return x.scatter_add_(-1, labels, -values) if in_place else x.scatter_add(-1, labels, -values)
-    # In as many axes: JAX may be told to promote no ranks.
-    classes = xp.reshape(class_indices(x, labels.dtype, xp=xp), (*[1] * (x.ndim - 1), -1))
+    classes = of_rank(class_indices(x, labels.dtype, xp=xp), x.ndim, xp=xp)
     result = xp.where(classes == labels, x - values, x)
     return assign(x, result) if in_place else result
 

@@ -15,7 +15,7 @@ import math
 from typing import Any, NamedTuple
 
 from . import _linear, _rows, _stream
-from ._compat import Array, class_indices, count_of, full, take_classes
+from ._compat import Array, class_indices, count_of, full, of_rank, take_classes
 from ._inputs import Inputs
 from ._reduce import (
     Entries,
@@ -73,7 +73,7 @@ def terms_of(inputs: Inputs, options: Options) -> Terms:
         return Terms(rows, alpha if eps < 1 else None, share, masses)
     targets = masses = inputs.distribution
     if class_weights is not None:
-        class_weights = _rows.of_rank(class_weights, len(inputs.entries) + 1, xp=xp)
+        class_weights = of_rank(class_weights, len(inputs.entries) + 1, xp=xp)
         if inputs.class_mask is not None:
             class_weights = xp.where(inputs.class_mask, class_weights, 0.0)
     if share is not None:

@@ -20,6 +20,7 @@ from ._compat import (
     library_of,
     may_wait,
     multiplies_halves,
+    of_rank,
     placement,
     product,
     reads_without_sync,
@@ -161,7 +162,7 @@ def whole(
     selected = selected_hidden(hidden, rows.keep, rows.dtype, xp=xp)
     logits = multiply(selected, xp.astype(kernel, rows.dtype, copy=False).T)
     if bias is not None:
-        logits = logits + _rows.of_rank(xp.astype(bias, rows.dtype, copy=False), logits.ndim, xp=xp)
+        logits = logits + of_rank(xp.astype(bias, rows.dtype, copy=False), logits.ndim, xp=xp)
     return rows._replace(logits=logits)
 
 

@@ -31,12 +31,13 @@ from ._compat import (
     Array,
     Namespace,
     dtype_name,
-    is_contiguous,
     is_split,
     is_static,
     library_of,
+    of_rank,
     stop_gradient,
     subtract_at_label,
+    sums_in_a_tree,
     take_label,
 )
 
@@ -106,8 +107,8 @@ def long_sum(x: Array, *, axis: int = -1, xp: Namespace) -> Array:
     """Sum over an axis, in levels where it is long."""
     axis %= x.ndim
     length: Any = x.shape[axis]
-    # Along an axis that does not lie side by side NumPy's sum is a running one throughout, also of the blocks.
-    block = _SUM_BLOCK if is_contiguous(x, axis) else 16
+    # Along another axis NumPy's sum is a running one throughout, also of the blocks.
+    block = _SUM_BLOCK if sums_in_a_tree(x, axis) else 16
     if library_of(x) == "torch" or not is_static(length) or length <= 2 * block or is_split(x, axis):
         return xp.sum(x, axis=axis)
     before, after, head = (slice(None),) * axis, x.shape[axis + 1 :], length - length % block
@@ -184,11 +185,6 @@ def selected_targets(rows: Rows, *, xp: Namespace) -> Array:
     if targets.ndim == 1:
         targets = of_rank(targets, rows.logits.ndim, xp=xp)
     return targets if rows.class_mask is None else xp.where(rows.class_mask, targets, 0.0)
-
-
-def of_rank(x: Array, ndim: int, *, xp: Namespace) -> Array:
-    """One number per class, in as many axes as the logits have: JAX may be told to promote no ranks."""
-    return xp.reshape(x, (*[1] * (ndim - 1), -1))
 
 
 def sums(x: Array, rows: Rows, *, xp: Namespace, out: Array | None = None) -> Sums:
@@ -322,11 +318,14 @@ def is_largest(rows: Rows, answers: Array, *, xp: Namespace) -> Array:
     x = xp.astype(rows.logits, rows.dtype, copy=False)
     x = x if rows.class_mask is None else xp.where(rows.class_mask, x, -math.inf)
     first = xp.argmax(x, axis=-1)
-    if rows.class_mask is not None:  # of nothing but -inf the first that is allowed
-        lowest = xp.max(x, axis=-1) == -math.inf
-        first = xp.where(lowest, xp.argmax(xp.astype(rows.class_mask, xp.uint8), axis=-1), first)
     # arg-max takes a NaN for the largest, and a NaN is no right answer. JAX gathers from no axis that is split.
-    largest = xp.max(x, axis=-1) if library_of(x) == "jax" else take_label(x, answers, xp=xp)
+    if rows.class_mask is None and library_of(x) != "jax":
+        largest = take_label(x, answers, xp=xp)
+    else:
+        largest = xp.max(x, axis=-1)
+    if rows.class_mask is not None:  # of nothing but -inf the first that is allowed
+        first_allowed = xp.argmax(xp.astype(rows.class_mask, xp.uint8), axis=-1)
+        first = xp.where(largest == -math.inf, first_allowed, first)
     return (first == answers) & ~xp.isnan(largest)
 
 
