@@ -892,17 +892,18 @@ bad("a correction of NaN", ValueError, "correction", "nan", "not negative", func
 bad("a correction in words", TypeError, "correction", "'1'", "number", function="masked_std", correction="1")
 bad("what is empty beyond float32", ValueError, "empty", "1e+39", "float32", function="masked_mean", empty=1e39)
 bad("label smoothing below float32", ValueError, "label_smoothing", "1e-46", "float32", label_smoothing=1e-46)
-bad(
-    "what is empty beyond float16",
-    ValueError,
-    "empty",
-    "100000.0",
-    "float16",
-    function="masked_max",
-    x=given(ROWS, "float16"),
-    empty=1e5,
-    on=("numpy", "torch", "jax"),
-)
+for dtype, empty in (("float16", 1e5), ("bfloat16", 3.4e38)):
+    bad(
+        f"what is empty beyond {dtype}",
+        ValueError,
+        "empty",
+        str(empty),
+        dtype,
+        function="masked_max",
+        x=given(ROWS, dtype),
+        empty=empty,
+        on=("numpy", "torch", "jax"),
+    )
 bad("what is empty in words", TypeError, "empty", "'zero'", "number", function="masked_mean", empty="zero")
 bad("reduce of integers", TypeError, "values", "int32", "floating", function="reduce", values=given([1, 2], "int32"))
 bad(

@@ -67,7 +67,7 @@ def terms_of(inputs: Inputs, options: Options) -> Terms:
         return Terms(rows, alpha if eps < 1 else None, share, masses)
     targets = masses = inputs.distribution
     if class_weights is not None:
-        class_weights = _rows.of_rank(class_weights, len(inputs.entries) + 1, xp=xp)
+        class_weights = xp.of_rank(class_weights, len(inputs.entries) + 1)
         if inputs.class_mask is not None:
             class_weights = xp.where(inputs.class_mask, class_weights, 0.0)
     if share is not None:

@@ -144,7 +144,7 @@ def with_all_logits(projection: Projection, rows: _rows.Rows, why: str, *, xp: N
     selected = selected_hidden(hidden, rows.keep, rows.dtype, xp=xp)
     logits = xp.product(selected, xp.astype(kernel, rows.dtype, copy=False).T)
     if bias is not None:
-        logits = logits + _rows.of_rank(xp.astype(bias, rows.dtype, copy=False), logits.ndim, xp=xp)
+        logits = logits + xp.of_rank(xp.astype(bias, rows.dtype, copy=False), logits.ndim)
     return rows._replace(logits=logits)
 
 

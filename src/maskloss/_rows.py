@@ -152,13 +152,8 @@ def costs(x: Array, targets: Array, total: Array, shift: Array, *, xp: Namespace
 def selected_targets(rows: Rows, *, xp: Namespace) -> Array:
     targets: Array = rows.targets
     if targets.ndim == 1:
-        targets = of_rank(targets, rows.logits.ndim, xp=xp)
+        targets = xp.of_rank(targets, rows.logits.ndim)
     return targets if rows.class_mask is None else xp.where(rows.class_mask, targets, 0.0)
-
-
-def of_rank(x: Array, ndim: int, *, xp: Namespace) -> Array:
-    """One number per class, in as many axes as the logits have: JAX may be told to promote no ranks."""
-    return xp.reshape(x, (*[1] * (ndim - 1), -1))
 
 
 def sums(x: Array, rows: Rows, *, xp: Namespace, out: Array | None = None) -> Sums:
@@ -292,11 +287,11 @@ def is_largest(rows: Rows, answers: Array, *, xp: Namespace) -> Array:
     x = xp.astype(rows.logits, rows.dtype, copy=False)
     x = x if rows.class_mask is None else xp.where(rows.class_mask, x, -math.inf)
     first = xp.argmax(x, axis=-1)
-    if rows.class_mask is not None:  # of nothing but -inf the first that is allowed
-        lowest = xp.max(x, axis=-1) == -math.inf
-        first = xp.where(lowest, xp.argmax(xp.astype(rows.class_mask, xp.uint8), axis=-1), first)
     # arg-max takes a NaN for the largest, and a NaN is no right answer.
-    largest = xp.take_label(x, answers) if xp.gathers_classes else xp.max(x, axis=-1)
+    largest = xp.take_label(x, answers) if rows.class_mask is None and xp.gathers_classes else xp.max(x, axis=-1)
+    if rows.class_mask is not None:  # of nothing but -inf the first that is allowed
+        first_allowed = xp.argmax(xp.astype(rows.class_mask, xp.uint8), axis=-1)
+        first = xp.where(largest == -math.inf, first_allowed, first)
     return (first == answers) & ~xp.isnan(largest)
 
 

@@ -152,6 +152,10 @@ class Namespace:
         order.insert(destination % x.ndim, source % x.ndim)
         return x if order == sorted(order) else self.permute_dims(x, tuple(order))
 
+    def of_rank(self, x: Array, ndim: int) -> Array:
+        """One number per class, in as many axes as the logits have: JAX may be told to promote no ranks."""
+        return self.reshape(x, (*[1] * (ndim - 1), -1))
+
     def take_label(self, x: Array, labels: Array) -> Array:
         """x[..., labels], one element per row of the last axis; `labels` already lie in [0, C)."""
         return self.take_along_axis(x, self.expand_dims(labels, axis=-1), axis=-1)[..., 0]
@@ -163,8 +167,7 @@ class Namespace:
     def subtract_at_label(self, x: Array, labels: Array, values: Array, *, in_place: bool) -> Array:
         """x with x[..., labels] -= values."""
         labels, values = self.expand_dims(labels, axis=-1), self.expand_dims(values, axis=-1)
-        # In as many axes: JAX may be told to promote no ranks.
-        classes = self.reshape(self.class_indices(x, labels.dtype), (*[1] * (x.ndim - 1), -1))
+        classes = self.of_rank(self.class_indices(x, labels.dtype), x.ndim)
         result = self.where(classes == labels, x - values, x)
         if in_place:
             x[...] = result
