@@ -209,7 +209,7 @@ def test_import_times_are_read(bench):
         "import time: self [us] | cumulative | imported package\n"
         "import time:       100 |        100 |     array_api_compat._internal\n"
         "import time:       400 |        500 |   array_api_compat\n"
-        "import time:       700 |       1200 |   maskloss._compat\n"
+        "import time:       700 |       1200 |   maskloss._arrays\n"
         "import time:       900 |        900 |   typing\n"
         "import time:       900 |       3000 | maskloss\n"
     )

@@ -4,6 +4,7 @@ import importlib
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import ml_dtypes  # noqa: F401  (names bfloat16 to NumPy)
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from backends import asarray, settings
 
 import maskloss as ml
-from maskloss import _capabilities, _inputs
+from maskloss import _arrays, _capabilities, _inputs
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "docs" / "scripts"))
 capabilities = importlib.import_module("capabilities")
@@ -117,11 +118,13 @@ def test_stale_tables_are_found(tmp_path):
 
 
 def test_a_named_implementation_runs_or_raises(monkeypatch):
-    numpy, torch = (_inputs.Like("logits", None, library, None) for library in ("numpy", "torch"))
+    numpy, torch = (
+        _inputs.Like("logits", None, _arrays.Namespace(library, SimpleNamespace())) for library in ("numpy", "torch")
+    )
     assert [_inputs.choose_implementation(name, numpy) for name in (None, "analytic", "autodiff")] == [
         *("analytic", "analytic", "autodiff")
     ]
-    monkeypatch.setattr(_inputs, "is_compiling", lambda library: True)
+    monkeypatch.setattr(torch.xp, "is_compiling", lambda: True)
     assert _inputs.choose_implementation(None, torch) == "autodiff"
     with pytest.raises(
         ValueError, match=r"implementation is 'analytic'; here only \['autodiff'\] can run: torch.compile"

@@ -9,7 +9,7 @@ import pytest
 from backends import asarray, settings, to_numpy
 
 import maskloss as ml
-from maskloss import _compat, _stream
+from maskloss import _arrays, _stream
 
 
 def of_library(backend, *names):
@@ -62,10 +62,10 @@ def test_label_is_subtracted_in_place(backend):
     x = asarray(backend, np.zeros((2, 3), np.float32).copy())
     if backend.readonly:
         pytest.skip("cannot be written to")
-    xp = _compat.namespace_of(x)
+    xp = _arrays.namespace_of(x)
     arguments = asarray(backend, np.asarray([2, 0])), asarray(backend, np.asarray([1.0, 3.0], np.float32))
     with settings(backend):
-        _compat.subtract_at_label(x, *arguments, in_place=True, xp=xp)
+        xp.subtract_at_label(x, *arguments, in_place=True)
         assert to_numpy(backend, x).tolist() == [[0, 0, -1], [-3, 0, 0]]
 
 
@@ -410,7 +410,7 @@ def test_out_of_memory_is_told_by_torch(backend, monkeypatch):
         raise OSError(12, "Cannot allocate memory")
 
     x, y = torch.zeros(8, 2**18, requires_grad=True), torch.zeros(8, dtype=torch.int64)
-    monkeypatch.setattr(_compat.mmap, "mmap", refuse)
+    monkeypatch.setattr("mmap.mmap", refuse)
     ml.cross_entropy(x, y, mask=torch.arange(8) < 2, weights=1.0, reduction="sum").backward()
     assert (x.grad[2:] == 0).all()
     torch.testing.assert_close(x.grad[:2, 0], torch.full((2,), 2.0**-18 - 1))

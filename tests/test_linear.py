@@ -264,8 +264,10 @@ def counted(monkeypatch, *names):
         return call
 
     with monkeypatch.context() as patch:
+        xp = importlib.import_module("maskloss._arrays.torch").xp
         for name in names:
-            patch.setattr(_linear, name, counting(name, getattr(_linear, name)))
+            owner = _linear if hasattr(_linear, name) else xp
+            patch.setattr(owner, name, counting(name, getattr(owner, name)))
         yield calls
 
 
@@ -637,6 +639,7 @@ def test_matrices_of_bfloat16_are_multiplied_as_they_are(backend, monkeypatch):
     if backend.name != "torch":
         pytest.skip("for torch")
     torch, hidden, kernel, bias, labels, mask = torch_case()
+    arrays = importlib.import_module("maskloss._arrays.torch")
     library = torch.library.Library("aten", "IMPL")
     counted = []
 
@@ -667,7 +670,7 @@ def test_matrices_of_bfloat16_are_multiplied_as_they_are(backend, monkeypatch):
 
         expected = [x.float() for x in loss()]
         assert not counted
-        monkeypatch.setattr(_linear, "multiplies_halves", lambda x, library: True)
+        monkeypatch.setattr(arrays.xp, "multiplies_halves", lambda x: True, raising=False)
         found = [x.float() for x in loss()]
         assert {"mm", "addmm"} == set(counted)
         counted.clear()
@@ -681,20 +684,20 @@ def test_matrices_of_bfloat16_are_multiplied_as_they_are(backend, monkeypatch):
 def test_products_of_halves_are_asked_for_once(backend, monkeypatch):
     """torch 2.7 to 2.9 have no mm and addmm with an out_dtype: bfloat16 is then converted, as on a CPU."""
     torch_only(backend)
-    torch, compat = importlib.import_module("torch"), importlib.import_module("maskloss._compat")
+    torch, arrays = importlib.import_module("torch"), importlib.import_module("maskloss._arrays.torch")
     on_cuda = types.SimpleNamespace(is_cuda=True, dtype=torch.bfloat16)
-    assert compat.multiplies_halves(on_cuda, "torch")
+    assert arrays.xp.multiplies_halves(on_cuda)
     for lacking in ("mm", "addmm"):
         operators = {
             n: types.SimpleNamespace(overloads=lambda: ["default", "out", "dtype_out"]) for n in ("mm", "addmm")
         }
         operators[lacking] = types.SimpleNamespace(overloads=lambda: ["default", "out"])
         older = types.SimpleNamespace(ops=types.SimpleNamespace(aten=types.SimpleNamespace(**operators)))
-        monkeypatch.setattr(compat, "torch_module", lambda older=older: older)
-        compat.has_wide_products.cache_clear()
-        assert not compat.has_wide_products()
+        monkeypatch.setattr(arrays, "torch", older)
+        arrays.has_wide_products.cache_clear()
+        assert not arrays.has_wide_products()
         monkeypatch.undo()
-    compat.has_wide_products.cache_clear()
+    arrays.has_wide_products.cache_clear()
 
 
 def test_torch_makes_numbers_where_they_are_used(backend):
@@ -749,10 +752,8 @@ def test_a_graph_that_is_captured_is_not_waited_for(backend, monkeypatch):
 
     expected = gradients()
     binding = importlib.import_module("maskloss._torch")
-    for module in (binding, _linear):
-        monkeypatch.setattr(module, "may_wait", lambda x, library: False)
+    for question in ("may_wait", "reads_without_sync"):
+        monkeypatch.setattr(binding.xp, question, lambda x: False)
     monkeypatch.setattr(binding, "_factor", None)
-    for module in (_linear, importlib.import_module("maskloss._stream")):
-        monkeypatch.setattr(module, "reads_without_sync", lambda x, library: False)
     for x, y in zip(gradients(), expected, strict=True):
         torch.testing.assert_close(x, y, rtol=1e-12, atol=1e-15)

@@ -15,7 +15,8 @@ import math
 from typing import Any, NamedTuple
 
 from . import _linear, _rows, _stream
-from ._compat import Array, class_indices, count_of, full, of_rank, take_classes
+from ._arrays import Array
+from ._call import Call, Options
 from ._inputs import Inputs
 from ._reduce import (
     Entries,
@@ -23,17 +24,10 @@ from ._reduce import (
     count_kept,
     reduce_entries,
     reduction_derivatives,
-    sum_all,
     total_and_divisor,
     weighted_losses,
 )
 from .stats import LossStats
-
-
-class Options(NamedTuple):
-    label_smoothing: float
-    z_loss: float
-    softcap: float | None
 
 
 class Terms(NamedTuple):
@@ -48,7 +42,7 @@ class Terms(NamedTuple):
 def allowed_count(inputs: Inputs) -> Array | float:
     xp = inputs.xp
     if inputs.class_mask is None:
-        return count_of(inputs.classes, inputs.like.array, xp=xp)
+        return xp.count_of(inputs.classes, inputs.like.array)
     # At least 1: an entry with no allowed class is not kept, and must not divide by 0.
     return xp.clip(xp.sum(xp.astype(inputs.class_mask, inputs.dtype), axis=-1), 1.0)
 
@@ -60,27 +54,27 @@ def terms_of(inputs: Inputs, options: Options) -> Terms:
     if inputs.distribution is None:
         masses = None
         if class_weights is not None:
-            masses = take_classes(class_weights, inputs.labels, xp=xp)
+            masses = xp.take_classes(class_weights, inputs.labels)
             masses = masses if inputs.keep is None else xp.where(inputs.keep, masses, 0.0)
         alpha = 1.0 - eps if masses is None else (1.0 - eps) * masses
         targets = None
         if share is not None:
             targets = class_weights
             if targets is None:
-                targets = full((inputs.classes,), 1.0, inputs.dtype, inputs.like.array, xp=xp)
+                targets = xp.filled((inputs.classes,), 1.0, inputs.dtype, inputs.like.array)
         # At eps = 1 the label has no part in the loss: with its cost infinite, 0 * inf would be NaN.
         rows = rows._replace(labels=inputs.labels if eps < 1 else None, targets=targets)
         return Terms(rows, alpha if eps < 1 else None, share, masses)
     targets = masses = inputs.distribution
     if class_weights is not None:
-        class_weights = of_rank(class_weights, len(inputs.entries) + 1, xp=xp)
+        class_weights = xp.of_rank(class_weights, len(inputs.entries) + 1)
         if inputs.class_mask is not None:
             class_weights = xp.where(inputs.class_mask, class_weights, 0.0)
     if share is not None:
         targets = (1.0 - eps) * targets + (share if isinstance(share, float) else xp.expand_dims(share, axis=-1))
     if class_weights is not None:
         targets, masses = targets * class_weights, masses * class_weights
-    return Terms(rows._replace(targets=targets), None, 1.0, _rows.long_sum(masses, xp=xp))
+    return Terms(rows._replace(targets=targets), None, 1.0, xp.long_sum(masses))
 
 
 def weighed_nll(nll: Array, alpha: Array | float | None, inputs: Inputs) -> Array:
@@ -101,11 +95,11 @@ def z_term(out: _rows.Forward, options: Options, inputs: Inputs) -> Array:
     return xp.where(infinite, math.inf, options.z_loss * lse * lse)
 
 
-def nan_where_wrong(x: Array, inputs: Inputs) -> Array:
+def nan_where_invalid(x: Array, inputs: Inputs) -> Array:
     """Multiplied, not selected: so the gradient of the whole entry is NaN as well."""
-    if inputs.wrong is None:
+    if inputs.invalid is None:
         return x
-    return x * inputs.xp.where(inputs.wrong, math.nan, inputs.xp.ones_like(x))
+    return x * inputs.xp.where(inputs.invalid, math.nan, inputs.xp.ones_like(x))
 
 
 def entries_of(inputs: Inputs, options: Options, terms: Terms, out: _rows.Forward) -> Entries:
@@ -116,40 +110,30 @@ def entries_of(inputs: Inputs, options: Options, terms: Terms, out: _rows.Forwar
     if out.dot is not None:
         dot = out.dot if is_one(terms.beta) else terms.beta * out.dot
     losses = _rows.sum_of(nll, dot, z_term(out, options, inputs) if options.z_loss else None)
-    losses = nan_where_wrong(losses, inputs)
+    losses = nan_where_invalid(losses, inputs)
     if inputs.keep is not None:
         losses = xp.where(inputs.keep, losses, 0.0)
     return Entries(losses, inputs.keep, inputs.weights, terms.masses)
 
 
-def loss_of(
-    inputs: Inputs,
-    options: Options,
-    terms: Terms,
-    out: _rows.Forward,
-    right: Array | None,
-    reduction: str,
-    denominator: Array | None,
-) -> Any:
+def loss_of(call: Call, terms: Terms, out: _rows.Forward, right: Array | None) -> Any:
     """The loss, and beside it the statistics where `right` is given (see stats_of)."""
-    entries = entries_of(inputs, options, terms, out)
-    loss = reduce_entries(entries, reduction, denominator, xp=inputs.xp)
-    return loss if right is None else (loss, stats_of(inputs, options, entries, out, right, reduction))
+    entries = entries_of(call.inputs, call.options, terms, out)
+    loss = reduce_entries(entries, call.reduction, call.denominator, xp=call.inputs.xp)
+    return loss if right is None else (loss, stats_of(call, entries, out, right))
 
 
-def stats_of(
-    inputs: Inputs, options: Options, entries: Entries, out: _rows.Forward, right: Array, reduction: str
-) -> LossStats:
+def stats_of(call: Call, entries: Entries, out: _rows.Forward, right: Array) -> LossStats:
     """`right` says of each entry whether its arg-max is the answer."""
-    xp = inputs.xp
-    total, divisor = total_and_divisor(entries, reduction, xp=xp)
+    inputs, options, xp = call.inputs, call.options, call.inputs.xp
+    total, divisor = total_and_divisor(entries, call.reduction, xp=xp)
     z_terms = z_term(out, options, inputs) if options.z_loss else xp.zeros_like(entries.losses)
     if inputs.keep is not None:
         z_terms = xp.where(inputs.keep, z_terms, 0.0)
         right = right & inputs.keep
-    if inputs.wrong is not None:
-        right = right & ~inputs.wrong
-    z_total = sum_all(weighted_losses(entries._replace(losses=z_terms)), xp=xp)
+    if inputs.invalid is not None:
+        right = right & ~inputs.invalid
+    z_total = xp.sum_all(weighted_losses(entries._replace(losses=z_terms)))
     divisor = as_array(divisor, total, xp=xp)
     correct = xp.sum(xp.astype(right, xp.int32))
     return LossStats(total, divisor, count_kept(entries, xp=xp), correct, z_total)
@@ -175,59 +159,50 @@ def sum_to(x: Array, shape: tuple[int, ...], inputs: Inputs) -> Array:
     lead = x.ndim - len(shape)
     axes = tuple(range(lead)) + tuple(lead + i for i, n in enumerate(shape) if n == 1 != x.shape[lead + i])
     for axis in reversed(axes):
-        x = _rows.long_sum(x, axis=axis, xp=inputs.xp)
+        x = inputs.xp.long_sum(x, axis=axis)
     return inputs.xp.reshape(x, shape) if axes else x
 
 
-def upstream_of(
-    inputs: Inputs, options: Options, terms: Terms, reduction: str, denominator: Array | None
-) -> _rows.Upstream:
+def upstream_of(call: Call, terms: Terms) -> _rows.Upstream:
     """The derivative of a scalar loss with respect to what a walk over the classes gives, which is known before it:
 
     the loss is linear in the entries' losses.
     """
-    xp = inputs.xp
-    losses = full(inputs.entries, 0.0, inputs.dtype, inputs.like.array, xp=xp)
+    inputs, z_loss, xp = call.inputs, call.options.z_loss, call.inputs.xp
+    losses = xp.filled(inputs.entries, 0.0, inputs.dtype, inputs.like.array)
     entries = Entries(losses, inputs.keep, inputs.weights, terms.masses)
-    g = nan_where_wrong(reduction_derivatives(entries, reduction, denominator, xp=xp)[1].losses, inputs)
+    derivatives = reduction_derivatives(entries, call.reduction, call.denominator, xp=xp)[1]
+    g = nan_where_invalid(derivatives.losses, inputs)
     nll = None if terms.rows.labels is None else g * terms.alpha
     dot = None if terms.rows.targets is None else g * terms.beta
-    return _rows.Upstream(nll, dot, 2.0 * options.z_loss * g if options.z_loss else None)
+    return _rows.Upstream(nll, dot, 2.0 * z_loss * g if z_loss else None)
 
 
-def value_and_gradients(
-    inputs: Inputs,
-    options: Options,
-    reduction: str,
-    denominator: Array | None,
-    wanted: frozenset[str],
-    *,
-    with_stats: bool,
-    projection: _linear.Projection | None = None,
-) -> tuple[Array, dict[str, Array], LossStats | None]:
+def value_and_gradients(call: Call, wanted: frozenset[str]) -> tuple[Array, dict[str, Array], LossStats | None]:
     """The analytic derivative of the whole loss, for libraries without one. The chain rule over the module's equations:
 
     with g = dL/dloss   dL/dnll = alpha g       dL/ddot = beta g       dL/dlse = 2 z_loss lse g
     class indices       dL/dw_y = (1 - eps) nll g + dL/dm       dL/dw_c = dL/dt_c
     distributions       dL/dq_c = w_c ((1 - eps) dL/dt_c + dL/dm)       dL/dw_c = (t_c / w_c) dL/dt_c + q_c dL/dm
     """
+    inputs, options, projection = call.inputs, call.options, call.projection
     xp, eps = inputs.xp, options.label_smoothing
     terms = terms_of(inputs, options)
-    upstream = upstream_of(inputs, options, terms, reduction, denominator)
+    upstream = upstream_of(call, terms)
     wants_targets = bool(wanted & {"class_weights", "labels"})
     targets_too = wants_targets and upstream.dot is not None
     d_targets: Array
     if projection is None:
         out, d_logits, d_targets = _stream.forward_and_backward(terms.rows, upstream, targets_too=targets_too, xp=xp)
-        gradients, right = {"logits": d_logits}, right_of(inputs) if with_stats else None
+        gradients, right = {"logits": d_logits}, right_of(inputs) if call.with_stats else None
     else:
         parts = wanted | {"targets"} if targets_too else wanted
-        answers = answers_of(inputs) if with_stats else None
+        answers = answers_of(inputs) if call.with_stats else None
         out, right, made = _linear.forward_and_backward(projection, terms.rows, upstream, parts, answers, xp=xp)
         gradients, d_targets = {**made}, made.get("targets")
     entries = entries_of(inputs, options, terms, out)
-    value, d = reduction_derivatives(entries, reduction, denominator, xp=xp)
-    g = nan_where_wrong(d.losses, inputs)
+    value, d = reduction_derivatives(entries, call.reduction, call.denominator, xp=xp)
+    g = nan_where_invalid(d.losses, inputs)
     gradients |= {"weights": d.weights, "denominator": d.denominator}
     class_weights, q = inputs.class_weights, inputs.distribution
     if wants_targets and q is not None:
@@ -241,10 +216,10 @@ def value_and_gradients(
         d_label = d.masses
         if out.nll is not None:
             d_label = d_label + (1.0 - eps) * weighed_nll(out.nll, terms.alpha, inputs) * g
-        classes = class_indices(class_weights, inputs.labels.dtype, xp=xp)
+        classes = xp.class_indices(class_weights, inputs.labels.dtype)
         at_label = classes == xp.expand_dims(inputs.labels, axis=-1)
         d_weights = sum_to(xp.where(at_label, xp.expand_dims(d_label, axis=-1), 0.0), class_weights.shape, inputs)
         if d_targets is not None:
             d_weights = d_weights + sum_to(d_targets, class_weights.shape, inputs)
         gradients["class_weights"] = d_weights
-    return value, gradients, stats_of(inputs, options, entries, out, right, reduction) if with_stats else None
+    return value, gradients, None if right is None else stats_of(call, entries, out, right)

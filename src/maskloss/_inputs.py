@@ -3,34 +3,12 @@
 from __future__ import annotations
 
 import operator
-import sys
 from functools import partial
 from numbers import Integral, Real
 from typing import Any, Literal, NamedTuple, NoReturn, get_args
 
+from ._arrays import FLOATS, HALVES, INTEGERS, Array, Namespace, as_array, dtype_name, is_numpy_scalar, namespace_of
 from ._capabilities import DTYPES, IMPLEMENTATIONS, LIBRARIES
-from ._compat import (
-    FLOATS,
-    HALVES,
-    INTEGERS,
-    Array,
-    Namespace,
-    as_array,
-    dtype_name,
-    extremes,
-    full,
-    index_dtype,
-    is_compiling,
-    is_distributed,
-    is_tracer,
-    library_of,
-    moved_axis,
-    namespace_of,
-    on_other_device,
-    reads_without_sync,
-    take_label,
-    takes_kernels,
-)
 
 Reduction = Literal["none", "sum", "mean", "mean_over_kept", "mean_over_all", "mean_over_sequences"]
 REDUCTIONS = get_args(Reduction)
@@ -45,11 +23,11 @@ def fail(kind: type[Exception], name: str, given: object, accepted: str) -> NoRe
 
 def describe(value: object) -> str:
     """What an argument is, in words: its library and dtype and shape, or its type."""
-    library = library_of(value)
-    if library is None:
+    xp = namespace_of(value)
+    if xp is None:
         text = repr(value)
         return f"{text if len(text) <= 40 else text[:40] + '...'} ({type(value).__name__})"
-    return f"a {LIBRARIES[library]} array of dtype {dtype_name(value)} and shape {shape_of(value)}"
+    return f"a {LIBRARIES[xp.name]} array of dtype {dtype_name(value)} and shape {shape_of(value)}"
 
 
 def shape_of(x: Array) -> tuple[int, ...]:
@@ -58,17 +36,12 @@ def shape_of(x: Array) -> tuple[int, ...]:
 
 def is_scalar(value: object) -> bool:
     """A Python number or a NumPy scalar (which array-api-compat takes for an array)."""
-    return isinstance(value, Real) or is_numpy_kind(value, "generic")
+    return isinstance(value, Real) or is_numpy_scalar(value)
 
 
 def number_of(value: Any) -> Any:
     """What a NumPy scalar holds, as Python has it; all else as it is."""
-    return value.item() if not isinstance(value, Real) and is_numpy_kind(value, "generic") else value
-
-
-def is_numpy_kind(value: object, *names: str) -> bool:
-    """Whether its class is one of NumPy's of that name, or derived from one."""
-    return any(kind.__name__ in names and kind.__module__.startswith("numpy") for kind in type(value).__mro__)
+    return value.item() if not isinstance(value, Real) and is_numpy_scalar(value) else value
 
 
 def check_real(name: str, value: Any, accepted: str = "a number") -> float:
@@ -113,21 +86,18 @@ def check_reduction(reduction: Any, denominator: object) -> None:
         fail(ValueError, "denominator", describe(denominator), f"reduction {reduction!r} has no divisor to replace")
 
 
-def check_array(name: str, x: Any) -> str:
-    """Refuses what is no plain dense array of a known library; returns the library."""
-    library = library_of(x)
-    if library is None:
+def check_array(name: str, x: Any) -> Namespace:
+    """Refuses what is no plain dense array of a known library; returns its namespace."""
+    xp = namespace_of(x)
+    if xp is None:
         number = " or a number" if name in NUMBERS else ""
         fail(TypeError, name, describe(x), f"it must be an array of {', '.join(LIBRARIES.values())}{number}")
-    if library == "numpy" and type(x).__name__ != "ndarray":
-        for kind, fix in (("MaskedArray", "its .data with mask=~its .mask"), ("matrix", "numpy.asarray of it")):
-            if is_numpy_kind(x, kind):
-                fail(TypeError, name, f"a numpy {kind}", f"it must be a plain array; pass {fix}")
-    if library == "torch" and (x.is_nested or str(x.layout) != "torch.strided"):
-        fail(TypeError, name, f"a torch {'nested' if x.is_nested else 'sparse'} tensor", "it must be a dense tensor")
+    refusal = xp.refusal(x)
+    if refusal is not None:
+        fail(TypeError, name, *refusal)
     if dtype_name(x) == "object":
         fail(TypeError, name, describe(x), "object arrays are not accepted; convert it to a numeric dtype")
-    return library
+    return xp
 
 
 def check_axis(axis: Any, ndim: int) -> int:
@@ -160,38 +130,33 @@ class Like(NamedTuple):
 
     name: str
     array: Array
-    library: str
     xp: Namespace
 
     def check(self, name: str, x: Any) -> Array:
         """`x` as it is, an array of this library on this device; beside JAX's, NumPy's are welcome."""
         x = as_array(x)
-        library = check_array(name, x)
-        if library != self.library:
-            if library == "numpy" and self.library == "jax":
+        xp = check_array(name, x)
+        if xp is not self.xp:
+            if xp.name in self.xp.welcome:
                 return x
-            given = f"a {LIBRARIES[library]} array beside {LIBRARIES[self.library]} {self.name}"
-            fail(TypeError, name, given, f"convert it to {LIBRARIES[self.library]}")
-        # A plain 0-d tensor is a number to a DTensor.
-        if library == "torch" and is_distributed(x) is not is_distributed(self.array) and (x.ndim or is_distributed(x)):
-            one, other = ("DTensor", "plain tensor") if is_distributed(x) else ("plain tensor", "DTensor")
-            fix = "pass .full_tensor() of the DTensor, or distribute the other as well"
-            fail(TypeError, name, f"a {one} beside {self.name} that are a {other}", fix)
-        if on_other_device(x, self.array, library):
-            given = f"on device {x.device} beside {self.name} on {self.array.device}"
-            fail(ValueError, name, given, f"move it to {self.array.device}")
+            given = f"a {LIBRARIES[xp.name]} array beside {LIBRARIES[self.xp.name]} {self.name}"
+            fail(TypeError, name, given, f"convert it to {LIBRARIES[self.xp.name]}")
+        conflict = xp.conflict(x, self.array)
+        if conflict is not None:
+            kind, given, other, mend = conflict
+            fail(kind, name, f"{given} beside {self.name} {other}", mend)
         return x
 
     def place(self, x: Array, dtype: Any) -> Array:
         """A checked array in a dtype; converted in its own library, as JAX without x64 truncates what it is given."""
-        if library_of(x) == self.library:
+        if namespace_of(x) is self.xp:
             return self.xp.astype(x, dtype, copy=False)
         return self.xp.asarray(x.astype(dtype))
 
     def number(self, name: str, value: Any, dtype: Any) -> Array:
         """A Python number or NumPy scalar as a 0-d array, which is made where it will be: no copy is waited for."""
         value = check_held(name, check_real(name, value, "a finite real number"), dtype, self.xp)
-        return full((), value, dtype, self.array, xp=self.xp)
+        return self.xp.filled((), value, dtype, self.array)
 
 
 class Inputs(NamedTuple):
@@ -206,7 +171,7 @@ class Inputs(NamedTuple):
     labels: Array | None  # class indices in [0, C), 0 where the label given is none
     distribution: Array | None  # 0 where not kept or not allowed
     keep: Array | None
-    wrong: Array | None  # kept entries to answer NaN: a label or mask value that is none, and could not be read
+    invalid: Array | None  # kept entries to answer NaN: a label or mask value that is none, and could not be read
     weights: Array | None  # shape of the entries, 0 where not kept
     class_weights: Array | None
     class_mask: Array | None  # shape of the logits
@@ -214,10 +179,10 @@ class Inputs(NamedTuple):
 
 def floating_like(name: str, x: Any) -> Like:
     x = as_array(x)
-    library = check_array(name, x)
+    xp = check_array(name, x)
     if dtype_name(x) not in FLOATS:
         fail(TypeError, name, describe(x), f"its dtype must be real floating: {', '.join(DTYPES)}")
-    return Like(name, x, library, namespace_of(x))
+    return Like(name, x, xp)
 
 
 def compute_dtype(x: Array, xp: Namespace) -> Any:
@@ -236,7 +201,7 @@ def to_mask(
             fail(TypeError, "mask", describe(mask), f"{accepted}; numbers that weigh go to weights")
         if value not in (0, 1):
             raise ValueError(f"mask is {value}; {accepted}")
-        return xp.broadcast_to(full((), bool(value), xp.bool, like.array, xp=xp), shape), None
+        return xp.broadcast_to(xp.filled((), bool(value), xp.bool, like.array), shape), None
     x = like.check("mask", mask)
     name = dtype_name(x)
     if name in FLOATS:
@@ -244,15 +209,15 @@ def to_mask(
     if name != "bool" and name not in INTEGERS:
         fail(TypeError, "mask", describe(mask), accepted)
     check_broadcasts("mask", x, shape, what, hint_of)
-    wrong = None
+    invalid = None
     if name != "bool":
         # Looked at in its own library: JAX without x64 would make 0 of a NumPy 2**32.
-        library, own = library_of(x) or like.library, namespace_of(x)
-        x = own.astype(x, index_dtype(library, own))
-        wrong = check_kept((x != 0) & (x != 1), library, validate, own, partial(_mask_value, x))
+        own = namespace_of(x) or xp
+        x = own.astype(x, own.index_dtype())
+        invalid = check_kept((x != 0) & (x != 1), validate, own, partial(_mask_value, x))
         x = x != 0
-    wrong = None if wrong is None else xp.broadcast_to(like.place(wrong, xp.bool), shape)
-    return xp.broadcast_to(like.place(x, xp.bool), shape), wrong
+    invalid = None if invalid is None else xp.broadcast_to(like.place(invalid, xp.bool), shape)
+    return xp.broadcast_to(like.place(x, xp.bool), shape), invalid
 
 
 def _mask_value(mask: Array, at: tuple[int, ...]) -> str:
@@ -277,19 +242,19 @@ def to_denominator(denominator: Any, dtype: Any, like: Like) -> Array:
     return to_weights("denominator", denominator, dtype, like, (), "a number")
 
 
-def check_kept(wrong: Array, library: str, validate: Any, xp: Namespace, message: Any) -> Array | None:
-    """Raises for the first wrong entry where values may be read; elsewhere returns `wrong`: these become NaN."""
+def check_kept(invalid: Array, validate: Any, xp: Namespace, message: Any) -> Array | None:
+    """Raises for the first invalid entry where values may be read; elsewhere returns `invalid`: these become NaN."""
     if validate is False:
-        return wrong
-    if validate is True and is_tracer(wrong, library):
+        return invalid
+    if validate is True and xp.is_tracer(invalid):
         fail(ValueError, "validate", True, "inside a tracer (jit, compile, vmap) there are no values: use 'auto'")
-    if validate == "auto" and not reads_without_sync(wrong, library):
-        return wrong
-    if not bool(xp.any(wrong)):
+    if validate == "auto" and not xp.reads_without_sync(invalid):
+        return invalid
+    if not bool(xp.any(invalid)):
         return None
-    position = int(xp.argmax(xp.astype(xp.reshape(wrong, (-1,)), xp.uint8)))
+    position = int(xp.argmax(xp.astype(xp.reshape(invalid, (-1,)), xp.uint8)))
     at: list[int] = []
-    for length in reversed(shape_of(wrong)):
+    for length in reversed(shape_of(invalid)):
         position, index = divmod(position, length)
         at.insert(0, index)
     raise ValueError(message(tuple(at)))
@@ -308,14 +273,13 @@ def to_indices(
 
     Found in the labels' own library: JAX without x64 would make 0 of a NumPy 2**40.
     """
-    library, xp = library_of(labels) or like.library, namespace_of(labels)
-    indices = xp.astype(labels, index_dtype(library, xp), copy=False)
+    xp = namespace_of(labels) or like.xp
+    indices = xp.astype(labels, xp.index_dtype(), copy=False)
     ignored = None
-    # JAX computes with constants, too, in what it traces.
-    looks = library != "jax" and library == like.library and 0 not in indices.shape
+    looks = xp is like.xp and xp.is_eager and 0 not in indices.shape
     looks = looks and (ignore_index is None or not 0 <= ignore_index < classes)
-    if looks and reads_without_sync(indices, library):
-        low, high = extremes(indices, library)
+    if looks and xp.reads_without_sync(indices):
+        low, high = xp.extremes(indices)
         if low >= 0 and high < classes:
             return indices, None, None
     limits, own = xp.iinfo(labels.dtype), xp.iinfo(indices.dtype)
@@ -326,8 +290,8 @@ def to_indices(
         ignored = indices == (int(ignore_index) - int(own.min)) % span + int(own.min)
     in_range = (indices >= 0) & (indices < classes)
     indices = xp.where(in_range, indices, 0)
-    if library != like.library:
-        indices = like.xp.asarray(indices, dtype=index_dtype(like.library, like.xp))
+    if xp is not like.xp:
+        indices = like.xp.asarray(indices, dtype=like.xp.index_dtype())
         in_range, ignored = like.xp.asarray(in_range), None if ignored is None else like.xp.asarray(ignored)
     return indices, in_range, ignored
 
@@ -369,9 +333,7 @@ def _label_of(label: Any, like: Like) -> Array:
         fail(TypeError, "labels", describe(label), "it must hold class indices, or distributions")
     if not -(2**63) <= int(value) < 2**63:
         fail(ValueError, "labels", value, "class indices must be held by int64")
-    if like.library == "jax":
-        return sys.modules["numpy"].asarray(int(value), "int64")
-    return full((), int(value), like.xp.int64, like.array, xp=like.xp)
+    return like.xp.index_of(int(value), like.array)
 
 
 def other_axis(given: tuple[int, ...], full_shape: tuple[int, ...], at: int, like: Like) -> str:
@@ -393,7 +355,7 @@ def prepare(logits: Any, labels: Any, *, axis: Any = -1, **options: Any) -> Inpu
         fail(ValueError, "logits", describe(logits), f"its class axis ({at}) must hold at least one class")
     what = "the entries (the axes of logits other than `axis`)"
     inputs = prepare_entries(like, full_shape, at, compute_dtype(logits, like.xp), labels, what, **options)
-    return inputs._replace(logits=moved_axis(logits, at, -1, xp=like.xp))
+    return inputs._replace(logits=like.xp.moved_axis(logits, at, -1))
 
 
 def prepare_linear(
@@ -412,7 +374,7 @@ def prepare_linear(
         array = like.check(name, x)
         if dtype_name(array) not in FLOATS:
             fail(TypeError, name, describe(x), f"its dtype must be real floating: {', '.join(DTYPES)}")
-        given.append(array if library_of(array) == like.library else like.xp.asarray(array))
+        given.append(array if namespace_of(array) is like.xp else like.xp.asarray(array))
     kernel, bias = given[1], given[2] if len(given) > 2 else None
     check_kernel(kernel, hidden.shape[-1], kernel_layout)
     if kernel_layout == "dv":
@@ -462,10 +424,10 @@ def prepare_entries(
     if labels is not NO_LABELS:  # first: their shape tells a class axis that was forgotten
         labels = check_labels(labels, ignore_index, entries, full_shape, at, like)
 
-    keep = wrong = None
+    keep = invalid = None
     if mask is not None:
         hint_of = partial(other_axis, full_shape=full_shape, at=at, like=like)
-        keep, wrong = to_mask(mask, entries, what, like, validate, hint_of)
+        keep, invalid = to_mask(mask, entries, what, like, validate, hint_of)
     if class_mask is not None:
         class_mask = to_class_mask(class_mask, full_shape, at, like)
         keep = conjunction(keep, xp.any(class_mask, axis=-1))
@@ -482,38 +444,38 @@ def prepare_entries(
     indices = distribution = None
     if labels is not NO_LABELS:
         if dtype_name(labels) in FLOATS:
-            distribution = moved_axis(like.place(labels, dtype), at, -1, xp=xp)
+            distribution = xp.moved_axis(like.place(labels, dtype), at, -1)
         else:
             indices, in_range, ignored = to_indices(labels, classes, ignore_index, like)
             keep = conjunction(keep, None if ignored is None else ~ignored)
             allowed = in_range
             if class_mask is not None:
-                allowed = conjunction(allowed, take_label(class_mask, indices, xp=xp))
+                allowed = conjunction(allowed, xp.take_label(class_mask, indices))
             if allowed is not None:
                 bad = ~allowed if keep is None else ~allowed & keep
-                bad = check_kept(bad, like.library, validate, xp, partial(_label_value, labels, classes))
-                wrong = bad if wrong is None else wrong if bad is None else wrong | bad
+                bad = check_kept(bad, validate, xp, partial(_label_value, labels, classes))
+                invalid = bad if invalid is None else invalid if bad is None else invalid | bad
 
     if keep is not None:
-        wrong = None if wrong is None else wrong & keep
+        invalid = None if invalid is None else invalid & keep
         weights = None if weights is None else xp.where(keep, weights, 0.0)
     if distribution is not None:
         for selected in (class_mask, None if keep is None else xp.expand_dims(keep, axis=-1)):
             distribution = distribution if selected is None else xp.where(selected, distribution, 0.0)
-    made = (indices, distribution, keep, wrong, weights, class_weights, class_mask)
+    made = (indices, distribution, keep, invalid, weights, class_weights, class_mask)
     return Inputs(like, xp, dtype, entries, classes, None, *made)
 
 
 def to_class_mask(class_mask: Any, full_shape: tuple[int, ...], at: int, like: Like) -> Array:
     xp, value = like.xp, number_of(class_mask)
     if isinstance(value, bool):
-        x = full((), value, xp.bool, like.array, xp=xp)
+        x = xp.filled((), value, xp.bool, like.array)
     else:
         x = None if is_scalar(value) else like.check("class_mask", class_mask)
         if x is None or dtype_name(x) != "bool":
             fail(TypeError, "class_mask", describe(class_mask), "it must be bool: True where the class exists")
     check_broadcasts("class_mask", x, full_shape, "logits")
-    return moved_axis(xp.broadcast_to(like.place(x, xp.bool), full_shape), at, -1, xp=xp)
+    return xp.moved_axis(xp.broadcast_to(like.place(x, xp.bool), full_shape), at, -1)
 
 
 def _label_value(labels: Array, classes: int, at: tuple[int, ...]) -> str:
@@ -539,10 +501,10 @@ def choose_implementation(implementation: Any, like: Like) -> str:
 
 
 def reason_not_run(implementation: str, like: Like) -> str | None:
-    missing, library = IMPLEMENTATIONS[implementation].missing, like.library
+    missing, library = IMPLEMENTATIONS[implementation].missing, like.xp.name
     if not missing:
         return None
-    reason = missing.get(library) or (missing.get(f"{library} compiled") if is_compiling(library) else None)
-    if reason is None and f"{library} cpu" in missing and not takes_kernels(like.array):
+    reason = missing.get(library) or (missing.get(f"{library} compiled") if like.xp.is_compiling() else None)
+    if reason is None and f"{library} cpu" in missing and not like.xp.takes_kernels(like.array):
         return missing[f"{library} cpu"]
     return reason

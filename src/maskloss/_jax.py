@@ -23,8 +23,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from . import _rows
-from ._compat import Namespace, is_static, is_tracer, take_label
-from ._inputs import fail
+from ._arrays import Namespace, is_static
+from ._arrays.jax import xp
 
 # XLA's CPU backend sums up to this many numbers in one vectorized walk, fused with the exponential; longer rows it
 # splits in a way that is eight times slower (512 x 128256, jaxlib 0.10.2). They are folded to at most this length.
@@ -37,16 +37,21 @@ BLOCK_BYTES = 1 << 20
 LEAST_UNSHIFTED = 1 << 16
 
 
-def forward(rows: _rows.Rows, *, lse_too: bool, xp: Namespace, named: bool = False) -> _rows.Forward:
-    """_rows.forward, where class indices alone are asked for; of all else its expression, unless this one was named."""
-    if rows.labels is None or rows.targets is not None or rows.class_mask is not None or rows.softcap is not None:
-        if named:
-            accepted = "with JAX it covers class indices without class_mask, label_smoothing and softcap"
-            fail(ValueError, "implementation", "'analytic'", accepted)
+def uncovered(rows: _rows.Rows) -> str | None:
+    alone = rows.labels is not None and rows.targets is rows.class_mask is rows.softcap is None
+    # A projection, whose rows have no logits, has its own loop for all of them.
+    if alone or rows.logits is None:
+        return None
+    return "with JAX it covers class indices without class_mask, label_smoothing and softcap"
+
+
+def forward(rows: _rows.Rows, *, lse_too: bool, xp: Namespace) -> _rows.Forward:
+    """_rows.forward, where class indices alone are asked for; of all else its expression."""
+    if uncovered(rows) is not None:
         return _rows.forward(rows, lse_too=lse_too, xp=xp)
     x = rows.logits.astype(rows.dtype)
     lse, total, shift = sums(x, rows.keep)
-    label_logits = take_label(x, rows.labels, xp=xp)
+    label_logits = xp.take_label(x, rows.labels)
     if rows.keep is not None:
         label_logits = jnp.where(rows.keep, label_logits, 0.0)
     nll = with_derivative_of(lse - label_logits, label_costs(total, label_logits, shift))
@@ -57,7 +62,7 @@ def label_costs(total: Any, label_logits: Any, shift: Any) -> Any:
     """lse - x_y = log(total / exp(x_y - shift)), or log(total) - (x_y - shift) where that quotient is out of range."""
     # total holds exp(x_y - shift), but rounded otherwise: without the maximum a loss of 0 could be negative.
     ratio = jnp.maximum(total / jnp.exp(label_logits - shift), 1.0)
-    far = _rows.label_costs(total, label_logits, shift, xp=jnp)
+    far = _rows.label_costs(total, label_logits, shift, xp=xp)
     return jnp.where(ratio <= _rows.GREATEST_RATIO, jnp.log(ratio), far)
 
 
@@ -76,8 +81,8 @@ def _(primals: Any, tangents: Any) -> Any:
 @jax.jit  # called eagerly, lax.cond would compile its branches in each call
 def sums(x: Any, keep: Any) -> tuple[Any, Any, Any]:
     """lse, total and shift of each row, the last two constants; 0, 1 and 0 where not kept."""
-    total, shift = chosen(x, keep, lambda: total_and_shift(x, keep), lambda: walked(x, keep, p_too=False)[1:])
-    return _rows.log_sum_exp(total, shift, xp=jnp), total, shift
+    total, shift = where_it_pays(x, keep, lambda: total_and_shift(x, keep), lambda: walked(x, keep, p_too=False)[1:])
+    return _rows.log_sum_exp(total, shift, xp=xp), total, shift
 
 
 @sums.defjvp
@@ -94,11 +99,11 @@ def probabilities(x: Any, keep: Any) -> tuple[Any, Any, Any, Any]:
 
     def plain() -> tuple[Any, Any, Any]:
         total, shift = total_and_shift(x, keep)
-        p = jnp.exp(x - shift[..., None]) * (1.0 / _rows.positive(total, xp=jnp))[..., None]
+        p = jnp.exp(x - shift[..., None]) * (1.0 / _rows.positive(total, xp=xp))[..., None]
         return p if keep is None else jnp.where(keep[..., None], p, 0.0), total, shift
 
-    p, total, shift = chosen(x, keep, plain, lambda: walked(x, keep, p_too=True))
-    return p, _rows.log_sum_exp(total, shift, xp=jnp), total, shift
+    p, total, shift = where_it_pays(x, keep, plain, lambda: walked(x, keep, p_too=True))
+    return p, _rows.log_sum_exp(total, shift, xp=xp), total, shift
 
 
 @probabilities.defjvp
@@ -118,7 +123,7 @@ def on_one_cpu() -> bool:
     return jax.default_backend() == "cpu" and jax.device_count() == 1
 
 
-def chosen(x: Any, keep: Any, plain: Any, skipping: Any) -> Any:
+def where_it_pays(x: Any, keep: Any, plain: Any, skipping: Any) -> Any:
     """What pays, which is known at run time."""
     count = math.prod(x.shape[:-1])
     if keep is None or not is_static(*x.shape) or x.size < LEAST_SKIPPED or count < 2 or not on_one_cpu():
@@ -196,7 +201,7 @@ def walked(x: Any, keep: Any, *, p_too: bool) -> tuple[Any, Any, Any]:
             block_shift = finite_max(taken)
             terms = jnp.exp(taken - block_shift[:, None])
             block_total = jnp.sum(terms, axis=-1)
-            block_p = terms * (1.0 / _rows.positive(block_total, xp=jnp))[:, None]
+            block_p = terms * (1.0 / _rows.positive(block_total, xp=xp))[:, None]
             p = p.at[places].set(block_p, mode="drop")
         else:
             block_total, block_shift = shifted(taken)
@@ -215,7 +220,7 @@ def varying_alike(made: Any, given: Any) -> Any:
 
     By a 0 that varies over all of them, since what JAX lets ask for the axes has another name in each version.
     """
-    zeros = [lax.full_like(x, 0, jnp.int32, ()) for x in jax.tree.leaves(given) if is_tracer(x, "jax")]
+    zeros = [lax.full_like(x, 0, jnp.int32, ()) for x in jax.tree.leaves(given) if xp.is_tracer(x)]
     if not zeros:
         return made
     zero = functools.reduce(lax.add, zeros)

@@ -22,7 +22,9 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from . import _jax, _linear, _rows
-from ._compat import is_static
+from ._arrays import Array, Namespace, is_static
+from ._arrays.jax import xp
+from ._ways import Way
 
 # Of the kernel's gradient: the product of a whole chunk would need as much memory again.
 TILE = 1 << 12
@@ -93,19 +95,20 @@ class Arrays(NamedTuple):
     upstream: _rows.Upstream | None
 
 
-def forward(
+def linear_forward(
     projection: _linear.Projection,
     rows: _rows.Rows,
     *,
     lse_too: bool,
     answers: Any,
     upstream: Callable[[], _rows.Upstream] | None,
+    xp: Namespace,
 ) -> tuple[_rows.Forward, Any]:
     """_linear.forward, with its derivative; `upstream` gives that of the loss, where it does not wait for it."""
     hidden, kernel, bias, chunk_size = projection
     why = why_whole(hidden)
     if why is not None:
-        return _linear.through_whole(projection, rows, _jax.forward, why, lse_too=lse_too, answers=answers, xp=jnp)
+        return _linear.from_all_logits(projection, rows, _jax.forward, why, lse_too=lse_too, answers=answers, xp=xp)
     known = None if upstream is None else lax.stop_gradient(upstream())
     static = Static(rows.softcap, rows.dtype, lse_too, chunk_size)
     arrays = Arrays(rows.labels, rows.keep, rows.class_mask, answers, known)
@@ -114,16 +117,28 @@ def forward(
     return _rows.Forward(nll, dot, lse, None, None), right
 
 
-def entropy(projection: _linear.Projection, rows: _rows.Rows) -> Any:
+def linear_entropy(projection: _linear.Projection, rows: _rows.Rows, *, xp: Namespace) -> Any:
     """_linear.entropy, with its derivative."""
     hidden, kernel, bias, chunk_size = projection
     why = why_whole(hidden)
     if why is not None:
-        return _rows.entropy(_linear.whole(projection, rows, why, xp=jnp), xp=jnp)
+        return _rows.entropy(_linear.with_all_logits(projection, rows, why, xp=xp), xp=xp)
     static = Static(rows.softcap, rows.dtype, False, chunk_size, entropy=True)
     given = {"hidden": hidden, "kernel": kernel, "bias": bias, "targets": None}
     arrays = Arrays(None, rows.keep, rows.class_mask, None, None)
     return run(static, *_jax.varying_alike((only_transposed(given), arrays), (given, arrays)))[0]
+
+
+WAYS = {"analytic": Way(_jax.forward, linear_forward, _jax.uncovered)}
+entropy = _rows.entropy
+
+
+def small_loss(logits: Array, labels: Any, mask: Any, reduction: str) -> None:
+    return None
+
+
+def value_and_grad(of_values: Callable[..., Any], values: list[Any], has_aux: bool) -> tuple[Any, list[Any]]:
+    return jax.value_and_grad(of_values, has_aux=has_aux)(values)
 
 
 def why_whole(hidden: Any) -> str | None:
@@ -146,7 +161,7 @@ def in_chunks_forward(static: Static, given: Any, arrays: Any) -> Any:
     given, arrays = jax.tree.map(lambda x: x.value, (given, arrays), is_leaf=lambda x: hasattr(x, "perturbed"))
     known = arrays.upstream
     out, right, made = walked(static, given, arrays, None, parts if known is not None else ())
-    expected = None if known is None else (known.nll, known.dot, known.of_lse(out.lse, xp=jnp))
+    expected = None if known is None else (known.nll, known.dot, known.of_lse(out.lse, xp=xp))
     wanted = dict.fromkeys(parts)  # as keys, since only arrays can be leaves
     per_row = out.lse, out.total, out.shift
     outputs = out.nll, out.dot, out.lse if static.lse_too else None, right
@@ -265,20 +280,20 @@ def walked(
             lse, total, shift, *g = taken["per_row"]
         else:
             if static.entropy:
-                found = _rows.Forward(_rows.entropy(rows, xp=jnp), *[None] * 4)
+                found = _rows.Forward(_rows.entropy(rows, xp=xp), *[None] * 4)
             else:
-                found = _jax.forward(rows, lse_too=True, xp=jnp)
+                found = _jax.forward(rows, lse_too=True, xp=xp)
             out = jax.tree.map(lambda x, new: x.at[places].set(new, mode="drop"), out, tuple(found))
             if right is not None:
-                right = right.at[places].set(_rows.is_largest(rows, taken["answers"], xp=jnp), mode="drop")
+                right = right.at[places].set(_rows.is_largest(rows, taken["answers"], xp=xp), mode="drop")
             lse, total, shift, known = found.lse, found.total, found.shift, taken["upstream"]
-            g = None if known is None else (known.nll, known.dot, known.of_lse(lse, xp=jnp))
+            g = None if known is None else (known.nll, known.dot, known.of_lse(lse, xp=xp))
         if parts:
             if static.entropy:
-                d_logits, d_targets = _rows.entropy_backward(rows, g[0], xp=jnp), None
+                d_logits, d_targets = _rows.entropy_backward(rows, g[0], xp=xp), None
             else:
-                total, shift = _rows.normalised(total, shift, lse, xp=jnp)
-                d_logits, d_targets = _rows.backward(rows, total, shift, *g, targets_too="targets" in parts, xp=jnp)
+                total, shift = _rows.normalised(total, shift, lse, xp=xp)
+                d_logits, d_targets = _rows.backward(rows, total, shift, *g, targets_too="targets" in parts, xp=xp)
             made = added(made, places, h, d_logits, d_targets, kernel, of_entries)
         return start + length, out, right, made
 
@@ -302,12 +317,12 @@ def added(made: Any, places: Any, h: Any, d_logits: Any, d_targets: Any, kernel:
     if "kernel" in made:
         made["kernel"] = add_product(made["kernel"], d_logits, h)
     if "bias" in made:
-        made["bias"] = made["bias"] + _rows.long_sum(d_logits, axis=0, xp=jnp)
+        made["bias"] = made["bias"] + xp.long_sum(d_logits, axis=0)
     if "targets" in made:
         if of_entries:
             made["targets"] = made["targets"].at[places].set(d_targets, mode="drop")
         else:
-            made["targets"] = made["targets"] + _rows.long_sum(d_targets, axis=0, xp=jnp)
+            made["targets"] = made["targets"] + xp.long_sum(d_targets, axis=0)
     return made
 
 

@@ -13,19 +13,7 @@ from collections.abc import Callable, Iterator, Set
 from typing import Any, NamedTuple
 
 from . import _rows, _stream
-from ._compat import (
-    Array,
-    Namespace,
-    add_product,
-    library_of,
-    may_wait,
-    multiplies_halves,
-    of_rank,
-    placement,
-    product,
-    reads_without_sync,
-    sparse_zeros,
-)
+from ._arrays import Array, Namespace
 
 # Of logits in the dtype of the computation, per chunk, and the fewest and most rows of one. Measured with 30522 classes
 # on two cores: from 128 to 512 rows the products run at full speed, 64 lose 15 %; beyond 200 rows MKL takes a buffer of
@@ -97,14 +85,13 @@ def chunk_length(projection: Projection, visited: int, itemsize: int, *, on_cpu:
 
 def plan_of(projection: Projection, rows: _rows.Rows, *, xp: Namespace) -> Plan:
     hidden, kernel, bias, _ = projection
-    library = library_of(hidden) or ""
-    on_cpu = reads_without_sync(hidden, library)
+    on_cpu = xp.reads_without_sync(hidden)
     # To wait for a device costs less than to multiply what does not count.
-    kept, keep = _stream.kept_of(rows.keep, may_wait(hidden, library), xp=xp)
+    kept, keep = _stream.kept_of(rows.keep, xp.may_wait(hidden), xp=xp)
     count, classes = math.prod(hidden.shape[:-1]), kernel.shape[0]
     visited = count if kept is None else kept.shape[0]
     length = chunk_length(projection, visited, 8 if rows.dtype == xp.float64 else 4, on_cpu=on_cpu)
-    narrow = multiplies_halves(hidden, library) and hidden.dtype == kernel.dtype and rows.dtype == xp.float32
+    narrow = xp.multiplies_halves(hidden) and hidden.dtype == kernel.dtype and rows.dtype == xp.float32
     targets, class_mask = rows.targets, rows.class_mask
     return Plan(
         kept,
@@ -113,8 +100,8 @@ def plan_of(projection: Projection, rows: _rows.Rows, *, xp: Namespace) -> Plan:
         _stream.table_of(hidden, kept, xp=xp),
         xp.astype(kernel, kernel.dtype if narrow else rows.dtype, copy=False),
         None if bias is None else xp.astype(bias, rows.dtype, copy=False),
-        None if library == "array_api_strict" else xp.empty((length, classes), dtype=rows.dtype, **placement(hidden)),
-        _stream.chosen(rows.labels, kept, xp=xp),
+        xp.empty((length, classes), dtype=rows.dtype, **xp.placement(hidden)) if xp.has_out else None,
+        _stream.take_entries(rows.labels, kept, xp=xp),
         _stream.table_of(targets, kept, xp=xp) if targets is not None and targets.ndim == hidden.ndim else targets,
         None if keep is None else _stream.flat(keep, xp=xp),
         None if class_mask is None else _stream.table_of(class_mask, kept, xp=xp),
@@ -124,11 +111,13 @@ def plan_of(projection: Projection, rows: _rows.Rows, *, xp: Namespace) -> Plan:
 def chunks(plan: Plan, rows: _rows.Rows, *, xp: Namespace) -> Iterator[Chunk]:
     for start, stop in _stream.spans(plan):
         keep = None if plan.keep is None else plan.keep[start:stop]
-        hidden = selected_hidden(_stream.block_of(plan.hidden, start, stop, None), keep, plan.kernel.dtype, xp=xp)
-        logits = product(hidden, plan.kernel.T, out=None if plan.logits is None else plan.logits[: stop - start])
+        hidden = selected_hidden(
+            _stream.block_of(plan.hidden, start, stop, None, xp=xp), keep, plan.kernel.dtype, xp=xp
+        )
+        logits = xp.product(hidden, plan.kernel.T, out=None if plan.logits is None else plan.logits[: stop - start])
         if plan.bias is not None:
             logits += plan.bias
-        yield Chunk(start, stop, hidden, _stream.rows_with(logits, plan, rows, start, stop))
+        yield Chunk(start, stop, hidden, _stream.rows_with(logits, plan, rows, start, stop, xp=xp))
 
 
 def selected_hidden(hidden: Array, keep: Array | None, dtype: Any, *, xp: Namespace) -> Array:
@@ -147,26 +136,19 @@ def warn_of_chunks(why: str) -> None:
 vars(warn_of_chunks)["_dynamo_marked_constant"] = True
 
 
-def whole(
-    projection: Projection,
-    rows: _rows.Rows,
-    why: str,
-    *,
-    multiply: Callable[[Array, Array], Array] = product,
-    xp: Namespace,
-) -> _rows.Rows:
+def with_all_logits(projection: Projection, rows: _rows.Rows, why: str, *, xp: Namespace) -> _rows.Rows:
     """The rows with all their logits, as one expression: for what differentiates or traces it, as `why` says."""
     hidden, kernel, bias, chunk_size = projection
     if chunk_size is not None and why:
         warn_of_chunks(why)
     selected = selected_hidden(hidden, rows.keep, rows.dtype, xp=xp)
-    logits = multiply(selected, xp.astype(kernel, rows.dtype, copy=False).T)
+    logits = xp.product(selected, xp.astype(kernel, rows.dtype, copy=False).T)
     if bias is not None:
-        logits = logits + of_rank(xp.astype(bias, rows.dtype, copy=False), logits.ndim, xp=xp)
+        logits = logits + xp.of_rank(xp.astype(bias, rows.dtype, copy=False), logits.ndim)
     return rows._replace(logits=logits)
 
 
-def through_whole(
+def from_all_logits(
     projection: Projection,
     rows: _rows.Rows,
     rows_forward: Callable[..., _rows.Forward],
@@ -174,11 +156,10 @@ def through_whole(
     *,
     lse_too: bool,
     answers: Array | None,
-    multiply: Callable[[Array, Array], Array] = product,
     xp: Namespace,
 ) -> tuple[_rows.Forward, Array | None]:
     """forward, by a forward of the rows with all their logits."""
-    rows = whole(projection, rows, why, multiply=multiply, xp=xp)
+    rows = with_all_logits(projection, rows, why, xp=xp)
     right = None if answers is None else _rows.is_largest(rows, answers, xp=xp)
     return rows_forward(rows, lse_too=lse_too, xp=xp), right
 
@@ -196,10 +177,10 @@ def collected(
 ) -> tuple[_rows.Forward, Array | None]:
     """Numbers per row of each chunk as numbers per entry."""
     if not outs:
-        right = None if answers is None else xp.zeros(entries, dtype=xp.bool, **placement(answers))
-        return _stream.nothing(rows, entries, plan.hidden.array, lse_too=lse_too, xp=xp), right
+        right = None if answers is None else xp.zeros(entries, dtype=xp.bool, **xp.placement(answers))
+        return _stream.empty_forward(rows, entries, plan.hidden.array, lse_too=lse_too, xp=xp), right
     parts = [*zip(*_stream.with_one_shift(outs, xp=xp), strict=True), rights]
-    joined = [_stream.spread(_stream.joined(part, xp=xp), plan.kept, entries, xp=xp) for part in parts]
+    joined = [_stream.to_entries(_stream.concat_blocks(part, xp=xp), plan.kept, entries, xp=xp) for part in parts]
     return _rows.Forward(*joined[:-1]), joined[-1]
 
 
@@ -208,7 +189,7 @@ def forward(
 ) -> tuple[_rows.Forward, Array | None]:
     """_rows.forward, and whether the largest logit of each entry is that of its answer; one product."""
     entries, plan = tuple(projection.hidden.shape[:-1]), plan_of(projection, rows, xp=xp)
-    answer = _stream.chosen(answers, plan.kept, xp=xp)
+    answer = _stream.take_entries(answers, plan.kept, xp=xp)
     outs: list[_rows.Forward] = []
     rights: list[Array | None] = []
     for chunk in chunks(plan, rows, xp=xp):
@@ -232,8 +213,8 @@ def forward_and_backward(
 ) -> tuple[_rows.Forward, Array | None, dict[str, Array]]:
     """Both, and the gradients of the parts asked for, in three products; upstream does not wait for the loss."""
     entries, plan = tuple(projection.hidden.shape[:-1]), plan_of(projection, rows, xp=xp)
-    g = [_stream.chosen(part, plan.kept, xp=xp) for part in upstream]
-    answer = _stream.chosen(answers, plan.kept, xp=xp)
+    g = [_stream.take_entries(part, plan.kept, xp=xp) for part in upstream]
+    answer = _stream.take_entries(answers, plan.kept, xp=xp)
     lse_too = upstream.squared_lse is not None
     # Of a backward that waits for its factor, which a narrow dtype would lose digits, or all, to.
     gradients = empty_gradients(projection, rows, plan, parts, rows.dtype, xp=xp)
@@ -268,7 +249,7 @@ def backward(
 ) -> dict[str, Array]:
     """The gradients of the parts asked for, from logits that are made again: three products beside those of forward."""
     plan = plan_of(projection, rows, xp=xp)
-    per_row = [_stream.chosen(x, plan.kept, xp=xp) for x in (total, shift, g_nll, g_dot, g_lse)]
+    per_row = [_stream.take_entries(x, plan.kept, xp=xp) for x in (total, shift, g_nll, g_dot, g_lse)]
     gradients = empty_gradients(projection, rows, plan, parts, projection.hidden.dtype, xp=xp)
     for chunk in chunks(plan, rows, xp=xp):
         d_logits, d_targets = _stream.backward(
@@ -287,15 +268,15 @@ def entropy(projection: Projection, rows: _rows.Rows, *, xp: Namespace) -> Array
     entries, plan = tuple(projection.hidden.shape[:-1]), plan_of(projection, rows, xp=xp)
     pieces = [_stream.entropy(chunk.rows, xp=xp) for chunk in chunks(plan, rows, xp=xp)]
     if not pieces:
-        return xp.zeros(entries, dtype=rows.dtype, **placement(projection.hidden))
-    return _stream.spread(_stream.joined(pieces, xp=xp), plan.kept, entries, xp=xp)
+        return xp.zeros(entries, dtype=rows.dtype, **xp.placement(projection.hidden))
+    return _stream.to_entries(_stream.concat_blocks(pieces, xp=xp), plan.kept, entries, xp=xp)
 
 
 def entropy_backward(
     projection: Projection, rows: _rows.Rows, g: Array, parts: Set[str], *, xp: Namespace
 ) -> dict[str, Array]:
     plan = plan_of(projection, rows, xp=xp)
-    g = _stream.chosen(g, plan.kept, xp=xp)
+    g = _stream.take_entries(g, plan.kept, xp=xp)
     gradients = empty_gradients(projection, rows, plan, parts, projection.hidden.dtype, xp=xp)
     for chunk in chunks(plan, rows, xp=xp):
         d_logits = chunk.rows.logits
@@ -314,13 +295,13 @@ def empty_gradients(
     gradients: dict[str, Array] = {}
     if "hidden" in parts:
         shape = (count, hidden.shape[-1])
-        gradients["hidden"] = sparse_zeros(shape, dtype, hidden, xp=xp)
+        gradients["hidden"] = xp.sparse_zeros(shape, dtype, hidden)
     for name, x in (("kernel", plan.kernel), ("bias", plan.bias)):
         if name in parts and x is not None:
             gradients[name] = xp.zeros_like(x, dtype=rows.dtype)  # in the kernel's layout, where the library keeps it
     if "targets" in parts:
         shape = (count, plan.kernel.shape[0]) if isinstance(plan.targets, _stream.Table) else targets.shape
-        gradients["targets"] = xp.zeros(shape, dtype=targets.dtype, **placement(hidden))
+        gradients["targets"] = xp.zeros(shape, dtype=targets.dtype, **xp.placement(hidden))
     return gradients
 
 
@@ -328,16 +309,16 @@ def add_gradients(
     gradients: dict[str, Array], plan: Plan, chunk: Chunk, d_logits: Array, d_targets: Array | None, *, xp: Namespace
 ) -> None:
     if "bias" in gradients:
-        gradients["bias"] += _rows.long_sum(d_logits, axis=0, xp=xp)
+        gradients["bias"] += xp.long_sum(d_logits, axis=0)
     d_logits = xp.astype(d_logits, plan.kernel.dtype, copy=False)
     if "hidden" in gradients:
         d_hidden = xp.astype(d_logits @ plan.kernel, gradients["hidden"].dtype, copy=False)
-        _stream.store(gradients["hidden"], plan.kept, chunk.start, chunk.stop, d_hidden)
+        _stream.write_rows(gradients["hidden"], plan.kept, chunk.start, chunk.stop, d_hidden, xp=xp)
     if "kernel" in gradients:
-        gradients["kernel"] = add_product(gradients["kernel"], d_logits.T, chunk.hidden)
+        gradients["kernel"] = xp.add_product(gradients["kernel"], d_logits.T, chunk.hidden)
     if "targets" in gradients:
         if isinstance(plan.targets, _stream.Table):
-            _stream.store(gradients["targets"], plan.kept, chunk.start, chunk.stop, d_targets)
+            _stream.write_rows(gradients["targets"], plan.kept, chunk.start, chunk.stop, d_targets, xp=xp)
         else:
             gradients["targets"] += d_targets
 

@@ -13,8 +13,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from ._compat import Array, Namespace, count_of, kept_apart, library_of
-from ._rows import long_sum
+from ._arrays import Array, Namespace
 
 
 class Entries(NamedTuple):
@@ -33,18 +32,6 @@ def quotient(total: Array, divisor: Array | float, *, xp: Namespace) -> Array:
     nothing = divisor == 0
     # Replaced before the division as well: the derivative of total / 0 is NaN, which where() would multiply by 0.
     return xp.where(nothing, 0.0, total / xp.where(nothing, 1.0, divisor))
-
-
-def sum_all(x: Array, *, xp: Namespace) -> Array:
-    library = library_of(x)
-    if library == "jax":
-        while x.ndim:  # an axis that is split over devices merges with no other
-            x = kept_apart(long_sum(x, xp=xp))
-        return x
-    # These sum one contiguous axis in a tree.
-    if x.ndim == 1 and library in ("numpy", "torch"):
-        return x.sum()
-    return long_sum(x if x.ndim == 1 else xp.reshape(x, (-1,)), xp=xp)
 
 
 def kept_of(entries: Entries, *, xp: Namespace) -> Array:
@@ -74,7 +61,7 @@ def by_sequence(x: Array, *, xp: Namespace) -> Array:
 def sequence_sums(entries: Entries, *, xp: Namespace) -> tuple[Array, Array]:
     """S_r and D_r."""
     each, units = weighted_losses(entries), units_of(entries, xp=xp)
-    return long_sum(by_sequence(each, xp=xp), xp=xp), long_sum(by_sequence(units, xp=xp), xp=xp)
+    return xp.long_sum(by_sequence(each, xp=xp)), xp.long_sum(by_sequence(units, xp=xp))
 
 
 def total_and_divisor(entries: Entries, reduction: str, *, xp: Namespace) -> tuple[Array, Array | float]:
@@ -82,15 +69,15 @@ def total_and_divisor(entries: Entries, reduction: str, *, xp: Namespace) -> tup
     if reduction == "mean_over_sequences":
         total, divisor = sequence_sums(entries, xp=xp)
         kept = xp.any(by_sequence(kept_of(entries, xp=xp), xp=xp), axis=-1)
-        return sum_all(quotient(total, divisor, xp=xp), xp=xp), sum_all(xp.astype(kept, total.dtype), xp=xp)
+        return xp.sum_all(quotient(total, divisor, xp=xp)), xp.sum_all(xp.astype(kept, total.dtype))
     each = weighted_losses(entries)
-    total = sum_all(each, xp=xp)
+    total = xp.sum_all(each)
     uniform = entries.keep is None and entries.weights is None and entries.masses is None
     if uniform or reduction == "mean_over_all":
-        return total, count_of(math.prod(each.shape), total, xp=xp)
+        return total, xp.count_of(math.prod(each.shape), total)
     if reduction == "mean_over_kept":
         return total, xp.astype(count_kept(entries, xp=xp), each.dtype)
-    return total, sum_all(units_of(entries, xp=xp), xp=xp)
+    return total, xp.sum_all(units_of(entries, xp=xp))
 
 
 def as_array(divisor: Array | float, total: Array, *, xp: Namespace) -> Array:
@@ -101,7 +88,7 @@ def reduce_entries(entries: Entries, reduction: str, denominator: Array | None, 
     if reduction == "none":
         return weighted_losses(entries)
     if reduction == "sum":
-        return sum_all(weighted_losses(entries), xp=xp)
+        return xp.sum_all(weighted_losses(entries))
     total, divisor = total_and_divisor(entries, reduction, xp=xp)
     return quotient(total, divisor if denominator is None else denominator, xp=xp)
 

@@ -27,24 +27,7 @@ import math
 import operator
 from typing import Any, NamedTuple
 
-from ._compat import (
-    Array,
-    Namespace,
-    dtype_name,
-    is_split,
-    is_static,
-    library_of,
-    of_rank,
-    stop_gradient,
-    subtract_at_label,
-    sums_in_a_tree,
-    take_label,
-)
-
-# Longer sums are taken in levels: a running sum in float32 (XLA's, and NumPy's along a strided axis) errs by up to
-# one rounding per term, which at 2**20 classes is more than the last places of lse can hide. torch sums in a cascade
-# (https://github.com/pytorch/pytorch/pull/39516), and levels would keep torch.compile from fusing the sum.
-_SUM_BLOCK = 1024
+from ._arrays import Array, Namespace, dtype_name
 
 # Per dtype, of sum_c exp(x_c) that serves as it is, with a shift of 0: what underflows beside the least is less than a
 # rounding of it. Of the upstream gradients that may be divided by it: quotients are normal numbers, neither infinite
@@ -103,20 +86,6 @@ class Forward(NamedTuple):
     shift: Array | None
 
 
-def long_sum(x: Array, *, axis: int = -1, xp: Namespace) -> Array:
-    """Sum over an axis, in levels where it is long."""
-    axis %= x.ndim
-    length: Any = x.shape[axis]
-    # Along another axis NumPy's sum is a running one throughout, also of the blocks.
-    block = _SUM_BLOCK if sums_in_a_tree(x, axis) else 16
-    if library_of(x) == "torch" or not is_static(length) or length <= 2 * block or is_split(x, axis):
-        return xp.sum(x, axis=axis)
-    before, after, head = (slice(None),) * axis, x.shape[axis + 1 :], length - length % block
-    blocks = xp.reshape(x[(*before, slice(0, head), ...)], (*x.shape[:axis], head // block, block, *after))
-    rest = xp.sum(x[(*before, slice(head, None), ...)], axis=axis)
-    return long_sum(xp.sum(blocks, axis=axis + 1), axis=axis, xp=xp) + rest
-
-
 def allowed_of(rows: Rows, *, xp: Namespace) -> Array | None:
     """Which logits exist: those of kept rows and, there, of classes that class_mask admits. None: all."""
     if rows.keep is None:
@@ -157,13 +126,13 @@ def exponentials(x: Array, shift: Array | None, *, xp: Namespace, out: Array | N
 def shift_and_total(x: Array, *, xp: Namespace, out: Array | None = None) -> tuple[Array, Array]:
     largest = LARGEST[dtype_name(x)]
     # Finite, because inf - inf is NaN: a row of -inf has the total 0, and one with +inf the total inf.
-    shift = xp.clip(stop_gradient(xp.max(x, axis=-1), xp=xp), -largest, largest)
+    shift = xp.clip(xp.stop_gradient(xp.max(x, axis=-1)), -largest, largest)
     return shift, total_of(exponentials(x, shift, xp=xp, out=out), out, xp=xp)
 
 
 def total_of(terms: Array, out: Array | None, *, xp: Namespace) -> Array:
     # A workspace is contiguous, and NumPy, torch and CuPy sum that in a tree.
-    return long_sum(terms, xp=xp) if out is None else terms.sum(-1)
+    return xp.long_sum(terms) if out is None else terms.sum(-1)
 
 
 def positive(total: Array, *, xp: Namespace) -> Array:
@@ -183,7 +152,7 @@ def costs(x: Array, targets: Array, total: Array, shift: Array, *, xp: Namespace
 def selected_targets(rows: Rows, *, xp: Namespace) -> Array:
     targets: Array = rows.targets
     if targets.ndim == 1:
-        targets = of_rank(targets, rows.logits.ndim, xp=xp)
+        targets = xp.of_rank(targets, rows.logits.ndim)
     return targets if rows.class_mask is None else xp.where(rows.class_mask, targets, 0.0)
 
 
@@ -193,7 +162,7 @@ def sums(x: Array, rows: Rows, *, xp: Namespace, out: Array | None = None) -> Su
         return Sums(*shift_and_total(x, xp=xp, out=out), None)
     shift, total = shift_and_total(x, xp=xp)
     targets = selected_targets(rows, xp=xp)
-    return Sums(shift, total, long_sum(targets * costs(x, targets, total, shift, xp=xp), xp=xp))
+    return Sums(shift, total, xp.long_sum(targets * costs(x, targets, total, shift, xp=xp)))
 
 
 def label_costs(total: Array, label_logits: Array, shift: Array, *, xp: Namespace) -> Array:
@@ -210,7 +179,7 @@ def forward(rows: Rows, *, lse_too: bool, xp: Namespace) -> Forward:
     shift, total, dot = sums(x, rows, xp=xp)
     nll = lse = None
     if rows.labels is not None:
-        nll = label_costs(total, take_label(x, rows.labels, xp=xp), shift, xp=xp)
+        nll = label_costs(total, xp.take_label(x, rows.labels), shift, xp=xp)
     if lse_too:
         lse = log_sum_exp(total, shift, xp=xp)
     return Forward(nll, dot, lse, total, shift)
@@ -221,15 +190,15 @@ def normalised(total: Array, shift: Array | None, lse: Array | None, *, xp: Name
 
     The derivative of total follows from that of lse = shift + log(total), where that is given: d total = total d lse.
     """
-    further = stop_gradient(xp.log(positive(total, xp=xp)), xp=xp)
+    further = xp.stop_gradient(xp.log(positive(total, xp=xp)))
     further = xp.where(xp.isfinite(further), further, 0.0)
     moved = further if shift is None else shift + further
     # What was added, after rounding.
     further = moved if shift is None else moved - shift
-    total = stop_gradient(total * xp.exp(-further), xp=xp)
+    total = xp.stop_gradient(total * xp.exp(-further))
     if lse is not None:
         lse = xp.where(xp.isinf(lse), 0.0, lse)
-        total = total * xp.exp(lse - stop_gradient(lse, xp=xp))
+        total = total * xp.exp(lse - xp.stop_gradient(lse))
     return total, moved
 
 
@@ -252,7 +221,7 @@ def backward(
     """Gradients of the logits, in rows.dtype, and, if asked for, of the targets, not yet summed to their shape."""
     x, slope = selected_logits(rows, xp=xp)
     targets: Array = None if g_dot is None else selected_targets(rows, xp=xp)
-    coefficient = sum_of(g_nll, g_lse, None if g_dot is None else g_dot * long_sum(targets, xp=xp))
+    coefficient = sum_of(g_nll, g_lse, None if g_dot is None else g_dot * xp.long_sum(targets))
     d_targets = None
     if g_dot is not None and targets_too:
         d_targets = xp.expand_dims(g_dot, axis=-1) * costs(x, targets, total, shift, xp=xp)
@@ -263,7 +232,7 @@ def backward(
     d_logits: Array = exponentials(x, shift, xp=xp, out=out)
     d_logits = xp.multiply(d_logits, xp.expand_dims(scale, axis=-1), **into)
     if g_nll is not None:
-        d_logits = subtract_at_label(d_logits, rows.labels, g_nll, in_place=out is not None, xp=xp)
+        d_logits = xp.subtract_at_label(d_logits, rows.labels, g_nll, in_place=out is not None)
     if g_dot is not None:
         d_logits = d_logits - xp.expand_dims(g_dot, axis=-1) * targets
     return through_selection(d_logits, slope, rows, xp=xp), d_targets
@@ -303,7 +272,7 @@ def tangents(
         u = xp.sum(probabilities(x, total, shift, xp=xp) * t_x, axis=-1)
     t_nll = t_dot = None
     if rows.labels is not None:
-        t_nll = u - take_label(t_x, rows.labels, xp=xp)
+        t_nll = u - xp.take_label(t_x, rows.labels)
     if rows.targets is not None:
         targets = selected_targets(rows, xp=xp)
         t_dot = xp.sum(targets * (xp.expand_dims(u, axis=-1) - t_x), axis=-1)
@@ -318,11 +287,8 @@ def is_largest(rows: Rows, answers: Array, *, xp: Namespace) -> Array:
     x = xp.astype(rows.logits, rows.dtype, copy=False)
     x = x if rows.class_mask is None else xp.where(rows.class_mask, x, -math.inf)
     first = xp.argmax(x, axis=-1)
-    # arg-max takes a NaN for the largest, and a NaN is no right answer. JAX gathers from no axis that is split.
-    if rows.class_mask is None and library_of(x) != "jax":
-        largest = take_label(x, answers, xp=xp)
-    else:
-        largest = xp.max(x, axis=-1)
+    # arg-max takes a NaN for the largest, and a NaN is no right answer.
+    largest = xp.take_label(x, answers) if rows.class_mask is None and xp.gathers_classes else xp.max(x, axis=-1)
     if rows.class_mask is not None:  # of nothing but -inf the first that is allowed
         first_allowed = xp.argmax(xp.astype(rows.class_mask, xp.uint8), axis=-1)
         first = xp.where(largest == -math.inf, first_allowed, first)
@@ -334,7 +300,7 @@ def entropy(rows: Rows, *, xp: Namespace) -> Array:
     x, _ = selected_logits(rows, xp=xp)
     shift, total = shift_and_total(x, xp=xp)
     p = probabilities(x, total, shift, xp=xp)
-    return long_sum(p * costs(x, p, total, shift, xp=xp), xp=xp)
+    return xp.long_sum(p * costs(x, p, total, shift, xp=xp))
 
 
 def entropy_backward(rows: Rows, g: Array, *, xp: Namespace) -> Array:
@@ -343,5 +309,5 @@ def entropy_backward(rows: Rows, g: Array, *, xp: Namespace) -> Array:
     shift, total = shift_and_total(x, xp=xp)
     p = probabilities(x, total, shift, xp=xp)
     cost = costs(x, p, total, shift, xp=xp)
-    d_logits = p * (cost - xp.expand_dims(long_sum(p * cost, xp=xp), axis=-1)) * xp.expand_dims(g, axis=-1)
+    d_logits = p * (cost - xp.expand_dims(xp.long_sum(p * cost), axis=-1)) * xp.expand_dims(g, axis=-1)
     return through_selection(d_logits, slope, rows, xp=xp)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -11,17 +10,10 @@ import torch
 from torch.nn.functional import nll_loss
 
 from . import _linear, _rows, _stream
-from ._compat import (
-    Namespace,
-    as_asked,
-    autocasts,
-    has_tangent,
-    in_forward_mode,
-    is_plain_tensor,
-    is_tracer,
-    may_wait,
-    namespace_of,
-)
+from ._arrays import Namespace
+from ._arrays.torch import applied, as_asked, has_tangent, in_forward_mode, is_plain_tensor, product, xp
+from ._inputs import fail
+from ._ways import Way
 
 Tensor = Any
 
@@ -34,12 +26,11 @@ class _Rows(torch.autograd.Function):
 
     @staticmethod
     def forward(*inputs: Any) -> tuple[Any, ...]:
-        rows, xp = _unpack(inputs)
-        return tuple(_rows.forward(rows, lse_too=True, xp=xp))
+        return tuple(_rows.forward(_unpack(inputs), lse_too=True, xp=xp))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-        *tensors, ctx.softcap, ctx.dtype, ctx.kernels, ctx.xp = inputs
+        *tensors, ctx.softcap, ctx.dtype, ctx.kernels = inputs
         *_, lse, total, shift = output
         ctx.mark_non_differentiable(*(x for x in (total, shift) if x is not None))
         # lse is saved as an output that has a derivative of its own, not as a number: double backward is exact so.
@@ -50,25 +41,25 @@ class _Rows(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
         g_nll, g_dot, g_lse, *_ = gradients
-        rows, xp, lse, total, shift = _saved(ctx)
+        rows, lse, total, shift = _saved(ctx)
         # A gradient that is differentiated again, or batched, needs operations that can be.
         given = [g for g in (g_nll, g_dot, g_lse) if g is not None]
         if not given:
-            return (None,) * 9
+            return (None,) * 8
         run = _stream.backward
-        if torch.is_grad_enabled() or in_forward_mode() or any(is_tracer(g, "torch") for g in given):
+        if torch.is_grad_enabled() or in_forward_mode() or any(xp.is_tracer(g) for g in given):
             run, (total, shift) = _rows.backward, _rows.normalised(total, shift, lse, xp=xp)
         targets_too = g_dot is not None and ctx.needs_input_grad[1]
         d_logits, d_targets = run(rows, total, shift, g_nll, g_dot, g_lse, targets_too=targets_too, xp=xp)
         if d_targets is not None:
             targets: Tensor = rows.targets
             d_targets = d_targets.sum_to_size(targets.shape)
-        return (d_logits.to(rows.logits.dtype), d_targets, *[None] * 7)
+        return (d_logits.to(rows.logits.dtype), d_targets, *[None] * 6)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Any, ...]:
         t_logits, t_targets, *_ = tangents
-        rows, xp, _, total, shift = _saved(ctx)
+        rows, _, total, shift = _saved(ctx)
         # None for total and shift, which have no derivative.
         return (*_rows.tangents(rows, total, shift, t_logits, t_targets, xp=xp), None, None)
 
@@ -78,23 +69,11 @@ class _Blocks(_Rows):
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        rows, xp = _unpack(inputs)
-        output = tuple(map(_owned, _stream.forward(rows, lse_too=True, xp=xp)))
+        output = tuple(map(_owned, _stream.forward(_unpack(inputs), lse_too=True, xp=xp)))
         _Rows.setup_context(ctx, inputs, output)
         return output
 
     setup_context = torch.autograd.Function.setup_context
-
-
-def applied(function: Any, *inputs: Any) -> Any:
-    """function.apply, with a backward that Dynamo leaves alone: a compiled step calls that of a loss that is not.
-
-    Dynamo would compile the engine's loops, for 10 times as long as they take. Asked here, as it is slow to import.
-    """
-    if "torch._dynamo" in sys.modules and not hasattr(function.backward, "_torchdynamo_disable"):
-        compiler: Any = torch.compiler
-        function.backward = staticmethod(compiler.disable(function.backward))
-    return function.apply(*inputs)
 
 
 def _owned(x: Tensor | None) -> Tensor | None:
@@ -102,40 +81,44 @@ def _owned(x: Tensor | None) -> Tensor | None:
     return x.clone() if x is not None and x._is_view() else x
 
 
-def _unpack(inputs: Any) -> tuple[_rows.Rows, Namespace]:
-    logits, targets, labels, keep, class_mask, softcap, dtype, kernels, xp = inputs
-    return _rows.Rows(logits, labels, targets, keep, class_mask, softcap, dtype, kernels), xp
+def _unpack(inputs: Any) -> _rows.Rows:
+    logits, targets, labels, *rest = inputs
+    return _rows.Rows(logits, labels, targets, *rest)
 
 
-def _saved(ctx: Any) -> tuple[_rows.Rows, Namespace, Tensor, Tensor, Tensor | None]:
+def _saved(ctx: Any) -> tuple[_rows.Rows, Tensor, Tensor, Tensor | None]:
     logits, targets, labels, keep, class_mask, lse, total, shift = ctx.saved_tensors
     rows = _rows.Rows(logits, labels, targets, keep, class_mask, ctx.softcap, ctx.dtype, ctx.kernels)
-    return rows, ctx.xp, lse, total, shift
+    return rows, lse, total, shift
 
 
 def forward(rows: _rows.Rows, *, lse_too: bool, xp: Namespace) -> _rows.Forward:
     """_rows.forward with _rows.backward as its derivative."""
     logits, labels, targets, *rest = rows
     function: Any = _Blocks
-    if is_tracer(logits, "torch") or (targets is not None and is_tracer(targets, "torch")):
+    if xp.is_tracer(logits) or (targets is not None and xp.is_tracer(targets)):
         function = _Rows
     elif not differentiated(logits) and not differentiated(targets):
         return _stream.forward(rows, lse_too=lse_too, xp=xp)
-    return _rows.Forward(*applied(function, logits, targets, labels, *rest, xp))
+    return _rows.Forward(*applied(function, logits, targets, labels, *rest))
 
 
-def for_kernels(rows: _rows.Rows) -> _rows.Rows:
+def kernels() -> Any:
     try:
         from ._kernels import cross_entropy
     except ImportError as error:
         raise ImportError(
             "implementation is 'triton'; the package triton is not installed: pip install triton"
         ) from error
-    return cross_entropy.taken(rows)
+    return cross_entropy
+
+
+def uncovered_by_kernels(rows: _rows.Rows) -> str | None:
+    return kernels().uncovered(rows)
 
 
 def through_kernels(rows: _rows.Rows, *, lse_too: bool, xp: Namespace) -> _rows.Forward:
-    return forward(for_kernels(rows), lse_too=lse_too, xp=xp)
+    return forward(rows._replace(kernels=kernels()), lse_too=lse_too, xp=xp)
 
 
 def differentiated(x: Tensor | None) -> bool:
@@ -160,15 +143,15 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Any:
-        *tensors, answers, upstream, ctx.softcap, ctx.dtype, ctx.kernels, lse_too, ctx.chunk_size, ctx.xp = inputs
+        *tensors, answers, upstream, ctx.softcap, ctx.dtype, ctx.kernels, lse_too, ctx.chunk_size = inputs
         projection, rows = _projected(tensors, ctx)
         ctx.made = None
         if upstream is None:
-            out, right = _linear.forward(projection, rows, lse_too=lse_too, answers=answers, xp=ctx.xp)
+            out, right = _linear.forward(projection, rows, lse_too=lse_too, answers=answers, xp=xp)
         else:
             parts = _needed(ctx)
-            out, right, made = _linear.forward_and_backward(projection, rows, upstream, parts, answers, xp=ctx.xp)
-            ctx.made = (upstream.nll, upstream.dot, upstream.of_lse(out.lse, xp=ctx.xp)), made
+            out, right, made = _linear.forward_and_backward(projection, rows, upstream, parts, answers, xp=xp)
+            ctx.made = (upstream.nll, upstream.dot, upstream.of_lse(out.lse, xp=xp)), made
         ctx.save_for_backward(*tensors, out.total, out.shift)
         if right is not None:
             ctx.mark_non_differentiable(right)
@@ -180,22 +163,22 @@ class _Linear(torch.autograd.Function):
         upstream: tuple[Any, Any, Any] = gradients[:3]
         given = [g for g in upstream if g is not None]
         if not given:
-            return (None,) * 15
+            return (None,) * 14
         *tensors, total, shift = ctx.saved_tensors
         (projection, rows), parts = _projected(tensors, ctx), _needed(ctx)
         # Not kept for a second backward: what autograd adds to a gradient of a parameter would be added to these.
         made, ctx.made = ctx.made, None
         results: dict[str, Tensor]
-        if torch.is_grad_enabled() or in_forward_mode() or any(is_tracer(g, "torch") for g in given):
-            results = _plain_gradients(projection, rows, upstream, ctx.xp)
-        elif made and may_wait(projection.hidden, "torch") and (factor := _factor(made[0], upstream)) is not None:
+        if torch.is_grad_enabled() or in_forward_mode() or any(xp.is_tracer(g) for g in given):
+            results = _plain_gradients(projection, rows, upstream)
+        elif made and xp.may_wait(projection.hidden) and (factor := _factor(made[0], upstream)) is not None:
             results = made[1] if factor == 1 else {name: g.mul_(factor) for name, g in made[1].items()}
         else:
             with as_asked(projection.hidden):
                 g_nll, g_dot, g_lse = upstream
-                results = _linear.backward(projection, rows, total, shift, g_nll, g_dot, g_lse, parts, xp=ctx.xp)
+                results = _linear.backward(projection, rows, total, shift, g_nll, g_dot, g_lse, parts, xp=xp)
         cast = (results[n].to(x.dtype) if n in parts else None for n, x in zip(PARTS, tensors[:4], strict=True))
-        return *cast, *[None] * 11
+        return *cast, *[None] * 10
 
 
 def _projected(tensors: Any, ctx: Any) -> tuple[_linear.Projection, _rows.Rows]:
@@ -219,23 +202,19 @@ def _factor(known: Any, given: Any) -> float | None:
     return factor if bool(((g - factor * k).abs() <= 8 * epsilon * (factor * k).abs()).all()) else None
 
 
-def _plain_gradients(
-    projection: _linear.Projection, rows: _rows.Rows, upstream: Any, xp: Namespace
-) -> dict[str, Tensor]:
+def _plain_gradients(projection: _linear.Projection, rows: _rows.Rows, upstream: Any) -> dict[str, Tensor]:
     """As one expression of all the logits, which can be differentiated again, or batched."""
-    rows = _linear.whole(projection, rows, SECOND, multiply=product, xp=xp)
+    rows = _linear.with_all_logits(projection, rows, SECOND, xp=xp)
     again = _rows.forward(rows, lse_too=False, xp=xp)
     d_logits, d_targets = _rows.backward(rows, again.total, again.shift, *upstream, targets_too=True, xp=xp)
-    results = _plain_products(projection, rows, d_logits, xp)
+    results = _plain_products(projection, rows, d_logits)
     if d_targets is not None:
         targets: Tensor = rows.targets
         results["targets"] = d_targets.sum_to_size(targets.shape)
     return results
 
 
-def _plain_products(
-    projection: _linear.Projection, rows: _rows.Rows, d_logits: Tensor, xp: Namespace
-) -> dict[str, Tensor]:
+def _plain_products(projection: _linear.Projection, rows: _rows.Rows, d_logits: Tensor) -> dict[str, Tensor]:
     hidden = _linear.selected_hidden(projection.hidden, rows.keep, rows.dtype, xp=xp)
     flat = d_logits.reshape(-1, d_logits.shape[-1])
     return {
@@ -245,77 +224,38 @@ def _plain_products(
     }
 
 
-class _TracedProduct(torch.autograd.Function):
-    """a b of a (..., n) and b (n, m): autocast rounds neither what it multiplies nor what its derivatives do."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(a: Tensor, b: Tensor) -> Tensor:
-        with as_asked(a):
-            return a @ b
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-        ctx.save_for_forward(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        (a, b), (g,), (of_a, of_b) = ctx.saved_tensors, gradients, ctx.needs_input_grad
-        d_a = product(g, b.mT) if of_a else None
-        return d_a, product(a.reshape(-1, a.shape[-1]).mT, g.reshape(-1, g.shape[-1])) if of_b else None
-
-
-class _Product(_TracedProduct):
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        (a, b), (t_a, t_b) = ctx.saved_tensors, tangents
-        parts = None if t_a is None else product(t_a, b), None if t_b is None else product(a, t_b)
-        return _rows.sum_of(*parts)
-
-
-def product(a: Tensor, b: Tensor) -> Tensor:
-    """The matrix product, which a float32 one is under autocast as well."""
-    if not autocasts(a):
-        return a @ b
-    # torch.compile takes no Function with a jvp.
-    function: Any = _TracedProduct
-    return function.apply(a, b) if torch.compiler.is_compiling() else applied(_Product, a, b)
-
-
 class _LinearEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Any:
-        hidden, kernel, bias, keep, class_mask, ctx.softcap, ctx.dtype, ctx.chunk_size, ctx.xp = inputs
+        hidden, kernel, bias, keep, class_mask, ctx.softcap, ctx.dtype, ctx.chunk_size = inputs
         ctx.kernels = None
         tensors = (hidden, kernel, bias, None, None, keep, class_mask)
         ctx.save_for_backward(*tensors)
-        return _owned(_linear.entropy(*_projected(tensors, ctx), xp=ctx.xp))
+        return _owned(_linear.entropy(*_projected(tensors, ctx), xp=xp))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         (g,), tensors = gradients, ctx.saved_tensors
         (projection, rows), parts = _projected(tensors, ctx), _needed(ctx)
-        if torch.is_grad_enabled() or in_forward_mode() or is_tracer(g, "torch"):
-            rows = _linear.whole(projection, rows, SECOND, multiply=product, xp=ctx.xp)
-            results = _plain_products(projection, rows, _rows.entropy_backward(rows, g, xp=ctx.xp), ctx.xp)
+        if torch.is_grad_enabled() or in_forward_mode() or xp.is_tracer(g):
+            rows = _linear.with_all_logits(projection, rows, SECOND, xp=xp)
+            results = _plain_products(projection, rows, _rows.entropy_backward(rows, g, xp=xp))
         else:
             with as_asked(projection.hidden):
-                results = _linear.entropy_backward(projection, rows, g, parts, xp=ctx.xp)
+                results = _linear.entropy_backward(projection, rows, g, parts, xp=xp)
         cast = (results[n].to(x.dtype) if n in parts else None for n, x in zip(PARTS[:3], tensors[:3], strict=True))
-        return *cast, *[None] * 6
+        return *cast, *[None] * 5
 
 
 def linear_entropy(projection: _linear.Projection, rows: _rows.Rows, *, xp: Namespace) -> Tensor:
     hidden, kernel, bias, chunk_size = projection
     variables = [x for x in (hidden, kernel, bias) if x is not None]
-    if in_forward_mode() or any(is_tracer(x, "torch") for x in variables):
-        return _rows.entropy(_linear.whole(projection, rows, TRACED, multiply=product, xp=xp), xp=xp)
+    if in_forward_mode() or any(xp.is_tracer(x) for x in variables):
+        return _rows.entropy(_linear.with_all_logits(projection, rows, TRACED, xp=xp), xp=xp)
     with as_asked(hidden):
         if not any(differentiated(x) for x in variables):
             return _linear.entropy(projection, rows, xp=xp)
-        given = rows.keep, rows.class_mask, rows.softcap, rows.dtype, chunk_size, xp
+        given = rows.keep, rows.class_mask, rows.softcap, rows.dtype, chunk_size
         return applied(_LinearEntropy, hidden, kernel, bias, *given)
 
 
@@ -332,17 +272,47 @@ def linear_forward(
     hidden, kernel, bias, chunk_size = projection
     _, labels, targets, keep, class_mask, *rest = rows
     variables = [x for x in (hidden, kernel, bias, targets) if x is not None]
-    if in_forward_mode() or any(is_tracer(x, "torch") for x in variables):
+    if in_forward_mode() or any(xp.is_tracer(x) for x in variables):
         asked: dict[str, Any] = {"lse_too": lse_too, "answers": answers}
-        return _linear.through_whole(projection, rows, forward, TRACED, multiply=product, xp=xp, **asked)
+        return _linear.from_all_logits(projection, rows, forward, TRACED, xp=xp, **asked)
     with as_asked(hidden):
         if not any(differentiated(x) for x in variables):
             return _linear.forward(projection, rows, lse_too=lse_too, answers=answers, xp=xp)
         with torch.no_grad():
             known = None if upstream is None else upstream()
         tensors = (hidden, kernel, bias, targets, labels, keep, class_mask, answers)
-        nll, dot, lse, right = applied(_Linear, *tensors, known, *rest, lse_too, chunk_size, xp)
+        nll, dot, lse, right = applied(_Linear, *tensors, known, *rest, lse_too, chunk_size)
     return _rows.Forward(nll, dot, lse, None, None), right
+
+
+def linear_through_kernels(projection: _linear.Projection, rows: _rows.Rows, **options: Any) -> Any:
+    return linear_forward(projection, rows._replace(kernels=kernels()), **options)
+
+
+WAYS = {
+    "analytic": Way(forward, linear_forward),
+    "triton": Way(through_kernels, linear_through_kernels, uncovered_by_kernels),
+}
+
+
+def entropy(rows: _rows.Rows, *, xp: Namespace) -> Tensor:
+    """Through the engine, except where torch differentiates or traces the expression."""
+    plain = xp.is_tracer(rows.logits) or differentiated(rows.logits)
+    return (_rows if plain else _stream).entropy(rows, xp=xp)
+
+
+def value_and_grad(of_values: Callable[..., Any], values: list[Any], has_aux: bool) -> tuple[Any, list[Any]]:
+    if torch.is_inference_mode_enabled():
+        fail(
+            ValueError, "value_and_grad", "inside torch.inference_mode", "no gradient is made there; use torch.no_grad"
+        )
+    variables = [value.detach().requires_grad_() for value in values]
+    with torch.enable_grad():
+        result = of_values(variables)
+        # An argument that the loss does not depend on has the gradient 0, as in JAX.
+        gradients = torch.autograd.grad(result[0] if has_aux else result, variables, materialize_grads=True)
+    tree: Any = vars(torch.utils)["_pytree"]
+    return tree.tree_map_only(torch.Tensor, torch.Tensor.detach, result), list(gradients)
 
 
 # log_softmax sums a row in as many running sums as a vector register has numbers, 8 or more in float32: with so few
@@ -358,7 +328,9 @@ def small_loss(logits: Any, labels: Any, mask: Any, reduction: str) -> Tensor | 
     At 256 x 1000 the engine's plan and its checks one by one take as long as the loss, and so do ten operations called
     from Python in the place of two. None for any other call, and where the checks of every other call have to speak.
     """
-    if reduction not in ("mean", "sum", "mean_over_kept", "mean_over_all") or not is_small(logits, labels, mask):
+    if reduction not in ("mean", "sum", "mean_over_kept", "mean_over_all") or torch.compiler.is_compiling():
+        return None
+    if not is_small(logits, labels, mask):
         return None
     classes, x, y, kept = logits.shape[-1], logits, labels, None
     dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
@@ -381,7 +353,7 @@ def small_loss(logits: Any, labels: Any, mask: Any, reduction: str) -> Tensor | 
     loss = loss_of_few_classes if classes <= NAIVE_CLASSES else loss_by_softmax
     if count * classes < UNHELD:
         return loss(x, y, divisor, None)
-    with _stream.workspace(count, classes, dtype, "torch", x) as out:
+    with _stream.workspace(count, classes, dtype, x, xp=xp) as out:
         return loss(x, y, divisor, out)
 
 
@@ -428,8 +400,8 @@ class _SmallLoss(torch.autograd.Function):
         x, at_label, total = ctx.saved_tensors
         g = (gradients[0] / ctx.divisor).expand_as(total)
         p, ctx.p = ctx.p, None  # the first backward makes the gradient in its place
-        if torch.is_grad_enabled() or in_forward_mode() or is_tracer(g, "torch"):
-            xp, rows = namespace_of(x), _rows.Rows(x, at_label.squeeze(1), None, None, None, None, x.dtype)
+        if torch.is_grad_enabled() or in_forward_mode() or xp.is_tracer(g):
+            rows = _rows.Rows(x, at_label.squeeze(1), None, None, None, None, x.dtype)
             again = _rows.forward(rows, lse_too=False, xp=xp)
             g_nll = g.squeeze(1)
             return (

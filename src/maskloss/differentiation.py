@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Callable
 from typing import Any, cast
 
 from . import _inputs
+from ._arrays import FLOATS, as_array, dtype_name, namespace_of, on_arrays
+from ._bindings import binding_of
+from ._call import of_logits, of_projection
 from ._capabilities import LIBRARIES, NO_AUTODIFF
-from ._compat import FLOATS, as_array, dtype_name, library_of, moved_axis, on_arrays
 from ._entries import sum_to, value_and_gradients
 from ._inputs import fail
-from ._linear import Projection
-from .linear import check_chunk_size, linear_cross_entropy
-from .losses import check_options, cross_entropy
+from .linear import linear_cross_entropy
+from .losses import cross_entropy
 
 Place = int | str
 OPTIONS = ("labels", "weights", "class_weights", "denominator")
@@ -83,7 +83,7 @@ def value_and_grad(
         arguments: dict[Place, Any] = {**dict(enumerate(args)), **kwargs}
         values = [as_array(arguments[key]) for key in keys]
         for place, value in zip(places, values, strict=True):
-            if library_of(value) is None or dtype_name(value) not in FLOATS:
+            if namespace_of(value) is None or dtype_name(value) not in FLOATS:
                 given = f"{place!r}, an argument that is {_inputs.describe(value)}"
                 fail(TypeError, "argnums", given, "it must name a floating array")
 
@@ -93,13 +93,12 @@ def value_and_grad(
             _check_scalar(result, has_aux)
             return result
 
-        library = library_of(values[0])
-        if library == "torch":
-            result, gradients = _torch_value_and_grad(of_values, values, has_aux)
-        elif library == "jax":
-            result, gradients = sys.modules["jax"].value_and_grad(of_values, has_aux=has_aux)(values)
-        else:
+        xp: Any = namespace_of(values[0])
+        differentiated = binding_of(xp).value_and_grad
+        if differentiated is None:
             result, gradients = _analytic_value_and_grad(values[0], loss_function, keys, args, kwargs, has_aux)
+        else:
+            result, gradients = differentiated(of_values, values, has_aux)
         return result, tuple(gradients) if isinstance(argnums, tuple) else gradients[0]
 
     return value_and_gradient
@@ -124,22 +123,8 @@ def _check_scalar(result: Any, has_aux: bool) -> None:
     if pair is not has_aux:
         accepted = f"a loss function that returns {'a pair' if pair else 'no pair'} needs has_aux={pair}"
         fail(ValueError, "has_aux", has_aux, accepted)
-    if library_of(loss) is None or loss.ndim:
+    if namespace_of(loss) is None or loss.ndim:
         fail(ValueError, "loss_function", f"one that returns {_inputs.describe(loss)}", "the loss must be a 0-d array")
-
-
-def _torch_value_and_grad(of_values: Callable[..., Any], values: list[Any], has_aux: bool) -> tuple[Any, list[Any]]:
-    torch = sys.modules["torch"]
-    if torch.is_inference_mode_enabled():
-        fail(
-            ValueError, "value_and_grad", "inside torch.inference_mode", "no gradient is made there; use torch.no_grad"
-        )
-    variables = [value.detach().requires_grad_() for value in values]
-    with torch.enable_grad():
-        result = of_values(variables)
-        # An argument that the loss does not depend on has the gradient 0, as in JAX.
-        gradients = torch.autograd.grad(result[0] if has_aux else result, variables, materialize_grads=True)
-    return torch.utils._pytree.tree_map_only(torch.Tensor, torch.Tensor.detach, result), list(gradients)
 
 
 @functools.cache
@@ -172,32 +157,18 @@ def _analytic_value_and_grad(
     if given["with_stats"] is not has_aux:
         fail(ValueError, "has_aux", has_aux, f"with_stats is {given['with_stats']}, and the two must agree")
 
-    reduction, denominator = given.pop("reduction"), given.pop("denominator")
-    implementation, _ = given.pop("implementation"), given.pop("with_stats")
-    _inputs.check_reduction(reduction, denominator)
-    label_smoothing, z_loss, softcap = (given.pop(name) for name in ("label_smoothing", "z_loss", "softcap"))
-    axis, projection = given.get("axis", -1), None
-    if function is linear_cross_entropy:
-        chunk_size = given.pop("chunk_size")
-        check_chunk_size(chunk_size)
-        inputs, hidden, kernel, bias = _inputs.prepare_linear(**given)
-        projection = Projection(hidden, kernel, bias, chunk_size)
-    else:
-        inputs = _inputs.prepare(**given)
-    options = check_options(label_smoothing, z_loss, softcap, inputs)
-    if _inputs.choose_implementation(implementation, inputs.like) != "analytic":
-        accepted = f"it cannot run with {LIBRARIES[inputs.like.library]} arrays: {NO_AUTODIFF}"
-        fail(ValueError, "implementation", repr(implementation), accepted)
-    divisor = None if denominator is None else _inputs.to_denominator(denominator, inputs.dtype, inputs.like)
-    value, gradients, stats = value_and_gradients(
-        inputs, options, reduction, divisor, frozenset(names), with_stats=has_aux, projection=projection
-    )
+    checked = (of_projection if function is linear_cross_entropy else of_logits)(**given)
+    inputs = checked.inputs
+    if _inputs.choose_implementation(checked.implementation, inputs.like) != "analytic":
+        accepted = f"it cannot run with {LIBRARIES[inputs.xp.name]} arrays: {NO_AUTODIFF}"
+        fail(ValueError, "implementation", repr(checked.implementation), accepted)
+    value, gradients, stats = value_and_gradients(checked, frozenset(names))
     results: list[Any] = []
     for name in names:
-        argument: Any = denominator if name == "denominator" else given[name]
+        argument: Any = given[name]
         gradient = gradients[name]
         if name in ("logits", "labels"):
-            gradient = moved_axis(gradient, -1, axis, xp=inputs.xp)
+            gradient = inputs.xp.moved_axis(gradient, -1, given.get("axis", -1))
         if name == "kernel" and given["kernel_layout"] == "dv":
             gradient = inputs.xp.permute_dims(gradient, (1, 0))
         gradient = sum_to(gradient, _inputs.shape_of(argument), inputs)

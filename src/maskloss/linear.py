@@ -2,58 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, Literal
 
-from . import _inputs, _linear, _rows
-from ._compat import Array, on_arrays
-from ._entries import Options, answers_of, entries_of, loss_of, terms_of, upstream_of
-from ._inputs import Reduction, fail
+from . import _bindings, _call
+from ._arrays import Array, on_arrays
+from ._inputs import NO_LABELS, Reduction
 from ._linear import ChunkSizeWarning as ChunkSizeWarning
-from .losses import check_options, check_softcap
-
-
-def check_chunk_size(chunk_size: Any) -> None:
-    if chunk_size is None or (type(chunk_size) is int and chunk_size > 0):
-        return
-    kind = ValueError if type(chunk_size) is int else TypeError
-    fail(
-        kind, "chunk_size", _inputs.describe(chunk_size), "it must be None or a positive int: rows of logits at a time"
-    )
-
-
-def rows_forward(
-    inputs: _inputs.Inputs,
-    projection: _linear.Projection,
-    rows: _rows.Rows,
-    implementation: str | None,
-    *,
-    lse_too: bool = False,
-    answers: Array | None = None,
-    upstream: Any = None,
-) -> tuple[_rows.Forward, Array | None]:
-    """In chunks where that can run, elsewhere the expression; and whether the arg-max of each entry is its answer."""
-    library, xp = inputs.like.library, inputs.xp
-    chosen = _inputs.choose_implementation(implementation, inputs.like)
-    if chosen == "autodiff":
-        options: dict[str, Any] = {"lse_too": lse_too, "answers": answers, "xp": xp}
-        if library == "torch":
-            from . import _torch
-
-            options["multiply"] = _torch.product
-        why = "'autodiff' is one expression" if implementation else _inputs.reason_not_run("analytic", inputs.like)
-        return _linear.through_whole(projection, rows, _rows.forward, why or "", **options)
-    if library == "torch":
-        from . import _torch
-
-        if chosen == "triton":
-            rows = _torch.for_kernels(rows)
-        return _torch.linear_forward(projection, rows, lse_too=lse_too, answers=answers, upstream=upstream, xp=xp)
-    if library == "jax":
-        from . import _jax_linear
-
-        return _jax_linear.forward(projection, rows, lse_too=lse_too, answers=answers, upstream=upstream)
-    return _linear.forward(projection, rows, lse_too=lse_too, answers=answers, xp=xp)
 
 
 @on_arrays
@@ -133,35 +87,28 @@ def linear_cross_entropy(
     >>> print(round(float(loss), 6))  # log 4
     1.386294
     """
-    _inputs.check_reduction(reduction, denominator)
-    _inputs.check_choice("with_stats", with_stats, (True, False))
-    check_chunk_size(chunk_size)
-    inputs, hidden, kernel, bias = _inputs.prepare_linear(
+    call = _call.of_projection(
         hidden,
         kernel,
         labels,
         bias=bias,
         kernel_layout=kernel_layout,
+        chunk_size=chunk_size,
         mask=mask,
         weights=weights,
         class_weights=class_weights,
         class_mask=class_mask,
         ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        softcap=softcap,
+        reduction=reduction,
+        denominator=denominator,
+        with_stats=with_stats,
         validate=validate,
+        implementation=implementation,
     )
-    options = check_options(label_smoothing, z_loss, softcap, inputs)
-    divisor = None if denominator is None else _inputs.to_denominator(denominator, inputs.dtype, inputs.like)
-    terms = terms_of(inputs, options)
-    out, right = rows_forward(
-        inputs,
-        _linear.Projection(hidden, kernel, bias, chunk_size),
-        terms.rows,
-        implementation,
-        lse_too=options.z_loss > 0,
-        answers=answers_of(inputs) if with_stats else None,
-        upstream=None if reduction == "none" else partial(upstream_of, inputs, options, terms, reduction, divisor),
-    )
-    return loss_of(inputs, options, terms, out, right, reduction, divisor)
+    return _bindings.loss(call)
 
 
 @on_arrays
@@ -209,23 +156,20 @@ def linear_label_log_probs(
     >>> print(np.exp(ml.linear_label_log_probs(hidden, kernel, np.asarray([1]))))
     [0.75]
     """
-    check_chunk_size(chunk_size)
-    inputs, hidden, kernel, bias = _inputs.prepare_linear(
+    call = _call.of_projection(
         hidden,
         kernel,
         labels,
         bias=bias,
         kernel_layout=kernel_layout,
+        chunk_size=chunk_size,
         mask=mask,
         class_mask=class_mask,
         ignore_index=ignore_index,
+        softcap=softcap,
         validate=validate,
     )
-    options = Options(0.0, 0.0, check_softcap(softcap, inputs))
-    terms = terms_of(inputs, options)
-    out, _ = rows_forward(inputs, _linear.Projection(hidden, kernel, bias, chunk_size), terms.rows, None)
-    # 0 - loss, not -loss: what is not kept is 0, not -0.
-    return 0.0 - entries_of(inputs, options, terms, out).losses
+    return _bindings.log_probs(call)
 
 
 @on_arrays
@@ -270,24 +214,15 @@ def linear_entropy(
     >>> print(np.round(ml.linear_entropy(hidden, kernel), 6))  # log 2
     [0.693147]
     """
-    check_chunk_size(chunk_size)
-    inputs, hidden, kernel, bias = _inputs.prepare_linear(
-        hidden, kernel, _inputs.NO_LABELS, bias=bias, kernel_layout=kernel_layout, mask=mask, class_mask=class_mask
+    call = _call.of_projection(
+        hidden,
+        kernel,
+        NO_LABELS,
+        bias=bias,
+        kernel_layout=kernel_layout,
+        chunk_size=chunk_size,
+        mask=mask,
+        class_mask=class_mask,
+        softcap=softcap,
     )
-    cap = check_softcap(softcap, inputs)
-    rows = _rows.Rows(None, None, None, inputs.keep, inputs.class_mask, cap, inputs.dtype)
-    result = entropy_of_rows(inputs, _linear.Projection(hidden, kernel, bias, chunk_size), rows)
-    return result if inputs.keep is None else inputs.xp.where(inputs.keep, result, 0.0)
-
-
-def entropy_of_rows(inputs: _inputs.Inputs, projection: _linear.Projection, rows: _rows.Rows) -> Array:
-    library, xp = inputs.like.library, inputs.xp
-    if library == "torch":
-        from . import _torch
-
-        return _torch.linear_entropy(projection, rows, xp=xp)
-    if library == "jax":
-        from . import _jax_linear
-
-        return _jax_linear.entropy(projection, rows)
-    return _linear.entropy(projection, rows, xp=xp)
+    return _bindings.entropy(call)

@@ -2,68 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
-from functools import partial
 from typing import Any, Literal
 
-from . import _inputs, _rows, _stream
-from ._compat import Array, is_tracer, on_arrays, torch_module
-from ._entries import Options, entries_of, loss_of, right_of, terms_of
-from ._inputs import Reduction
-
-
-def check_options(label_smoothing: Any, z_loss: Any, softcap: Any, inputs: _inputs.Inputs) -> Options:
-    z_loss = _inputs.check_number("z_loss", z_loss, 0.0, sys.float_info.max, "a finite number that is not negative")
-    _inputs.check_held("z_loss", z_loss, inputs.dtype, inputs.xp)
-    label_smoothing = _inputs.check_number("label_smoothing", label_smoothing, 0.0, 1.0, "a number in [0, 1]")
-    _inputs.check_held("label_smoothing", label_smoothing, inputs.dtype, inputs.xp)
-    return Options(label_smoothing, z_loss, check_softcap(softcap, inputs))
-
-
-def check_softcap(softcap: Any, inputs: _inputs.Inputs) -> float | None:
-    if softcap is None:
-        return None
-    accepted = "None or a finite positive number"
-    softcap = _inputs.check_number("softcap", softcap, sys.float_info.min, sys.float_info.max, accepted)
-    return _inputs.check_held("softcap", softcap, inputs.dtype, inputs.xp)
-
-
-def rows_forward_of(inputs: _inputs.Inputs, implementation: str | None) -> Callable[..., _rows.Forward]:
-    """The forward of the rows that runs: the pair where it can, elsewhere the expression."""
-    library = inputs.like.library
-    chosen = _inputs.choose_implementation(implementation, inputs.like)
-    if chosen == "autodiff":
-        return _rows.forward
-    if library == "torch":
-        from . import _torch
-
-        return _torch.through_kernels if chosen == "triton" else _torch.forward
-    if library == "jax":
-        from . import _jax
-
-        return partial(_jax.forward, named=implementation is not None)
-    return _stream.forward
-
-
-def small_loss(logits: Any, labels: Any, mask: Any, reduction: str) -> Any:
-    """The commonest call with little to compute, where PyTorch is: its answer, or None."""
-    torch = torch_module()
-    if torch is None or not isinstance(logits, torch.Tensor) or torch.compiler.is_compiling():
-        return None
-    from . import _torch
-
-    return _torch.small_loss(logits, labels, mask, reduction)
-
-
-def entropy_of_rows(inputs: _inputs.Inputs, rows: _rows.Rows) -> Array:
-    """Through the engine, except where the framework differentiates or traces the expression."""
-    library, plain = inputs.like.library, False
-    if library == "torch":
-        from . import _torch
-
-        plain = is_tracer(rows.logits, library) or _torch.differentiated(rows.logits)
-    return (_rows if plain or library == "jax" else _stream).entropy(rows, xp=inputs.xp)
+from . import _bindings, _call
+from ._arrays import Array, namespace_of, on_arrays
+from ._inputs import NO_LABELS, Reduction
 
 
 @on_arrays
@@ -176,12 +119,11 @@ def cross_entropy(
     plain = plain and type(label_smoothing) is type(z_loss) is float and not (label_smoothing or z_loss)
     plain = plain and with_stats is False and type(axis) is int and axis == -1
     if plain and type(validate) is type(reduction) is str and validate == "auto":
-        loss = small_loss(logits, labels, mask, reduction)
+        xp = namespace_of(logits)
+        loss = None if xp is None else _bindings.binding_of(xp).small_loss(logits, labels, mask, reduction)
         if loss is not None:
             return loss
-    _inputs.check_reduction(reduction, denominator)
-    _inputs.check_choice("with_stats", with_stats, (True, False))
-    inputs = _inputs.prepare(
+    call = _call.of_logits(
         logits,
         labels,
         mask=mask,
@@ -189,16 +131,17 @@ def cross_entropy(
         class_weights=class_weights,
         class_mask=class_mask,
         ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        softcap=softcap,
         axis=axis,
+        reduction=reduction,
+        denominator=denominator,
+        with_stats=with_stats,
         validate=validate,
+        implementation=implementation,
     )
-    options = check_options(label_smoothing, z_loss, softcap, inputs)
-    divisor = None if denominator is None else _inputs.to_denominator(denominator, inputs.dtype, inputs.like)
-    forward = rows_forward_of(inputs, implementation)
-    terms = terms_of(inputs, options)
-    out = forward(terms.rows, lse_too=options.z_loss > 0, xp=inputs.xp)
-    right = right_of(inputs) if with_stats else None
-    return loss_of(inputs, options, terms, out, right, reduction, divisor)
+    return _bindings.loss(call)
 
 
 @on_arrays
@@ -241,15 +184,17 @@ def label_log_probs(
     >>> print(np.exp(ml.label_log_probs(logits, np.asarray([1, 0]))))
     [0.75 0.5 ]
     """
-    inputs = _inputs.prepare(
-        logits, labels, mask=mask, class_mask=class_mask, ignore_index=ignore_index, axis=axis, validate=validate
+    call = _call.of_logits(
+        logits,
+        labels,
+        mask=mask,
+        class_mask=class_mask,
+        ignore_index=ignore_index,
+        softcap=softcap,
+        axis=axis,
+        validate=validate,
     )
-    options = Options(0.0, 0.0, check_softcap(softcap, inputs))
-    forward = rows_forward_of(inputs, None)
-    terms = terms_of(inputs, options)
-    entries = entries_of(inputs, options, terms, forward(terms.rows, lse_too=False, xp=inputs.xp))
-    # 0 - loss, not -loss: what is not kept is 0, not -0.
-    return 0.0 - entries.losses
+    return _bindings.log_probs(call)
 
 
 @on_arrays
@@ -285,8 +230,5 @@ def entropy(
     >>> print(round(float(ml.entropy(np.asarray([0.0, 0.0, -np.inf]))), 6))  # log 2
     0.693147
     """
-    inputs = _inputs.prepare(logits, _inputs.NO_LABELS, mask=mask, class_mask=class_mask, axis=axis)
-    cap = check_softcap(softcap, inputs)
-    rows = _rows.Rows(inputs.logits, None, None, inputs.keep, inputs.class_mask, cap, inputs.dtype)
-    result = entropy_of_rows(inputs, rows)
-    return result if inputs.keep is None else inputs.xp.where(inputs.keep, result, 0.0)
+    call = _call.of_logits(logits, NO_LABELS, mask=mask, class_mask=class_mask, softcap=softcap, axis=axis)
+    return _bindings.entropy(call)

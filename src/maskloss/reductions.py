@@ -6,9 +6,8 @@ import math
 from typing import Any, NamedTuple, cast
 
 from . import _inputs
-from ._compat import Array, Namespace, dtype_name, kept_apart, on_arrays, stop_gradient
+from ._arrays import Array, Namespace, dtype_name, on_arrays
 from ._reduce import Entries, quotient, reduce_entries
-from ._rows import long_sum
 
 Axis = int | tuple[int, ...] | None
 LARGEST_HALF = {"float16": 65504.0, "bfloat16": 3.3895313892515355e38}
@@ -29,13 +28,7 @@ class _Values(NamedTuple):
         return self.like.xp
 
     def total(self, x: Array, keepdims: bool | None = None) -> Array:
-        xp, keepdims = self.xp, self.keepdims if keepdims is None else keepdims
-        if self.like.library == "torch" or not self.axes:
-            return xp.sum(x, axis=self.axes, keepdims=keepdims)
-        for axis in sorted(self.axes, reverse=True):
-            x = kept_apart(long_sum(x, axis=axis, xp=xp))
-        shape = tuple(1 if axis in self.axes else n for axis, n in enumerate(self.x.shape))
-        return xp.reshape(x, shape) if keepdims else x
+        return self.xp.sum_over(x, self.axes, keepdims=self.keepdims if keepdims is None else keepdims)
 
     def kept(self) -> Array:
         return self.xp.ones_like(self.x, dtype=self.xp.bool) if self.keep is None else self.keep
@@ -65,16 +58,16 @@ def _values(x: Any, mask: Any, axis: Any, keepdims: Any, weights: Any = None, na
     if len(set(axes)) < len(axes):
         _inputs.fail(ValueError, "axis", repr(given), "it names one axis twice")
     dtype = _inputs.compute_dtype(x, xp)
-    keep = wrong = None
+    keep = invalid = None
     if mask is not None:
-        keep, wrong = _inputs.to_mask(mask, shape, name, like, "auto")
+        keep, invalid = _inputs.to_mask(mask, shape, name, like, "auto")
     if weights is not None:
         weights = _inputs.to_weights("weights", weights, dtype, like, shape, name)
         keep = _inputs.conjunction(keep, weights != 0)
         weights = xp.where(keep, weights, 0.0)
     v = _Values(like, xp.astype(x, dtype, copy=False), keep, weights, axes, keepdims)
     v = v._replace(x=v.selected(v.x, 0.0))
-    return v if wrong is None else v._replace(x=v.x * xp.where(wrong, math.nan, xp.ones_like(v.x)))
+    return v if invalid is None else v._replace(x=v.x * xp.where(invalid, math.nan, xp.ones_like(v.x)))
 
 
 @on_arrays
@@ -317,7 +310,7 @@ def _shifted(v: _Values) -> tuple[Array, Array, Array]:
     """x - shift, -inf where not kept; shift = max x; sum exp(x - shift): the last two with the axes kept."""
     xp = v.xp
     x = v.selected(v.x, -math.inf)
-    shift = stop_gradient(xp.max(x, axis=v.axes, keepdims=True), xp=xp)
+    shift = xp.stop_gradient(xp.max(x, axis=v.axes, keepdims=True))
     # An infinite or NaN shift would make inf - inf of the row; 0 leaves what it holds to show itself.
     shift = xp.where(xp.isfinite(shift), shift, 0.0)
     return x - shift, shift, v.total(xp.exp(x - shift), True)

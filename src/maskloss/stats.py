@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, NoReturn
 
-from ._compat import Array, namespace_of
+from ._arrays import Array, namespace_of
 from ._inputs import describe, fail
 from ._reduce import quotient
 
@@ -54,7 +54,7 @@ class LossStats(NamedTuple):
             return self
         if not isinstance(other, LossStats):  # a tuple would grow longer
             fail(TypeError, "LossStats", f"added to {describe(other)}", "it adds to another")
-        xp = namespace_of(self.total)
+        xp: Any = namespace_of(self.total)
         return LossStats(*(xp.asarray(a + b) for a, b in zip(self, other, strict=True)))
 
     __radd__ = __add__
@@ -69,4 +69,5 @@ class LossStats(NamedTuple):
     @property
     def mean(self) -> Array:
         """total / denominator; 0 where the denominator is 0."""
-        return quotient(self.total, self.denominator, xp=namespace_of(self.total))
+        xp: Any = namespace_of(self.total)
+        return quotient(self.total, self.denominator, xp=xp)

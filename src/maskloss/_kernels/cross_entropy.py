@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import sys
 from typing import Any
 
 import torch
@@ -29,21 +28,21 @@ import triton
 import triton.language as tl
 
 from .. import _rows
-from .._compat import Array, flattens
-from .._inputs import fail
+from .._arrays import Array
+from .._arrays.torch import xp
 
 LARGEST = tl.constexpr(_rows.LARGEST["float32"])
 # Numbers of a row that a program holds at a time, and how many of them each warp does. Not yet measured on a GPU.
 MOST, PER_WARP = 4096, 512
 
 
-def taken(rows: _rows.Rows) -> _rows.Rows:
-    """The rows, to be computed by these kernels; an error for what they do not cover."""
+def uncovered(rows: _rows.Rows) -> str | None:
+    """Why these kernels cannot compute the rows."""
     covered = rows.labels is not None and rows.class_mask is None and rows.dtype is torch.float32
-    if not covered or (rows.targets is not None and rows.targets.ndim != 1):
-        accepted = "its kernels cover class indices without class_mask, in float32, bfloat16 and float16"
-        fail(ValueError, "implementation", "'triton'", f"{accepted}; None chooses what covers the call")
-    return rows._replace(kernels=sys.modules[__name__])
+    if covered and (rows.targets is None or rows.targets.ndim == 1):
+        return None
+    accepted = "its kernels cover class indices without class_mask, in float32, bfloat16 and float16"
+    return f"{accepted}; None chooses what covers the call"
 
 
 @triton.jit
@@ -242,7 +241,7 @@ def backward(
 def places_of(x: Any) -> tuple[Any, Any]:
     """The logits, and where each row begins; None: at equal distances."""
     x = x.detach()
-    if flattens(x):
+    if xp.flattens(x):
         return x, None
     starts: Any = torch.zeros((), dtype=torch.int64, device=x.device)
     for length, stride in zip(x.shape[:-1], x.stride()[:-1], strict=True):

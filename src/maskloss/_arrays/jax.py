@@ -1,0 +1,74 @@
+"""JAX: arrays that are not written to, tracers, and meshes of devices."""
+
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# (JAX's own annotations are partial.)
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as functions
+import numpy as np
+from jax.core import Tracer
+
+from .standard import Array, Namespace, is_static, taken_from_copies
+
+
+class Jax(Namespace):
+    is_eager = False  # what is traced computes with constants, too
+    gathers_classes = False
+    welcome = ("numpy",)
+
+    def conflict(self, x: Array, beside: Array) -> tuple[type[Exception], str, str, str] | None:
+        # An uncommitted array goes wherever the other operands are; a tracer has no device.
+        if self.is_tracer(x) or self.is_tracer(beside) or not (x.committed and beside.committed):
+            return None
+        return None if x.devices() == beside.devices() else super().conflict(x, beside)
+
+    def is_tracer(self, x: Array) -> bool:
+        return isinstance(x, Tracer)
+
+    def reads_without_sync(self, x: Array) -> bool:
+        if self.is_tracer(x):
+            return False
+        return x.is_fully_addressable and all(d.platform == "cpu" for d in x.devices())
+
+    def index_dtype(self) -> Any:
+        """Without x64 int64 is truncated to int32 (with 2**40 becoming 0 silently)."""
+        return self.__array_namespace_info__().default_dtypes()["indexing"]
+
+    def index_of(self, value: int, like: Array) -> Array:
+        return np.asarray(value, np.int64)
+
+    def placement(self, x: Array) -> dict[str, Any]:
+        """JAX places arrays itself: a tracer has no device."""
+        return {}
+
+    def take_classes(self, values: Array, labels: Array) -> Array:
+        sharding = jax.typeof(labels).sharding
+        if any(axis is not None for axis in sharding.spec):  # an Explicit mesh wants to be told where the result lies
+            return values.at[labels].get(mode="clip", out_sharding=sharding)
+        return taken_from_copies(values, labels, is_static=is_static(*labels.shape), xp=self)
+
+    def kept_apart(self, x: Array) -> Array:
+        """A sum of sums XLA merges into one running sum (jaxlib 0.10.2)."""
+        return jax.lax.optimization_barrier(x) if self.is_tracer(x) else x
+
+    def sums_side_by_side(self, x: Array, axis: int) -> bool:
+        return axis == x.ndim - 1
+
+    def long_sum(self, x: Array, *, axis: int = -1) -> Array:
+        # A mesh of Explicit axes says that this one lies in parts on several devices.
+        is_split = jax.typeof(x).sharding.spec[axis] is not None
+        return self.sum(x, axis=axis) if is_split else super().long_sum(x, axis=axis)
+
+    def sum_all(self, x: Array) -> Array:
+        # An axis that is split over devices merges with no other.
+        return self.sum_over(x, tuple(range(x.ndim)), keepdims=False)
+
+    def stop_gradient(self, x: Array) -> Array:
+        return jax.lax.stop_gradient(x)
+
+
+xp = Jax("jax", functions)

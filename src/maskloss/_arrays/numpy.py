@@ -1,0 +1,103 @@
+"""NumPy: numbers at hand, functions with `out`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import numpy as np
+from array_api_compat import numpy as functions
+
+from .standard import Array, Namespace, flattens_by_strides, is_numpy_scalar
+
+PRODUCT_ROWS = 1 << 12
+
+
+class NumPyLike(Namespace):
+    """What CuPy has as well."""
+
+    has_out = True
+
+    def flattens(self, x: Array) -> bool:
+        return x.ndim <= 2 or flattens_by_strides(x.shape, x.strides)
+
+    def subtract_at_label(self, x: Array, labels: Array, values: Array, *, in_place: bool) -> Array:
+        if x.ndim != 2:
+            return super().subtract_at_label(x, labels, values, in_place=in_place)
+        x = x if in_place else x.copy()
+        x[self.arange(x.shape[0], **self.placement(x)), labels] -= values
+        return x
+
+    def clipped_below(self, x: Array, low: float) -> Array:
+        return x.clip(low, None)
+
+    def sums_side_by_side(self, x: Array, axis: int) -> bool:
+        return axis == x.ndim - 1
+
+    def product(self, a: Array, b: Array, *, out: Array | None = None) -> Array:
+        return a @ b if out is None else self.matmul(a, b, out=out)
+
+    def add_product(self, total: Array, a: Array, b: Array) -> Array:
+        for start in range(0, total.shape[0], PRODUCT_ROWS):  # of the product, which has an array of its own
+            total[start : start + PRODUCT_ROWS] += a[start : start + PRODUCT_ROWS] @ b
+        return total
+
+
+class NumPy(NumPyLike):
+    def refusal(self, x: Array) -> tuple[str, str] | None:
+        if type(x) is np.ndarray:
+            return None
+        for kind, mend in ((np.ma.MaskedArray, "its .data with mask=~its .mask"), (np.matrix, "numpy.asarray of it")):
+            if isinstance(x, kind):
+                return f"a numpy {kind.__name__}", f"it must be a plain array; pass {mend}"
+        return None
+
+    def reads_without_sync(self, x: Array) -> bool:
+        return True
+
+    def may_wait(self, x: Array) -> bool:
+        return True
+
+    def extremes(self, x: Array) -> tuple[Any, Any]:
+        return x.min().item(), x.max().item()
+
+    def take_label(self, x: Array, labels: Array) -> Array:
+        if x.ndim != 2:
+            return super().take_label(x, labels)
+        # A tenth of the calls that take_along_axis makes.
+        return x[np.arange(x.shape[0]), labels]
+
+    def take_rows(self, x: Array, places: Array, *, out: Array | None) -> Array:
+        if not x.flags.c_contiguous:
+            return x[places]  # take would copy the whole array first
+        # "raise" would go through a buffer; the places are in range.
+        return np.take(x, places, axis=0, out=out, mode="clip")
+
+    def put_rows(self, x: Array, places: Array, rows: Array) -> None:
+        x[places] = rows
+
+    def sums_side_by_side(self, x: Array, axis: int) -> bool:
+        # NumPy walks the axis of the shortest stride, of what was broadcast, first.
+        shorter = (n > 1 and abs(stride) < x.itemsize for n, stride in zip(x.shape, x.strides, strict=True))
+        return x.strides[axis] == x.itemsize and not any(shorter)
+
+    def sum_all(self, x: Array) -> Array:
+        # One contiguous axis, which it sums in a tree.
+        return x.sum() if x.ndim == 1 else super().sum_all(x)
+
+    def called(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """NumPy makes a scalar of a 0-d result, and warns of inf - inf, overflow and the like, which are defined."""
+        with np.errstate(all="ignore"):
+            return as_arrays(function(*args, **kwargs))
+
+
+def as_arrays(x: Any) -> Any:
+    """Each NumPy scalar in nested tuples as a 0-d array."""
+    if isinstance(x, tuple):
+        given: Any = cast(object, x)
+        items = [as_arrays(item) for item in given]
+        return type(given)(*items) if hasattr(given, "_fields") else tuple(items)
+    return np.asarray(x) if is_numpy_scalar(x) else x
+
+
+xp = NumPy("numpy", functions)

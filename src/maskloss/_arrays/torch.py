@@ -1,0 +1,259 @@
+"""PyTorch: a graph behind each tensor, tracers of many kinds, devices, subclasses."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import mmap
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from array_api_compat import torch as functions
+
+from .standard import Array, Namespace, flattens_by_strides, taken_from_copies
+
+internals: Any = torch  # what has no annotations, or is private
+# Of zeros of which few will be written to, from which on the kernel keeps the others.
+SPARSE_BYTES = 1 << 22
+
+
+class Torch(Namespace):
+    has_out = True
+
+    def refusal(self, x: Array) -> tuple[str, str] | None:
+        if not x.is_nested and x.layout is torch.strided:
+            return None
+        return f"a torch {'nested' if x.is_nested else 'sparse'} tensor", "it must be a dense tensor"
+
+    def conflict(self, x: Array, beside: Array) -> tuple[type[Exception], str, str, str] | None:
+        # A plain 0-d tensor is a number to a DTensor.
+        if is_distributed(x) is not is_distributed(beside) and (x.ndim or is_distributed(x)):
+            kinds = "that are a DTensor", "that are a plain tensor"
+            given, other = ("a DTensor", kinds[1]) if is_distributed(x) else ("a plain tensor", kinds[0])
+            return TypeError, given, other, "pass .full_tensor() of the DTensor, or distribute the other as well"
+        return super().conflict(x, beside)
+
+    def is_tracer(self, x: Array) -> bool:
+        # A subclass may hold no values (FakeTensor, FunctionalTensor) or hold them elsewhere (DTensor).
+        return (
+            torch.compiler.is_compiling()
+            or type(x) not in (torch.Tensor, torch.nn.Parameter)
+            or x.is_meta
+            or internals.jit.is_tracing()
+            or in_transform()
+            or internals._C._functorch.is_legacy_batchedtensor(x)
+            or (internals._C._len_torch_dispatch_stack() > 0 and is_made_fx())
+        )
+
+    def is_compiling(self) -> bool:
+        return torch.compiler.is_compiling()
+
+    def reads_without_sync(self, x: Array) -> bool:
+        return not self.is_tracer(x) and x.device.type == "cpu"
+
+    def may_wait(self, x: Array) -> bool:
+        """Not while a CUDA graph is captured."""
+        return not (x.is_cuda and torch.cuda.is_current_stream_capturing())
+
+    def takes_kernels(self, x: Array) -> bool:
+        """Those of CUDA, and under Triton's interpreter those of the CPU."""
+        return x.device.type == ("cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda")
+
+    def multiplies_halves(self, x: Array) -> bool:
+        """Not those of float16: dL/dlogits of a mean over many rows is below what float16 holds."""
+        return x.is_cuda and x.dtype is torch.bfloat16 and has_wide_products()
+
+    def flattens(self, x: Array) -> bool:
+        return x.ndim <= 2 or flattens_by_strides(x.shape, x.stride())
+
+    def extremes(self, x: Array) -> tuple[Any, Any]:
+        low, high = x.aminmax()
+        return low.item(), high.item()
+
+    def filled(self, shape: tuple[int, ...], value: Any, dtype: Any, like: Array) -> Array:
+        """Of the class of `like` as well, as DTensor meets no other."""
+        return like.new_full(shape, value, dtype=dtype)
+
+    def sparse_zeros(self, shape: tuple[int, int], dtype: Any, like: Array) -> Array:
+        """Where the kernel can keep those that are not written to, it does: torch writes each of its own zeros, which
+
+        for a gradient takes longer than all its rest.
+        """
+        size = math.prod(shape) * dtype.itemsize
+        if like.device.type == "cpu" and hasattr(mmap, "MAP_ANONYMOUS") and size >= SPARSE_BYTES:
+            with contextlib.suppress(OSError):  # out of memory: torch says so in its own way
+                memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+                return torch.frombuffer(memory, dtype=dtype).reshape(shape)
+        return super().sparse_zeros(shape, dtype, like)
+
+    def lasting_empty(self, size: int, dtype: Any, like: Array) -> Array:
+        # Made in inference mode it could not be written outside of it.
+        with torch.inference_mode(False):
+            return torch.empty(size, dtype=dtype, device=like.device)
+
+    def take_label(self, x: Array, labels: Array) -> Array:
+        # take_along_axis recompiles for every new shape under torch.compile; gather does not.
+        return x.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+
+    def take_classes(self, values: Array, labels: Array) -> Array:
+        # A DTensor meets no other tensor, as those of indices are.
+        if is_distributed(values) or not (in_transform() or (values.requires_grad and torch.is_grad_enabled())):
+            return super().take_classes(values, labels)
+        return taken_from_copies(values, labels, is_static=not torch.compiler.is_compiling(), xp=self)
+
+    def subtract_at_label(self, x: Array, labels: Array, values: Array, *, in_place: bool) -> Array:
+        labels, values = labels.unsqueeze(-1), values.unsqueeze(-1)
+        return x.scatter_add_(-1, labels, -values) if in_place else x.scatter_add(-1, labels, -values)
+
+    def take_rows(self, x: Array, places: Array, *, out: Array | None) -> Array:
+        return torch.index_select(x, 0, places, out=out)
+
+    def put_rows(self, x: Array, places: Array, rows: Array) -> None:
+        x.index_copy_(0, places, rows.to(x.dtype))
+
+    def clipped_below(self, x: Array, low: float) -> Array:
+        return x.clip(low, None)
+
+    def long_sum(self, x: Array, *, axis: int = -1) -> Array:
+        # In a cascade (https://github.com/pytorch/pytorch/pull/39516); levels would keep torch.compile from fusing it.
+        return x.sum(axis)
+
+    def sum_over(self, x: Array, axes: tuple[int, ...], *, keepdims: bool) -> Array:
+        return self.sum(x, axis=axes, keepdims=keepdims)
+
+    def sum_all(self, x: Array) -> Array:
+        return (x if x.ndim == 1 else x.reshape(-1)).sum()
+
+    def product(self, a: Array, b: Array, *, out: Array | None = None) -> Array:
+        """Of float32 in float32 under autocast as well."""
+        if out is None:
+            return product(a, b)
+        return torch.mm(a, b, out=out) if a.dtype == out.dtype else torch.mm(a, b, out_dtype=out.dtype, out=out)
+
+    def add_product(self, total: Array, a: Array, b: Array) -> Array:
+        if a.dtype == total.dtype:
+            return total.addmm_(a, b)
+        return torch.addmm(total, a, b, out_dtype=total.dtype, out=total)  # pyright: ignore
+
+    def stop_gradient(self, x: Array) -> Array:
+        return x.detach()
+
+    def called(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not internals.jit.is_tracing():
+            return function(*args, **kwargs)
+        with warnings.catch_warnings():  # of shapes that are looked at, which decide on errors alone
+            warnings.simplefilter("ignore", internals.jit.TracerWarning)
+            return function(*args, **kwargs)
+
+
+def is_distributed(x: Array) -> bool:
+    """Whether this is a DTensor."""
+    return hasattr(x, "full_tensor")
+
+
+def in_transform() -> bool:
+    """Within one of torch.func."""
+    return internals._C._are_functorch_transforms_active()
+
+
+def is_made_fx() -> bool:
+    """Within make_fx, whose tracing_mode="real" computes with the values it records."""
+    return internals._C._get_dispatch_mode(internals._C._TorchDispatchModeKey.PROXY) is not None
+
+
+def is_plain_tensor(x: Any) -> bool:
+    """A dense tensor in this memory, that no transformation or tracing is about."""
+    return (
+        (type(x) is torch.Tensor or type(x) is torch.nn.Parameter)
+        and x.is_cpu
+        and x.layout is torch.strided
+        and not x.is_nested
+        and not xp.is_tracer(x)
+        and not in_forward_mode()
+    )
+
+
+def in_forward_mode() -> bool:
+    """Within internals.autograd.forward_ad.dual_level()."""
+    return internals.autograd.forward_ad._current_level >= 0
+
+
+def has_tangent(x: Any) -> bool:
+    """A dual tensor of forward mode."""
+    return internals.autograd.forward_ad.unpack_dual(x).tangent is not None
+
+
+@functools.cache
+def has_wide_products() -> bool:
+    """Whether mm and addmm take out_dtype, which torch 2.7 to 2.9 lack."""
+    operators = torch.ops.aten
+    return all("dtype_out" in operator.overloads() for operator in (operators.mm, operators.addmm))
+
+
+def autocasts(x: Array) -> bool:
+    """Whether autocast would multiply x in another dtype."""
+    device = x.device.type
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def as_asked(x: Array) -> contextlib.AbstractContextManager[Any]:
+    """Where operations have the dtypes that they are given."""
+    return torch.autocast(x.device.type, enabled=False) if autocasts(x) else contextlib.nullcontext()
+
+
+def applied(function: Any, *inputs: Any) -> Any:
+    """function.apply, with a backward that Dynamo leaves alone: a compiled step calls that of a loss that is not.
+
+    Dynamo would compile the engine's loops, for 10 times as long as they take. Asked here, as it is slow to import.
+    """
+    if "torch._dynamo" in sys.modules and not hasattr(function.backward, "_torchdynamo_disable"):
+        compiler: Any = torch.compiler
+        function.backward = staticmethod(compiler.disable(function.backward))
+    return function.apply(*inputs)
+
+
+class _TracedProduct(torch.autograd.Function):
+    """a b of a (..., n) and b (n, m): autocast rounds neither what it multiplies nor what its derivatives do."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(a: Array, b: Array) -> Array:
+        with as_asked(a):
+            return a @ b
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Array) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        (a, b), (g,), (of_a, of_b) = ctx.saved_tensors, gradients, ctx.needs_input_grad
+        d_a = product(g, b.mT) if of_a else None
+        return d_a, product(a.reshape(-1, a.shape[-1]).mT, g.reshape(-1, g.shape[-1])) if of_b else None
+
+
+class _Product(_TracedProduct):
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Array:
+        (a, b), (t_a, t_b) = ctx.saved_tensors, tangents
+        parts = None if t_a is None else product(t_a, b), None if t_b is None else product(a, t_b)
+        given = [part for part in parts if part is not None]
+        return given[0] if len(given) == 1 else given[0] + given[1]
+
+
+def product(a: Array, b: Array) -> Array:
+    if not autocasts(a):
+        return a @ b
+    # torch.compile takes no Function with a jvp.
+    function: Any = _TracedProduct
+    return function.apply(a, b) if torch.compiler.is_compiling() else applied(_Product, a, b)
+
+
+xp = Torch("torch", functions)
