@@ -20,7 +20,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 import maskloss as ml
-from maskloss import _linear
+from maskloss._engine import projection
 
 NAMED = ("numpy", "strict", "torch", "jax", "torch-cuda", "jax-gpu", "cupy")
 FEATURES = 3
@@ -266,7 +266,7 @@ def counted(monkeypatch, *names):
     with monkeypatch.context() as patch:
         xp = importlib.import_module("maskloss._arrays.torch").xp
         for name in names:
-            owner = _linear if hasattr(_linear, name) else xp
+            owner = projection if hasattr(projection, name) else xp
             patch.setattr(owner, name, counting(name, getattr(owner, name)))
         yield calls
 
@@ -619,7 +619,7 @@ def test_jax_kept_rows_are_known_at_run_time(backend, monkeypatch):
     """One program for any mask: a row that is not kept is not read, whatever it holds."""
     with settings(backend):
         jax, h, k, loss, plain = jax_case(backend)
-        monkeypatch.setattr(importlib.import_module("maskloss._jax_linear"), "TILE", 2)
+        monkeypatch.setattr(importlib.import_module("maskloss._bindings.jax_loop"), "TILE", 2)
         jax.clear_caches()
         jitted = jax.jit(jax.value_and_grad(lambda h, k, m: loss(h, k, mask=m), (0, 1)))
         for kept in ([0, 1, 2, 3], [2], [], [0, 3]):
@@ -751,7 +751,7 @@ def test_a_graph_that_is_captured_is_not_waited_for(backend, monkeypatch):
         return torch.autograd.grad(loss, (hidden, kernel, bias))
 
     expected = gradients()
-    binding = importlib.import_module("maskloss._torch")
+    binding = importlib.import_module("maskloss._bindings.torch")
     for question in ("may_wait", "reads_without_sync"):
         monkeypatch.setattr(binding.xp, question, lambda x: False)
     monkeypatch.setattr(binding, "_factor", None)

@@ -158,7 +158,7 @@ def shard_maps(backend):
 def test_shard_map_on_one_device(backend, jit, monkeypatch):
     """A program for many devices runs on one as well, where rows that are not kept are skipped and chunks are made."""
     jax, mesh = shard_maps(backend)
-    module = importlib.import_module("maskloss._jax")
+    module = importlib.import_module("maskloss._bindings.jax_sums")
     for name in ("LEAST_SKIPPED", "LEAST_UNSHIFTED"):
         monkeypatch.setattr(module, name, 0)
     jax.clear_caches()

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from . import _inputs
 from ._arrays import Array
+from ._engine.projection import Projection
 from ._inputs import Inputs
-from ._linear import Projection
 
 
 class Options(NamedTuple):

@@ -9,10 +9,11 @@ from typing import Any, cast
 from . import _inputs
 from ._arrays import FLOATS, as_array, dtype_name, namespace_of, on_arrays
 from ._bindings import binding_of
+from ._bindings.eager import value_and_gradients
 from ._call import of_logits, of_projection
 from ._capabilities import LIBRARIES, NO_AUTODIFF
-from ._entries import sum_to, value_and_gradients
 from ._inputs import fail
+from ._math.terms import sum_to
 from .linear import linear_cross_entropy
 from .losses import cross_entropy
 

@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from . import _bindings, _call
 from ._arrays import Array, on_arrays
+from ._engine.projection import ChunkSizeWarning as ChunkSizeWarning
 from ._inputs import NO_LABELS, Reduction
-from ._linear import ChunkSizeWarning as ChunkSizeWarning
 
 
 @on_arrays
