@@ -306,7 +306,7 @@ def test_a_row_beside_another(backend):
 def test_a_loss_within_a_loss(backend, monkeypatch, kept):
     """A signal's handler that computes a loss while the engine computes one: each has a workspace of its own."""
     of_library(backend, "numpy", "torch")
-    rows, rng, handled = importlib.import_module("maskloss._rows"), np.random.default_rng(0), []
+    rows, rng, handled = importlib.import_module("maskloss._math.softmax"), np.random.default_rng(0), []
     exponentials = rows.exponentials
     with settings(backend):
         x, other = (asarray(backend, rng.normal(size=(9, 300)).astype(np.float32)) for _ in range(2))

@@ -19,6 +19,7 @@ from .._math import terms
 from .._math.entropy import ENTROPY
 from .._math.rows import RowFunction, Rows
 from .._math.softmax import SOFTMAX
+from . import eager
 
 
 # By statement: torch.compile traces no import_module.
@@ -34,17 +35,12 @@ def jax_binding() -> Any:
     return jax
 
 
-def eager_binding() -> Any:
-    from . import eager
-
-    return eager
-
-
 BINDINGS: dict[str, Callable[[], Any]] = {"torch": torch_binding, "jax": jax_binding}
 
 
 def binding_of(xp: Namespace) -> Any:
-    return BINDINGS.get(xp.name, eager_binding)()
+    found = BINDINGS.get(xp.name)
+    return eager if found is None else found()
 
 
 def run(

@@ -180,7 +180,9 @@ def chunks_of(static: Static, given: Any, arrays: Arrays, more: Any) -> Chunks:
     """`more` is what else there is of each entry."""
     hidden, targets, dtype = given["hidden"], given["targets"], static.dtype
     entries, count = hidden.shape[:-1], math.prod(hidden.shape[:-1])
-    cast = {name: None if given[name] is None else given[name].astype(dtype) for name in ("kernel", "bias")}
+    cast: dict[str, Any] = {
+        name: None if given[name] is None else given[name].astype(dtype) for name in ("kernel", "bias")
+    }
     classes = cast["kernel"].shape[0]
     projection = Projection(hidden, cast["kernel"], cast["bias"], static.chunk_size)
     on_cpu = jax.default_backend() == "cpu"

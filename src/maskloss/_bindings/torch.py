@@ -23,7 +23,7 @@ Tensor = Any
 
 # Of Rows, in this order: what autograd saves, and the rest.
 TENSORS = ("logits", "targets", "labels", "keep", "class_mask", "kept")
-OTHERS = ("softcap", "dtype", "with_lse")
+OTHERS = ("softcap", "dtype", "with_lse", "for_backward")
 PARTS = ("hidden", "kernel", "bias", "targets")
 # Why all logits are made at once.
 TRACED = "torch.compile, torch.func, forward mode and other tracers take one expression"
@@ -128,7 +128,7 @@ def of_logits(lane: Lane, rows: Rows, *, xp: Namespace) -> Any:
         if not is_variable:
             return lane.forward(rows, xp)
     # With lse, whose own derivative a second one needs.
-    rows = rows._replace(with_lse=True)
+    rows = rows._replace(with_lse=True, for_backward=True)
     return lane.function.out._make(applied(_Rows if is_traced else _Blocks, lane, *flattened(rows)))
 
 
@@ -177,8 +177,7 @@ class _Chunks(torch.autograd.Function):
             with as_asked(projection.hidden):
                 out = ctx.lane.function.out._make(out)
                 results = chunked.backward(ctx.lane, projection, rows, out, g, parts, xp=xp)
-        given = {"hidden": projection.hidden, "kernel": projection.kernel, "bias": projection.bias}
-        given["targets"] = rows.targets
+        given: dict[str, Tensor] = {**projection._asdict(), "targets": rows.targets}
         d = [results[name].to(given[name].dtype) if name in parts else None for name in PARTS]
         return *[None] * 4, *d[:3], None, d[3], *nothing[9:]
 
@@ -244,6 +243,7 @@ def of_projection(
     with as_asked(hidden):
         if not differentiated(*variables):
             return chunked.forward(lane, projection, rows, answers=answers, xp=xp)
+        rows = rows._replace(for_backward=True)
         with torch.no_grad():
             before = None if known is None else known()
         *values, right = applied(_Chunks, lane, before, chunk_size, answers, hidden, kernel, bias, *flattened(rows))
@@ -261,10 +261,15 @@ def kernels() -> Any:
     return kernels
 
 
-WAYS = {
-    "analytic": Way(lane_of),
-    "triton": Way(lambda function: kernels().LANE, lambda function, rows: kernels().uncovered(function, rows)),
-}
+def lane_of_kernels(function: RowFunction) -> Lane:
+    return kernels().LANE
+
+
+def uncovered_by_kernels(function: RowFunction, rows: Rows) -> str | None:
+    return kernels().uncovered(function, rows)
+
+
+WAYS = {"analytic": Way(lane_of), "triton": Way(lane_of_kernels, uncovered_by_kernels)}
 
 
 def value_and_grad(of_values: Callable[..., Any], values: list[Any], has_aux: bool) -> tuple[Any, list[Any]]:

@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import nll_loss
 
 from .._arrays.torch import applied, in_forward_mode, is_plain_tensor, xp
-from .._engine.walk import BLOCK_BYTES, workspace
+from .._engine.walk import BLOCK_BYTES, give_back, taken_out
 from .._math import softmax
 from .._math.rows import Rows
 
@@ -32,7 +32,8 @@ def small_loss(logits: Any, labels: Any, mask: Any, reduction: str) -> Tensor | 
         return None
     if not is_small(logits, labels, mask):
         return None
-    classes, x, y, kept = logits.shape[-1], logits, labels, None
+    kept: Tensor = None
+    classes, x, y = logits.shape[-1], logits, labels
     dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
     count = y.numel()
     if mask is not None:
@@ -54,8 +55,10 @@ def small_loss(logits: Any, labels: Any, mask: Any, reduction: str) -> Tensor | 
     loss = loss_of_few_classes if classes <= NAIVE_CLASSES else loss_by_softmax
     if count * classes < UNHELD:
         return loss(x, y, divisor, None)
-    with workspace(count, classes, dtype, x, xp=xp) as out:
-        return loss(x, y, divisor, out)
+    held = taken_out(count, classes, dtype, x, xp=xp)
+    result = loss(x, y, divisor, held[-1])
+    give_back(held)
+    return result
 
 
 def loss_of_few_classes(x: Tensor, y: Tensor, divisor: int, out: Tensor | None) -> Tensor | None:

@@ -15,12 +15,13 @@ from .walk import (
     Walk,
     block_logits,
     block_rows,
+    give_back,
     gradient_like,
     joined,
     located,
     sliced,
     taken,
-    walking,
+    walk_of,
     write_rows,
 )
 
@@ -35,7 +36,7 @@ class Lane(NamedTuple):
     function: RowFunction  # as one expression
     forward: Callable[..., Any]  # (rows, xp) -> out
     backward: Callable[..., tuple[Array, Array | None]]  # (rows, out, g, *, targets_too, xp, d_logits=None)
-    # Both in one walk, of what is known of g before the loss: (rows, known, *, xp, d_logits) -> (out, d_logits) or None.
+    # Both in one walk, of what is known of g before: (rows, known, *, xp, d_logits) -> (out, d_logits), or None.
     both: Callable[..., tuple[Any, Array] | None] | None = None
 
 
@@ -46,12 +47,13 @@ def in_blocks(function: RowFunction) -> Lane:
 
 
 def forward(function: RowFunction, rows: Rows, xp: Namespace) -> Any:
-    with walking(rows, xp=xp) as walk:
-        pieces: list[Any] = []
-        for start, stop in walk.spans():
-            logits, _ = block_logits(walk, start, stop, xp=xp)
-            pieces.append(function.forward(block_rows(walk.visit, logits, start, stop, xp=xp), xp))
-        return joined(walk.visit, pieces, xp=xp)
+    walk = walk_of(rows, xp=xp)
+    pieces: list[Any] = []
+    for start, stop in walk.spans():
+        logits, _ = block_logits(walk, start, stop, xp=xp)
+        pieces.append(function.forward(block_rows(walk.visit, logits, start, stop, xp=xp), xp))
+    give_back(walk.held)
+    return joined(walk.visit, pieces, xp=xp)
 
 
 def backward(
@@ -64,17 +66,17 @@ def backward(
     xp: Namespace,
     d_logits: Array | None = None,
 ) -> tuple[Array, Array | None]:
-    with walking(rows, xp=xp) as walk:
-        out, g = (taken(parts, walk.visit.kept, xp=xp) for parts in (out, g))
-        return walked_backward(function, walk, out, g, targets_too=targets_too, xp=xp, d_logits=d_logits)
+    walk = walk_of(rows, xp=xp)
+    out, g = (taken(parts, walk.visit.kept, xp=xp) for parts in (out, g))
+    return walked_backward(function, walk, out, g, targets_too=targets_too, xp=xp, d_logits=d_logits)
 
 
 def walked_backward(
     function: RowFunction, walk: Walk, out: Any, g: Any, *, targets_too: bool, xp: Namespace, d_logits: Array | None
 ) -> tuple[Array, Array | None]:
-    """`out` and `g` of what is visited."""
+    """`out` and `g` are of what is visited; the walk ends here."""
     visit = walk.visit
-    logits: Array = visit.rows.logits
+    logits, targets = visit.rows.logits, visit.rows.targets
     d_logits = gradient_like(logits, visit.kept, xp=xp) if d_logits is None else d_logits
     d_targets = empty_targets(visit, logits, xp=xp) if targets_too else None
     for start, stop in walk.spans():
@@ -90,7 +92,9 @@ def walked_backward(
         write_rows(d_logits, visit.kept, start, stop, d_block, xp=xp)
         if d_targets is not None:
             d_targets = add_targets(d_targets, visit, start, stop, d_targets_block, xp=xp)
-    d_targets = None if d_targets is None else xp.reshape(d_targets, visit.rows.targets.shape)
+    give_back(walk.held)
+    if d_targets is not None and targets is not None:
+        d_targets = xp.reshape(d_targets, targets.shape)
     return xp.reshape(d_logits, logits.shape), d_targets
 
 
@@ -116,6 +120,6 @@ def both(
     made = None if lane.both is None else lane.both(rows, known, xp=xp, d_logits=d_logits)
     if made is not None:
         return *made, None
-    out = lane.forward(rows, xp)
+    out = lane.forward(rows._replace(for_backward=True), xp)
     g = lane.function.upstream(known, out, xp)
     return out, *lane.backward(rows, out, g, targets_too=targets_too, xp=xp, d_logits=d_logits)

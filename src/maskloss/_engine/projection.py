@@ -209,7 +209,7 @@ def walked(
     plan: Plan, each: Callable[..., Any], answers: Array | None, gradients: dict[str, Array], *, xp: Namespace
 ) -> tuple[Any, Array | None, dict[str, Array]]:
     """Per entry what `each` chunk gives, whether its arg-max is right, and the gradients, added up."""
-    answers = take_entries(answers, plan.visit.kept, xp=xp)
+    answers = None if answers is None else take_entries(answers, plan.visit.kept, xp=xp)
     pieces: list[Any] = []
     rights: list[Value] = []
     for chunk in chunks(plan, xp=xp):
@@ -221,10 +221,12 @@ def walked(
             add_gradients(gradients, plan, chunk, d_logits, d_targets, xp=xp)
     out = None if pieces[0] is None else joined(plan.visit, pieces, xp=xp)
     right = joined(plan.visit, rights, xp=xp).value if rights else None
-    shapes = {"hidden": (*plan.visit.entries, plan.hidden.array.shape[-1])}
+    targets: Array = plan.visit.rows.targets
+    if "hidden" in gradients:
+        gradients["hidden"] = xp.reshape(gradients["hidden"], (*plan.visit.entries, plan.hidden.array.shape[-1]))
     if "targets" in gradients:
-        shapes["targets"] = plan.visit.rows.targets.shape
-    return out, right, {n: xp.reshape(x, shapes[n]) if n in shapes else x for n, x in gradients.items()}
+        gradients["targets"] = xp.reshape(gradients["targets"], targets.shape)
+    return out, right, gradients
 
 
 def empty_gradients(

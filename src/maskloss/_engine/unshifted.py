@@ -6,7 +6,7 @@ the shift of softmax.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from .._arrays import Array, Namespace, dtype_name
@@ -19,11 +19,12 @@ from .walk import (
     block_logits,
     block_rows,
     concat_blocks,
+    give_back,
     gradient_like,
     joined,
     take_entries,
     taken,
-    walking,
+    walk_of,
     write_rows,
 )
 
@@ -89,98 +90,117 @@ def assembled(walk: Walk, labels: Array | None, pieces: Sequence[Sums], *, xp: N
         out = softmax.finished(sums, None if walk.on_cpu else labels, rows, xp=xp)
     if labels is not None and walk.on_cpu:
         out = out._replace(nll=label_costs(sums, labels, xp=xp))
+    if not rows.for_backward:
+        out = out._replace(total=None, shift=None)
     return joined(walk.visit, [out], xp=xp)
 
 
-def walked_sums(walk: Walk, d_logits: Array | None, *, xp: Namespace) -> Iterator[tuple[int, int, Sums, Array | None]]:
-    """Start, stop and sums of each block, and the array in which its exponentials are, where there is one.
+def block_sums(
+    walk: Walk, start: int, stop: int, shifts: bool, d_logits: Array | None, *, xp: Namespace
+) -> tuple[Sums, Array | None, bool]:
+    """Of a block: its sums, the array that its exponentials are in, and whether it, or one before, took the shift.
 
-    That is a part of d_logits where this can be, or what the caller has to copy there.
+    That array is a part of d_logits, if given, else the workspace. Logits out of range seldom come alone.
     """
-    visit, rows = walk.visit, walk.visit.rows
-    shifts = rows.targets is not None or not walk.on_cpu
-    selects = rows.targets is not None or not walk.is_plain()
-    in_place = is_in_place(walk, d_logits)
-    for start, stop in walk.spans():
-        sums = None
-        while sums is None:
-            # Read again for a second try: the workspace, overwritten, may have held this block.
-            x, into = block_logits(walk, start, stop, xp=xp)
-            into = d_logits[start:stop] if in_place else into
-            block = block_rows(visit, x, start, stop, xp=xp) if selects else rows
-            x = selected_logits(block, xp=xp)[0] if selects else x
-            sums = softmax.sums(x, block, xp=xp, into=into) if shifts else unshifted(x, xp=xp, into=into)
-            shifts = shifts or sums is None  # logits out of range seldom come alone
-        yield start, stop, sums, into
+    visit = walk.visit
+    selects = visit.rows.targets is not None or not walk.is_plain
+    while True:
+        # Read again for a second try: the workspace, overwritten, may have held this block.
+        x, into = block_logits(walk, start, stop, xp=xp)
+        into = into if d_logits is None else d_logits[start:stop]
+        block = visit.rows
+        if selects:
+            block = block_rows(visit, x, start, stop, xp=xp)
+            x, _ = selected_logits(block, xp=xp)
+        sums = softmax.sums(x, block, xp=xp, into=into) if shifts else unshifted(x, xp=xp, into=into)
+        if sums is not None:
+            return sums, into, shifts
+        shifts = True
 
 
-def is_in_place(walk: Walk, d_logits: Array | None) -> bool:
-    """Not in that of the logits, which may have to be read again."""
-    if d_logits is None or walk.visit.kept is not None:
-        return False
-    return d_logits.dtype == walk.visit.rows.dtype and d_logits is not walk.visit.rows.logits
+def is_in_place(walk: Walk, d_logits: Array) -> bool:
+    """Whether the gradient can be computed where it goes: not where the logits are, which may be read again."""
+    visit = walk.visit
+    return visit.kept is None and d_logits.dtype == visit.rows.dtype and d_logits is not visit.rows.logits
 
 
 def forward(rows: Rows, xp: Namespace) -> Forward:
-    with walking(rows, xp=xp) as walk:
-        pieces = [sums for _, _, sums, _ in walked_sums(walk, None, xp=xp)]
-        return assembled(walk, label_logits(walk, xp=xp), pieces, xp=xp)
+    walk = walk_of(rows, xp=xp)
+    pieces: list[Sums] = []
+    shifts = rows.targets is not None or not walk.on_cpu
+    for start, stop in walk.spans():
+        sums, _, shifts = block_sums(walk, start, stop, shifts, None, xp=xp)
+        pieces.append(sums)
+    give_back(walk.held)
+    return assembled(walk, label_logits(walk, xp=xp), pieces, xp=xp)
 
 
 def backward(
     rows: Rows, out: Forward, g: Any, *, targets_too: bool, xp: Namespace, d_logits: Array | None = None
 ) -> tuple[Array, Array | None]:
-    with walking(rows, xp=xp) as walk:
-        visit = walk.visit
-        out, (g_nll, g_dot, g_lse) = taken(out, visit.kept, xp=xp), taken(g, visit.kept, xp=xp)
-        if walk.on_cpu and not (serves(g_nll, xp=xp) and serves(g_lse, xp=xp)):
-            out = softmax.restated(out._replace(lse=None), xp)
-        if g_dot is not None or not walk.is_plain():
-            g = g_nll, g_dot, g_lse
-            return walked_backward(SOFTMAX, walk, out, g, targets_too=targets_too, xp=xp, d_logits=d_logits)
-        total, shift = out.total, out.shift
-        scale = sum_of(g_nll, g_lse) / (total if shift is None else softmax.positive(total, xp=xp))
-        d_logits = gradient_like(rows.logits, visit.kept, xp=xp) if d_logits is None else d_logits
-        in_place = is_in_place(walk, d_logits)
-        for start, stop in walk.spans():
-            x, terms = block_logits(walk, start, stop, xp=xp)
-            terms = d_logits[start:stop] if in_place else terms
-            softmax.exponentials(x, None if shift is None else shift[start:stop], xp=xp, into=terms)
-            labels, g = (None if x is None or g_nll is None else x[start:stop] for x in (visit.labels, g_nll))
-            finish_gradient(terms, scale[start:stop], labels, g, xp=xp)
-            if not in_place:
-                write_rows(d_logits, visit.kept, start, stop, terms, xp=xp)
-        return xp.reshape(d_logits, rows.logits.shape), None
+    walk = walk_of(rows, xp=xp)
+    visit = walk.visit
+    out, (g_nll, g_dot, g_lse) = taken(out, visit.kept, xp=xp), taken(g, visit.kept, xp=xp)
+    if walk.on_cpu and not (serves(g_nll, xp=xp) and serves(g_lse, xp=xp)):
+        out = softmax.restated(out._replace(lse=None), xp)
+    if g_dot is not None or not walk.is_plain:
+        g = g_nll, g_dot, g_lse
+        return walked_backward(SOFTMAX, walk, out, g, targets_too=targets_too, xp=xp, d_logits=d_logits)
+    total, shift = out.total, out.shift
+    scale = sum_of(g_nll, g_lse) / (total if shift is None else softmax.positive(total, xp=xp))
+    d_logits = gradient_like(rows.logits, visit.kept, xp=xp) if d_logits is None else d_logits
+    in_place = is_in_place(walk, d_logits)
+    for start, stop in walk.spans():
+        x, workspace = block_logits(walk, start, stop, xp=xp)
+        terms = d_logits[start:stop] if in_place and d_logits is not None else workspace
+        of_block = None if g_nll is None else g_nll[start:stop]
+        softmax.exponentials(x, None if shift is None else shift[start:stop], xp=xp, into=terms)
+        finish_gradient(walk, start, stop, terms, scale[start:stop], of_block, None if in_place else d_logits, xp=xp)
+    give_back(walk.held)
+    return xp.reshape(d_logits, rows.logits.shape), None
 
 
 def both(rows: Rows, known: Upstream, *, xp: Namespace, d_logits: Array | None) -> tuple[Forward, Array] | None:
     """Each exponential is computed once: for class indices alone, in arrays that can be written to."""
     if known.nll is None or known.dot is not None or known.squared_lse is not None:
         return None
-    with walking(rows, xp=xp) as walk:
-        visit = walk.visit
-        g = take_entries(known.nll, visit.kept, xp=xp)
-        if not walk.is_plain() or (walk.on_cpu and not serves(g, xp=xp)):
-            return None
-        d_logits = gradient_like(rows.logits, visit.kept, xp=xp) if d_logits is None else d_logits
-        in_place = is_in_place(walk, d_logits)
-        labels = label_logits(walk, xp=xp)  # before the gradient may take their place
-        pieces: list[Sums] = []
-        for start, stop, sums, terms in walked_sums(walk, d_logits, xp=xp):
-            pieces.append(sums)
-            of_block = g[start:stop]
-            scale = of_block / softmax.positive(sums.total, xp=xp)
-            finish_gradient(terms, scale, visit.labels[start:stop], of_block, xp=xp)
-            if not in_place:
-                write_rows(d_logits, visit.kept, start, stop, terms, xp=xp)
-        return assembled(walk, labels, pieces, xp=xp), xp.reshape(d_logits, rows.logits.shape)
+    walk = walk_of(rows, xp=xp)
+    g = take_entries(known.nll, walk.visit.kept, xp=xp)
+    if not walk.is_plain or (walk.on_cpu and not serves(g, xp=xp)):
+        give_back(walk.held)
+        return None
+    d_logits = gradient_like(rows.logits, walk.visit.kept, xp=xp) if d_logits is None else d_logits
+    in_place = is_in_place(walk, d_logits)
+    labels = label_logits(walk, xp=xp)  # before the gradient may take their place
+    pieces: list[Sums] = []
+    shifts = not walk.on_cpu
+    for start, stop in walk.spans():
+        sums, terms, shifts = block_sums(walk, start, stop, shifts, d_logits if in_place else None, xp=xp)
+        pieces.append(sums)
+        of_block = g[start:stop]
+        scale = of_block / softmax.positive(sums.total, xp=xp)
+        finish_gradient(walk, start, stop, terms, scale, of_block, None if in_place else d_logits, xp=xp)
+    give_back(walk.held)
+    return assembled(walk, labels, pieces, xp=xp), xp.reshape(d_logits, rows.logits.shape)
 
 
-def finish_gradient(terms: Array, scale: Array, labels: Array | None, g_nll: Array | None, *, xp: Namespace) -> None:
-    """The gradient of a block in the place of its terms."""
+def finish_gradient(
+    walk: Walk,
+    start: int,
+    stop: int,
+    terms: Array,
+    scale: Array,
+    g_nll: Array | None,
+    d_logits: Array | None,
+    *,
+    xp: Namespace,
+) -> None:
+    """The gradient of a block in the place of its terms; and in d_logits, where that is elsewhere."""
     terms *= xp.expand_dims(scale, axis=-1)
-    if g_nll is not None:
-        xp.subtract_at_label(terms, labels, g_nll, in_place=True)
+    if g_nll is not None and walk.visit.labels is not None:
+        xp.subtract_at_label(terms, walk.visit.labels[start:stop], g_nll, in_place=True)
+    if d_logits is not None:
+        write_rows(d_logits, walk.visit.kept, start, stop, terms, xp=xp)
 
 
 UNSHIFTED = Lane(SOFTMAX, forward, backward, both)

@@ -6,10 +6,9 @@ the logits' size is made but their gradient; what is not kept is never read.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from .._arrays import Array, Namespace
@@ -50,15 +49,12 @@ class Walk(NamedTuple):
     logits: Table
     on_cpu: bool  # Python may look at the numbers
     length: int  # rows of a block
+    held: tuple[Any, Array, Array] | None  # for give_back
     workspace: Array | None
+    is_plain: bool  # the logits enter the softmax as they are, and a workspace is there to compute in
 
-    def spans(self) -> Iterator[tuple[int, int]]:
+    def spans(self) -> list[tuple[int, int]]:
         return spans(self.visit.visited, self.length)
-
-    def is_plain(self) -> bool:
-        """Whether the logits enter the softmax as they are, and a workspace is there to compute in."""
-        rows = self.visit.rows
-        return self.workspace is not None and self.visit.keep is rows.class_mask is rows.softcap is None
 
 
 def located(rows: Rows, *, read: bool, xp: Namespace) -> Rows:
@@ -68,7 +64,7 @@ def located(rows: Rows, *, read: bool, xp: Namespace) -> Rows:
     """
     if rows.keep is None or rows.kept is not None or not read:
         return rows
-    kept = xp.nonzero(flat(rows.keep, xp=xp))[0]
+    kept = xp.nonzero(rows.keep if rows.keep.ndim == 1 else xp.reshape(rows.keep, (-1,)))[0]
     return rows._replace(keep=None) if kept.shape[0] == math.prod(rows.keep.shape) else rows._replace(kept=kept)
 
 
@@ -81,65 +77,64 @@ def visit_of(rows: Rows, entries: tuple[int, ...], *, xp: Namespace) -> Visit:
         entries,
         kept,
         math.prod(entries) if kept is None else kept.shape[0],
-        take_entries(rows.labels, kept, xp=xp),
+        None if rows.labels is None else take_entries(rows.labels, kept, xp=xp),
         targets,
-        None if kept is not None or rows.keep is None else flat(rows.keep, xp=xp),
+        None if kept is not None or rows.keep is None else take_entries(rows.keep, None, xp=xp),
         None if class_mask is None else table_of(class_mask, kept, xp=xp),
     )
 
 
-@contextlib.contextmanager
-def walking(rows: Rows, *, xp: Namespace) -> Generator[Walk]:
-    logits = rows.logits
+def walk_of(rows: Rows, *, xp: Namespace) -> Walk:
+    """With a workspace, for give_back."""
+    logits: Array = rows.logits
     *entries, classes = logits.shape
     on_cpu = xp.reads_without_sync(logits)
     rows = located(rows, read=on_cpu and xp.may_wait(logits), xp=xp)
     visit = visit_of(rows, tuple(entries), xp=xp)
     row_bytes = classes * (8 if rows.dtype == xp.float64 else 4)
     length = max(1, min(visit.visited, (BLOCK_BYTES if on_cpu else ACCELERATOR_BLOCK_BYTES) // row_bytes))
-    walk = Walk(visit, table_of(logits, visit.kept, xp=xp), on_cpu, length, None)
-    if not xp.has_out:
-        yield walk
-    elif on_cpu:
-        with workspace(length, classes, rows.dtype, logits, xp=xp) as view:
-            yield walk._replace(workspace=view)
-    else:
-        yield walk._replace(workspace=xp.empty((length, classes), dtype=rows.dtype, **xp.placement(logits)))
+    held = workspace = None
+    if xp.has_out and on_cpu:
+        held = taken_out(length, classes, rows.dtype, logits, xp=xp)
+        workspace = held[-1]
+    elif xp.has_out:
+        workspace = xp.empty((length, classes), dtype=rows.dtype, **xp.placement(logits))
+    is_plain = xp.has_out and visit.keep is rows.class_mask is rows.softcap is None
+    return Walk(visit, table_of(logits, visit.kept, xp=xp), on_cpu, length, held, workspace, is_plain)
 
 
-@contextlib.contextmanager
-def workspace(length: int, classes: int, dtype: Any, like: Array, *, xp: Namespace) -> Generator[Array]:
-    """An array (length, classes) to compute in, in the memory of `like`.
+def taken_out(length: int, classes: int, dtype: Any, like: Array, *, xp: Namespace) -> tuple[Any, Array, Array]:
+    """Last an array (length, classes) to compute in, in the memory of `like`; before it what give_back has to know.
 
-    Each thread keeps a block of each dtype, of more than one row: memory that is fresh in each call costs a page fault
-    per 4 KiB, half of a small loss. While in use it is taken out: a signal's handler may compute a loss meanwhile.
+    Each thread keeps a block of each dtype: memory that is fresh in each call costs a page fault per 4 KiB, half of a
+    small loss. While in use it is taken out: a signal's handler may compute a loss meanwhile.
     """
     size, key = length * classes, (xp.name, dtype)
-    held: dict[Any, tuple[Array, Array]] = _held.__dict__.setdefault("blocks", {})
-    block, view = kept = held.pop(key, (None, None))
+    blocks: dict[Any, tuple[Array, Array]] = _held.__dict__
+    block, view = blocks.pop(key, (None, None))
+    if block is None or block.shape[0] < size:
+        block, view = xp.lasting_empty(size, dtype, like), None
     if view is None or view.shape != (length, classes):
-        if block is None or block.shape[0] < size:
-            block = xp.lasting_empty(size, dtype, like)
         view = block[:size].reshape((length, classes))
-    yield view
-    if length > 1 or block is kept[0]:  # a longer row is not kept
-        held[key] = (block, view)
+    return key, block, view
 
 
-def spans(count: int, length: int) -> Iterator[tuple[int, int]]:
+def give_back(held: tuple[Any, Array, Array] | None) -> None:
+    """What was taken out, but for a row that is longer than a block."""
+    if held is not None:
+        key, block, view = held
+        if view.shape[0] > 1 or block.shape[0] > view.shape[1]:
+            blocks: dict[Any, tuple[Array, Array]] = _held.__dict__
+            blocks[key] = block, view
+
+
+def spans(visited: int, length: int) -> list[tuple[int, int]]:
     """Start and stop of each block; of nothing, one block of no row."""
-    for start in range(0, count or 1, length):
-        yield start, min(start + length, count)
+    return [(start, min(start + length, visited)) for start in range(0, visited or 1, length)]
 
 
-def flat(x: Array, *, xp: Namespace) -> Array:
-    return x if x.ndim == 1 else xp.reshape(x, (-1,))
-
-
-def take_entries(x: Array | None, kept: Array | None, *, xp: Namespace) -> Array:
+def take_entries(x: Array, kept: Array | None, *, xp: Namespace) -> Array:
     """The visited ones of numbers per entry."""
-    if x is None:
-        return None
     x = x if x.ndim == 1 else xp.reshape(x, (-1,))
     return x if kept is None else x[kept]
 
@@ -201,25 +196,26 @@ def sliced(parts: Any, start: int, stop: int) -> Any:
 
 def taken(parts: Any, kept: Array | None, *, xp: Namespace) -> Any:
     """Those of the visited rows, of a tuple of numbers per entry."""
-    return rebuilt(parts, [take_entries(part, kept, xp=xp) for part in parts])
+    return rebuilt(parts, [None if part is None else take_entries(part, kept, xp=xp) for part in parts])
 
 
 def joined(visit: Visit, pieces: Sequence[Any], *, xp: Namespace) -> Any:
     """Numbers per visited row, in blocks, as numbers per entry, 0 where not visited."""
     parts = pieces[0] if len(pieces) == 1 else concat_blocks(pieces, xp=xp)
+    if visit.kept is None and len(visit.entries) == 1:
+        return parts
     return parts._make([None if part is None else to_entries(part, visit, xp=xp) for part in parts])
 
 
 def concat_blocks(pieces: Sequence[Any], *, xp: Namespace) -> Any:
     """One NamedTuple of the blocks'; what is None for some is 0 there, as a shift that was not needed is."""
-    rows = [next(part for part in piece if part is not None) for piece in pieces]
-    columns: list[Array | None] = []
-    for column in zip(*pieces, strict=True):
-        if all(part is None for part in column):
-            columns.append(None)
-            continue
-        columns.append(xp.concat([xp.zeros_like(r) if x is None else x for r, x in zip(rows, column, strict=True)]))
-    return pieces[0]._make(columns)
+    first, columns = pieces[0], [list(column) for column in zip(*pieces, strict=True)]
+    for column in columns:
+        given = [part is not None for part in column]
+        if any(given) and not all(given):
+            likes = [next(part for part in piece if part is not None) for piece in pieces]
+            column[:] = [xp.zeros_like(x) if part is None else part for part, x in zip(column, likes, strict=True)]
+    return first._make([None if column[0] is None else xp.concat(column) for column in columns])
 
 
 def to_entries(values: Array, visit: Visit, *, xp: Namespace) -> Array:

@@ -31,6 +31,7 @@ class Rows(NamedTuple):
     softcap: float | None
     dtype: Any  # of the computation
     with_lse: bool
+    for_backward: bool = False  # whether what the backward needs is asked for
 
 
 class Value(NamedTuple):

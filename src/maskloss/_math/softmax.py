@@ -60,10 +60,10 @@ def upstream(known: Upstream, out: Forward, xp: Namespace) -> tuple[Array | None
 
 
 def exponentials(x: Array, shift: Array | None, *, xp: Namespace, into: Array | None = None) -> Array:
-    if shift is None:
-        return xp.exp(x) if into is None else xp.exp(x, out=into)
-    shift = xp.expand_dims(shift, axis=-1)
-    return xp.exp(x - shift) if into is None else xp.exp(xp.subtract(x, shift, out=into), out=into)
+    out = {} if into is None else {"out": into}
+    if shift is not None:
+        x = xp.subtract(x, xp.expand_dims(shift, axis=-1), **out)
+    return xp.exp(x, **out)
 
 
 def finite_max(x: Array, *, xp: Namespace) -> Array:
@@ -170,7 +170,7 @@ def backward(
             d_targets = xp.where(rows.class_mask, d_targets, 0.0)
     scale = xp.expand_dims(coefficient / positive(total, xp=xp), axis=-1)
     d_logits: Array = exponentials(x, shift, xp=xp, into=into)
-    d_logits = d_logits * scale if into is None else xp.multiply(d_logits, scale, out=into)
+    d_logits = xp.multiply(d_logits, scale, **({} if into is None else {"out": into}))
     if g_nll is not None:
         d_logits = xp.subtract_at_label(d_logits, rows.labels, g_nll, in_place=into is not None)
     if g_dot is not None:

@@ -190,7 +190,7 @@ def upstream_of(call: Call, terms: Terms) -> Upstream:
 
 
 def adjoints(
-    call: Call, terms: Terms, out: Forward, d: Derivatives, d_targets: Array | None, wanted: frozenset[str]
+    call: Call, terms: Terms, out: Forward, d: Derivatives, d_targets: Array, wanted: frozenset[str]
 ) -> dict[str, Array]:
     """From the derivatives of the reduction and of the rows to those of the arguments around the logits.
 
@@ -202,11 +202,12 @@ def adjoints(
     inputs, eps, xp = call.inputs, call.options.label_smoothing, call.inputs.xp
     gradients = {"weights": d.weights, "denominator": d.denominator}
     class_weights, q = inputs.class_weights, inputs.distribution
+    of_classes: Array = 1.0 if class_weights is None else class_weights
     if not wanted & {"class_weights", "labels"}:
         return gradients
     if q is not None:
         d_masses = xp.expand_dims(d.masses, axis=-1)
-        d_q = ((1.0 - eps) * d_targets + d_masses) * (1.0 if class_weights is None else class_weights)
+        d_q = ((1.0 - eps) * d_targets + d_masses) * of_classes
         gradients["labels"] = d_q if inputs.class_mask is None else xp.where(inputs.class_mask, d_q, 0.0)
         if class_weights is not None:
             unweighted: Array = terms_of(call._replace(inputs=inputs._replace(class_weights=None))).rows.targets
