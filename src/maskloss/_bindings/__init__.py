@@ -85,12 +85,11 @@ def log_probs(call: Call) -> Array:
     return 0.0 - terms.entries_of(call, parts, run(call, SOFTMAX, parts.rows)[0]).losses
 
 
-def values(call: Call, function: RowFunction) -> Array:
+def values(call: Call, function: RowFunction, rows: Rows) -> Array:
     """What a function of one number a row gives of each entry; 0 where not kept."""
-    inputs = call.inputs
-    result = run(call, function, terms.rows_of(call))[0].value
-    return result if inputs.keep is None else inputs.xp.where(inputs.keep, result, 0.0)
+    keep, value = call.inputs.keep, run(call, function, rows)[0].value
+    return value if keep is None else call.inputs.xp.where(keep, value, 0.0)
 
 
 def entropy(call: Call) -> Array:
-    return values(call, ENTROPY)
+    return values(call, ENTROPY, terms.rows_of(call))

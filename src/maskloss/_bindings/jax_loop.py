@@ -83,7 +83,6 @@ class Static(NamedTuple):
     lane: Lane
     softcap: float | None
     dtype: Any
-    with_lse: bool
     chunk_size: int | None
 
 
@@ -100,7 +99,7 @@ class Arrays(NamedTuple):
 def of_projection(lane: Lane, projection: Projection, rows: Rows, answers: Any, known: Any) -> tuple[Any, Any]:
     """What the lane gives of each entry, but what its backward needs alone, and whether its arg-max is its answer."""
     hidden, kernel, bias, chunk_size = projection
-    static = Static(lane, rows.softcap, rows.dtype, rows.with_lse, chunk_size)
+    static = Static(lane, rows.softcap, rows.dtype, chunk_size)
     arrays = Arrays(rows.labels, rows.keep, rows.class_mask, answers, lax.stop_gradient(known))
     given = {"hidden": hidden, "kernel": kernel, "bias": bias, "targets": rows.targets}
     values, right = run(static, *varying_alike((only_transposed(given), arrays), (given, arrays)))
@@ -212,7 +211,8 @@ def chunk_of(chunks: Chunks, places: Any) -> tuple[Any, Any, Rows]:
         # In a row behind the last, a large bias would become 0 * inf.
         logits = logits + jnp.where((places < math.prod(chunks.entries))[:, None], bias[None, :], 0.0)
     targets = taken["targets"] if chunks.of_entries() else chunks.given["targets"]
-    rest = None, static.softcap, static.dtype, static.with_lse
+    # With lse, through which alone the derivative of a backward reaches total.
+    rest = None, static.softcap, static.dtype, True
     return taken, hidden, Rows(logits, taken["labels"], targets, None, taken["class_mask"], *rest)
 
 

@@ -40,7 +40,7 @@ def small_loss(logits: Any, labels: Any, mask: Any, reduction: str) -> Tensor | 
         count = int(mask.count_nonzero())
     if not 0 < count * classes * dtype.itemsize <= BLOCK_BYTES:
         return None
-    if count < y.numel():
+    if mask is not None and count < y.numel():
         kept = mask.reshape(-1).nonzero().squeeze(1)
     if x.dim() != 2:
         x, y = x.reshape(-1, classes), y.reshape(-1)
