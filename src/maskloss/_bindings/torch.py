@@ -164,7 +164,8 @@ class _Chunks(torch.autograd.Function):
         nothing = (None,) * (7 + len(TENSORS) + len(OTHERS))
         if all(x is None for x in g):
             return nothing
-        tensors, out = ctx.saved_tensors[: 3 + len(TENSORS)], ctx.saved_tensors[3 + len(TENSORS) :]
+        saved = ctx.saved_tensors  # once: checkpoint counts
+        tensors, out = saved[: 3 + len(TENSORS)], saved[3 + len(TENSORS) :]
         (projection, rows), parts = _projected(ctx, tensors), _needed(ctx)
         # Not kept for a second backward: what autograd adds to a gradient of a parameter would be added to these.
         made, ctx.made = ctx.made, None

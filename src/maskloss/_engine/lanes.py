@@ -90,7 +90,7 @@ def walked_backward(
             into=workspace,
         )
         write_rows(d_logits, visit.kept, start, stop, d_block, xp=xp)
-        if d_targets is not None:
+        if d_targets is not None and d_targets_block is not None:
             d_targets = add_targets(d_targets, visit, start, stop, d_targets_block, xp=xp)
     give_back(walk.held)
     if d_targets is not None and targets is not None:
