@@ -124,7 +124,7 @@ def of_logits(lane: Lane, rows: Rows, *, xp: Namespace) -> Any:
     variables = [x for x in (rows.logits, rows.targets) if x is not None]
     is_traced, is_variable = any(xp.is_tracer(x) for x in variables), differentiated(*variables)
     if not is_traced:
-        rows = located(rows, read=xp.reads_without_sync(rows.logits), xp=xp)
+        rows = located(rows, rows.logits, xp=xp)
         if not is_variable:
             return lane.forward(rows, xp)
     # With lse, whose own derivative a second one needs.
@@ -240,7 +240,7 @@ def of_projection(
             return of_logits(lane, rows, xp=xp)
 
         return chunked.from_all_logits(projection, rows, of_rows, TRACED, answers=answers, xp=xp)
-    rows = located(rows, read=xp.may_wait(hidden), xp=xp)
+    rows = located(rows, hidden, waits=True, xp=xp)
     with as_asked(hidden):
         if not differentiated(*variables):
             return chunked.forward(lane, projection, rows, answers=answers, xp=xp)

@@ -116,10 +116,10 @@ def both(
     lane: Lane, rows: Rows, known: Any, *, targets_too: bool, xp: Namespace, d_logits: Array | None = None
 ) -> tuple[Any, Array, Array | None]:
     """forward and backward, of what is known of the upstream gradient before the loss."""
-    rows = located(rows, read=xp.reads_without_sync(rows.logits) and xp.may_wait(rows.logits), xp=xp)
     made = None if lane.both is None else lane.both(rows, known, xp=xp, d_logits=d_logits)
     if made is not None:
         return *made, None
-    out = lane.forward(rows._replace(for_backward=True), xp)
+    rows = located(rows._replace(for_backward=True), rows.logits, xp=xp)
+    out = lane.forward(rows, xp)
     g = lane.function.upstream(known, out, xp)
     return out, *lane.backward(rows, out, g, targets_too=targets_too, xp=xp, d_logits=d_logits)

@@ -98,7 +98,7 @@ def chunk_length(projection: Projection, visited: int, itemsize: int, *, on_cpu:
 def plan_of(projection: Projection, rows: Rows, *, xp: Namespace) -> Plan:
     hidden, kernel, bias, _ = projection
     # To wait for a device costs less than to multiply what does not count.
-    rows = located(rows, read=xp.may_wait(hidden), xp=xp)
+    rows = located(rows, hidden, waits=True, xp=xp)
     visit = visit_of(rows, tuple(hidden.shape[:-1]), xp=xp)
     itemsize = 8 if rows.dtype == xp.float64 else 4
     length = chunk_length(projection, visit.visited, itemsize, on_cpu=xp.reads_without_sync(hidden))

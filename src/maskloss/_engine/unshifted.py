@@ -162,7 +162,8 @@ def backward(
 
 def both(rows: Rows, known: Upstream, *, xp: Namespace, d_logits: Array | None) -> tuple[Forward, Array] | None:
     """Each exponential is computed once: for class indices alone, in arrays that can be written to."""
-    if known.nll is None or known.dot is not None or known.squared_lse is not None:
+    covers = known.dot is known.squared_lse is rows.class_mask is rows.softcap is None and xp.has_out
+    if not covers or known.nll is None:
         return None
     walk = walk_of(rows, xp=xp)
     g = take_entries(known.nll, walk.visit.kept, xp=xp)

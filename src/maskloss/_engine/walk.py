@@ -57,12 +57,14 @@ class Walk(NamedTuple):
         return spans(self.visit.visited, self.length)
 
 
-def located(rows: Rows, *, read: bool, xp: Namespace) -> Rows:
+def located(rows: Rows, like: Array, *, waits: bool = False, xp: Namespace) -> Rows:
     """The rows with the places of the kept ones, where Python may read them: once for a forward and its backward.
 
     Elsewhere than in NumPy's and torch's memory, how many are kept is known after a sync, or never.
     """
-    if rows.keep is None or rows.kept is not None or not read:
+    if rows.keep is None or rows.kept is not None:
+        return rows
+    if not xp.may_wait(like) or not (waits or xp.reads_without_sync(like)):
         return rows
     kept = xp.nonzero(rows.keep if rows.keep.ndim == 1 else xp.reshape(rows.keep, (-1,)))[0]
     return rows._replace(keep=None) if kept.shape[0] == math.prod(rows.keep.shape) else rows._replace(kept=kept)
@@ -89,7 +91,7 @@ def walk_of(rows: Rows, *, xp: Namespace) -> Walk:
     logits: Array = rows.logits
     *entries, classes = logits.shape
     on_cpu = xp.reads_without_sync(logits)
-    rows = located(rows, read=on_cpu and xp.may_wait(logits), xp=xp)
+    rows = rows if rows.keep is None else located(rows, logits, xp=xp)
     visit = visit_of(rows, tuple(entries), xp=xp)
     row_bytes = classes * (8 if rows.dtype == xp.float64 else 4)
     length = max(1, min(visit.visited, (BLOCK_BYTES if on_cpu else ACCELERATOR_BLOCK_BYTES) // row_bytes))
