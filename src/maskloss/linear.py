@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from . import _bindings, _call
+from . import _bindings
+from ._arguments import Reduction
 from ._arrays import Array, on_arrays
-from ._inputs import NO_LABELS, Reduction
+from ._call import Options, of_projection
+from ._inputs import Given
 from ._linear import ChunkSizeWarning as ChunkSizeWarning
 
 
@@ -87,27 +89,10 @@ def linear_cross_entropy(
     >>> print(round(float(loss), 6))  # log 4
     1.386294
     """
-    call = _call.of_projection(
-        hidden,
-        kernel,
-        labels,
-        bias=bias,
-        kernel_layout=kernel_layout,
-        chunk_size=chunk_size,
-        mask=mask,
-        weights=weights,
-        class_weights=class_weights,
-        class_mask=class_mask,
-        ignore_index=ignore_index,
-        label_smoothing=label_smoothing,
-        z_loss=z_loss,
-        softcap=softcap,
-        reduction=reduction,
-        denominator=denominator,
-        with_stats=with_stats,
-        validate=validate,
-        implementation=implementation,
-    )
+    projection = hidden, kernel, bias, kernel_layout, chunk_size
+    given = Given(labels, mask, weights, class_weights, class_mask, ignore_index, validate)
+    options = Options(label_smoothing, z_loss, softcap)
+    call = of_projection(projection, given, options, reduction, denominator, with_stats, implementation)
     return _bindings.loss(call)
 
 
@@ -156,20 +141,9 @@ def linear_label_log_probs(
     >>> print(np.exp(ml.linear_label_log_probs(hidden, kernel, np.asarray([1]))))
     [0.75]
     """
-    call = _call.of_projection(
-        hidden,
-        kernel,
-        labels,
-        bias=bias,
-        kernel_layout=kernel_layout,
-        chunk_size=chunk_size,
-        mask=mask,
-        class_mask=class_mask,
-        ignore_index=ignore_index,
-        softcap=softcap,
-        validate=validate,
-    )
-    return _bindings.log_probs(call)
+    projection = hidden, kernel, bias, kernel_layout, chunk_size
+    given = Given(labels, mask, class_mask=class_mask, ignore_index=ignore_index, validate=validate)
+    return _bindings.log_probs(of_projection(projection, given, Options(softcap=softcap)))
 
 
 @on_arrays
@@ -214,15 +188,6 @@ def linear_entropy(
     >>> print(np.round(ml.linear_entropy(hidden, kernel), 6))  # log 2
     [0.693147]
     """
-    call = _call.of_projection(
-        hidden,
-        kernel,
-        NO_LABELS,
-        bias=bias,
-        kernel_layout=kernel_layout,
-        chunk_size=chunk_size,
-        mask=mask,
-        class_mask=class_mask,
-        softcap=softcap,
-    )
+    projection = hidden, kernel, bias, kernel_layout, chunk_size
+    call = of_projection(projection, Given(mask=mask, class_mask=class_mask), Options(softcap=softcap))
     return _bindings.entropy(call)
