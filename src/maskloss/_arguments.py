@@ -107,8 +107,27 @@ def check_axis(axis: Any, ndim: int) -> int:
     return index % ndim
 
 
-def array_of(name: str, x: Any) -> tuple[Array, str, Namespace]:
-    """A plain dense array of a known library and of a dtype of KINDS, with the name of that and its namespace."""
+class Like(NamedTuple):
+    """The array that decides library, device and dtype for all the others."""
+
+    name: str
+    array: Array
+    xp: Namespace
+    dtype: Any = None  # of the computation: float32 for half precision
+
+    def place(self, x: Array, own: Namespace, dtype: Any, shape: Shape) -> Array:
+        """A checked array; converted in its own library, as JAX without x64 truncates what it is given."""
+        xp = self.xp
+        x = xp.astype(x, dtype, copy=False) if own is xp else xp.asarray(x.astype(dtype))
+        return x if x.shape == shape else xp.broadcast_to(x, shape)
+
+    def number(self, value: Any, dtype: Any, shape: Shape) -> Array:
+        """A number as an array, which is made where it will be: no copy is waited for."""
+        return self.xp.broadcast_to(self.xp.filled((), value, dtype, self.array), shape)
+
+
+def array_of(name: str, x: Any, like: Like | None) -> tuple[Array, str, Namespace]:
+    """A plain dense array of a known library, its dtype's name and its namespace: each accepted beside `like`."""
     xp = namespace_of(x)
     if xp is None:
         x = as_array(x)
@@ -122,47 +141,22 @@ def array_of(name: str, x: Any) -> tuple[Array, str, Namespace]:
     kind = dtype_name(x)
     if kind == "object":
         fail(TypeError, name, describe(x), "object arrays are not accepted; convert it to a numeric dtype")
+    if like is not None and xp is like.xp:
+        conflict = xp.conflict(x, like.array)
+        if conflict is not None:
+            error, given, other, mend = conflict
+            fail(error, name, f"{given} beside {like.name} {other}", mend)
+    elif like is not None and xp.name not in like.xp.welcome:
+        given = f"a {LIBRARIES[xp.name]} array beside {LIBRARIES[like.xp.name]} {like.name}"
+        fail(TypeError, name, given, f"convert it to {LIBRARIES[like.xp.name]}")
     kinds, accepted = KINDS.get(name, FLOATING)
     if kind not in kinds:
         fail(TypeError, name, describe(x), accepted)
     return x, kind, xp
 
 
-class Like(NamedTuple):
-    """The array that decides library, device and dtype for all the others."""
-
-    name: str
-    array: Array
-    xp: Namespace
-    dtype: Any = None  # of the computation: float32 for half precision
-
-    def check(self, name: str, x: Any) -> tuple[Array, str, Namespace]:
-        """array_of, of this library and on this device; beside JAX's, NumPy's are welcome."""
-        x, kind, xp = array_of(name, x)
-        if xp is not self.xp:
-            if xp.name in self.xp.welcome:
-                return x, kind, xp
-            given = f"a {LIBRARIES[xp.name]} array beside {LIBRARIES[self.xp.name]} {self.name}"
-            fail(TypeError, name, given, f"convert it to {LIBRARIES[self.xp.name]}")
-        conflict = xp.conflict(x, self.array)
-        if conflict is not None:
-            error, given, other, mend = conflict
-            fail(error, name, f"{given} beside {self.name} {other}", mend)
-        return x, kind, xp
-
-    def place(self, x: Array, own: Namespace, dtype: Any, shape: Shape) -> Array:
-        """A checked array; converted in its own library, as JAX without x64 truncates what it is given."""
-        xp = self.xp
-        x = xp.astype(x, dtype, copy=False) if own is xp else xp.asarray(x.astype(dtype))
-        return x if x.shape == shape else xp.broadcast_to(x, shape)
-
-    def number(self, value: Any, dtype: Any, shape: Shape) -> Array:
-        """A number as an array, which is made where it will be: no copy is waited for."""
-        return self.xp.broadcast_to(self.xp.filled((), value, dtype, self.array), shape)
-
-
 def floating_like(name: str, x: Any) -> Like:
-    x, kind, xp = array_of(name, x)
+    x, kind, xp = array_of(name, x, None)
     return Like(name, x, xp, xp.float32 if kind in HALVES else x.dtype)
 
 
@@ -217,7 +211,7 @@ def to_mask(mask: Any, shape: Shape, what: str, like: Like, validate: Any = "aut
         if value not in (0, 1):
             raise ValueError(f"mask is {value}; it must be bool or integer 0/1")
         return like.number(bool(value), xp.bool, shape), None
-    x, kind, own = like.check("mask", mask)
+    x, kind, own = array_of("mask", mask, like)
     check_broadcasts("mask", x, shape, what, like)
     if kind != "bool":
         # Looked at in its own library: JAX without x64 would make 0 of a NumPy 2**32.
@@ -245,7 +239,7 @@ def to_class_mask(class_mask: Any, full_shape: Shape, at: int, like: Like) -> Ar
         return xp.moved_axis(like.number(value, xp.bool, full_shape), at, -1)
     if value is not None:
         fail(TypeError, "class_mask", describe(class_mask), KINDS["class_mask"][1])
-    x, _, own = like.check("class_mask", class_mask)
+    x, _, own = array_of("class_mask", class_mask, like)
     check_broadcasts("class_mask", x, full_shape, "logits", like)
     return xp.moved_axis(like.place(x, own, xp.bool, full_shape), at, -1)
 
@@ -253,7 +247,7 @@ def to_class_mask(class_mask: Any, full_shape: Shape, at: int, like: Like) -> Ar
 def to_weights(name: str, weights: Any, like: Like, shape: Shape, what: str) -> Array:
     if number_of(weights) is not None:
         return like.number(check_number(name, weights, like.dtype, like.xp), like.dtype, shape)
-    x, _, own = like.check(name, weights)
+    x, _, own = array_of(name, weights, like)
     check_broadcasts(name, x, shape, what, like)
     return like.place(x, own, like.dtype, shape)
 
@@ -268,7 +262,7 @@ def to_denominator(denominator: Any, reduction: str, like: Like) -> Array | None
         return None
     if not reduction.startswith("mean"):
         fail(ValueError, "denominator", describe(denominator), f"reduction {reduction!r} has no divisor to replace")
-    if number_of(denominator) is None and like.check("denominator", denominator)[0].ndim:
+    if number_of(denominator) is None and array_of("denominator", denominator, like)[0].ndim:
         fail(ValueError, "denominator", describe(denominator), "it must be a number or a 0-d array")
     return to_weights("denominator", denominator, like, (), "a number")
 
@@ -276,7 +270,7 @@ def to_denominator(denominator: Any, reduction: str, like: Like) -> Array | None
 def check_labels(
     labels: Any, ignore_index: Any, full_shape: Shape, at: int, like: Like
 ) -> tuple[Array, str, Namespace]:
-    """Like.check of labels: integers of the entries' shape, or floating and of the logits' shape."""
+    """array_of labels: integers of the entries' shape, or floating and of the logits' shape."""
     entries, value = full_shape[:at] + full_shape[at + 1 :], number_of(labels)
     if value is not None:
         if isinstance(value, bool) or not isinstance(value, Integral):
@@ -285,7 +279,7 @@ def check_labels(
             fail(ValueError, "labels", value, "class indices must be held by int64")
         labels = like.xp.index_of(int(value), like.array)
     # NumPy labels beside JAX logits stay NumPy's until to_indices has seen all their digits.
-    x, kind, own = like.check("labels", labels)
+    x, kind, own = array_of("labels", labels, like)
     given = tuple(x.shape)
     if kind in FLOATS:
         if ignore_index is not None:

@@ -55,10 +55,10 @@ def of_projection(
     hidden, xp, wide = like.array, like.xp, like.dtype == like.xp.float64
     if hidden.ndim == 0:
         fail(ValueError, "hidden", describe(hidden), "it needs a last axis of features: at least one dimension")
-    kernel, kind, own = like.check("kernel", kernel)
+    kernel, kind, own = _arguments.array_of("kernel", kernel, like)
     wide, kernel = wide or kind == "float64", kernel if own is xp else xp.asarray(kernel)
     if bias is not None:
-        bias, kind, own = like.check("bias", bias)
+        bias, kind, own = _arguments.array_of("bias", bias, like)
         wide, bias = wide or kind == "float64", bias if own is xp else xp.asarray(bias)
     _arguments.check_kernel(kernel, hidden.shape[-1], layout)
     if layout == "dv":

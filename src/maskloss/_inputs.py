@@ -64,7 +64,7 @@ def prepare(like: Like, logits: Array | None, full_shape: Shape, at: int, what: 
         weights = _arguments.to_weights("weights", weights, like, entries, what)
         keep = conjunction(keep, weights != 0)
     if class_weights is not None:
-        class_weights, _, own_weights = like.check("class_weights", class_weights)
+        class_weights, _, own_weights = _arguments.array_of("class_weights", class_weights, like)
         _arguments.check_per_class("class_weights", class_weights, classes, "weight")
         class_weights = like.place(class_weights, own_weights, like.dtype, (classes,))
 

@@ -70,10 +70,8 @@ def linear_cross_entropy(
 
     Raises
     ------
-    TypeError
-        An argument of a wrong kind, dtype or library.
-    ValueError
-        An argument of a wrong shape, value or device, and as :func:`cross_entropy`.
+    TypeError, ValueError
+        As :func:`cross_entropy`.
 
     Notes
     -----
@@ -119,7 +117,7 @@ def linear_label_log_probs(
     Parameters
     ----------
     hidden, kernel, bias, kernel_layout, chunk_size
-        As in :func:`linear_cross_entropy`.
+        As in :func:`linear_cross_entropy`, and so are the errors.
     labels, mask, class_mask, ignore_index, softcap, validate
         As in :func:`label_log_probs`.
 
@@ -127,11 +125,6 @@ def linear_label_log_probs(
     -------
     array
         Of the entries' shape; float32, or float64 where an argument of the projection is.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As :func:`linear_cross_entropy`.
 
     Examples
     --------
@@ -166,7 +159,7 @@ def linear_entropy(
     Parameters
     ----------
     hidden, kernel, bias, kernel_layout, chunk_size
-        As in :func:`linear_cross_entropy`.
+        As in :func:`linear_cross_entropy`, and so are the errors.
     mask, class_mask, softcap
         As in :func:`entropy`.
 
@@ -174,11 +167,6 @@ def linear_entropy(
     -------
     array
         Of the entries' shape; float32, or float64 where an argument of the projection is.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As :func:`linear_cross_entropy`.
 
     Examples
     --------

@@ -150,7 +150,8 @@ def label_log_probs(
     Parameters
     ----------
     logits : array, shape (..., C), real floating
-        As in :func:`cross_entropy`, and so are `mask`, `class_mask`, `ignore_index`, `softcap`, `axis` and `validate`.
+        As in :func:`cross_entropy`, and so are `mask`, `class_mask`, `ignore_index`, `softcap`, `axis`, `validate` and
+        the errors.
     labels : array
         Class indices of the entries' shape; or, floating and of the logits' shape, distributions :math:`q`, which give
         :math:`\sum_c q_c \log p_c`.
@@ -159,11 +160,6 @@ def label_log_probs(
     -------
     array
         Of the entries' shape; float32 for half precision, else of the logits' dtype.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As :func:`cross_entropy`.
 
     Examples
     --------
@@ -192,17 +188,12 @@ def entropy(
     Parameters
     ----------
     logits : array, shape (..., C), real floating
-        As in :func:`cross_entropy`, and so are `mask`, `class_mask`, `softcap` and `axis`.
+        As in :func:`cross_entropy`, and so are `mask`, `class_mask`, `softcap`, `axis` and the errors.
 
     Returns
     -------
     array
         Of the entries' shape; float32 for half precision, else of the logits' dtype. A class of probability 0 adds 0.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As :func:`cross_entropy`.
 
     Examples
     --------

@@ -18,16 +18,13 @@ class _Values(NamedTuple):
     """The array of one call, 0 where not kept, in the dtype of the computation; keep and weights of its shape."""
 
     like: Like
+    xp: Namespace
     x: Array
     keep: Array | None
     weights: Array | None
     axes: tuple[int, ...]
     keepdims: bool
     empty: float  # the result of nothing
-
-    @property
-    def xp(self) -> Namespace:
-        return self.like.xp
 
     def total(self, x: Array, keepdims: bool | None = None) -> Array:
         return self.xp.sum_over(x, self.axes, keepdims=self.keepdims if keepdims is None else keepdims)
@@ -73,7 +70,7 @@ def _values(
     x = xp.astype(x, like.dtype, copy=False)
     x = x if keep is None else xp.where(keep, x, 0.0)
     x = x if invalid is None else x * xp.where(invalid, math.nan, xp.ones_like(x))
-    return _Values(like, x, keep, weights, axes, keepdims, empty)
+    return _Values(like, xp, x, keep, weights, axes, keepdims, empty)
 
 
 @on_arrays
@@ -211,8 +208,7 @@ def _variance(v: _Values, correction: Any) -> tuple[Array, Array]:
     """The variance, and where its divisor is not positive, so that there is none (and 0 is returned)."""
     xp, units = v.xp, v.units()
     correction = check_number("correction", correction)
-    mean = quotient(v.total(units * v.x, True), v.total(units, True), xp=xp)
-    deviation = v.selected(v.x - mean, 0.0)
+    deviation = v.selected(v.x - quotient(v.total(units * v.x, True), v.total(units, True), xp=xp), 0.0)
     divisor = v.total(units) - correction
     undefined = divisor <= 0
     return quotient(v.total(units * deviation * deviation), xp.where(undefined, 0.0, divisor), xp=xp), undefined
@@ -266,7 +262,7 @@ def masked_min(
 
 def _extremum(v: _Values, sign: float) -> Array:
     """sign * max(sign * x): with sign -1 the minimum."""
-    x, dtype = v.like.array, dtype_name(v.like.array)
+    dtype = dtype_name(v.like.array)
     if math.isfinite(v.empty) and abs(v.empty) > LARGEST_HALF.get(dtype, math.inf):
         accepted = f"{dtype}, the dtype of x and of the result, holds finite numbers up to {LARGEST_HALF[dtype]:.4g}"
         fail(ValueError, "empty", v.empty, accepted)
@@ -275,7 +271,7 @@ def _extremum(v: _Values, sign: float) -> Array:
     else:
         largest = v.xp.max(v.selected(sign * v.x, -math.inf), axis=v.axes, keepdims=v.keepdims)
         result = v.unless_empty(sign * largest)
-    return v.xp.astype(result, x.dtype, copy=False)
+    return v.xp.astype(result, v.like.array.dtype, copy=False)
 
 
 @on_arrays
@@ -299,8 +295,6 @@ def masked_logsumexp(
     1000.0
     """
     v = _values(x, mask, axis, keepdims, None, empty)
-    if v.has_empty_axis():
-        return v.total(v.x) + v.empty
     _, shift, total = _shifted(v)
     nothing = total == 0
     lse = v.xp.where(nothing, -math.inf, shift + v.xp.log(v.xp.where(nothing, 1.0, total)))
@@ -311,10 +305,22 @@ def _shifted(v: _Values) -> tuple[Array, Array, Array]:
     """x - shift, -inf where not kept; shift = max x; sum exp(x - shift): the last two with the axes kept."""
     xp = v.xp
     x = v.selected(v.x, -math.inf)
+    if v.has_empty_axis():
+        zeros = v.total(x, True)
+        return x, zeros, zeros
     shift = xp.stop_gradient(xp.max(x, axis=v.axes, keepdims=True))
     # An infinite or NaN shift would make inf - inf of the row; 0 leaves what it holds to show itself.
     shift = xp.where(xp.isfinite(shift), shift, 0.0)
     return x - shift, shift, v.total(xp.exp(x - shift), True)
+
+
+def _softmax_of(x: Any, mask: Any, axis: Any) -> tuple[_Values, Array, Array]:
+    """_values along one axis; x - max x, and the sum of its exponentials, 1 where that is of nothing."""
+    if axis is None or isinstance(axis, tuple):
+        fail(TypeError, "axis", describe(cast(object, axis)), "it must be one axis, an integer")
+    v = _values(x, mask, axis, True)
+    shifted, _, total = _shifted(v)
+    return v, shifted, v.xp.where(total == 0, 1.0, total)
 
 
 @on_arrays
@@ -336,11 +342,8 @@ def masked_softmax(x: Array, mask: Any = None, *, axis: int = -1) -> Array:
     [[0.5 0.5 0. ]
      [0.  0.  0. ]]
     """
-    v = _one_axis(x, mask, axis)
-    if v.has_empty_axis():
-        return v.x
-    shifted, _, total = _shifted(v)
-    return v.selected(v.xp.exp(shifted) / v.xp.where(total == 0, 1.0, total), 0.0)
+    v, shifted, total = _softmax_of(x, mask, axis)
+    return v.selected(v.xp.exp(shifted) / total, 0.0)
 
 
 @on_arrays
@@ -359,17 +362,8 @@ def masked_log_softmax(x: Array, mask: Any = None, *, axis: int = -1) -> Array:
     >>> print(ml.masked_log_softmax(np.asarray([2.0, np.inf]), np.asarray([True, False])))
     [  0. -inf]
     """
-    v = _one_axis(x, mask, axis)
-    if v.has_empty_axis():
-        return v.x
-    shifted, _, total = _shifted(v)
-    return v.selected(shifted - v.xp.log(v.xp.where(total == 0, 1.0, total)), -math.inf)
-
-
-def _one_axis(x: Any, mask: Any, axis: Any) -> _Values:
-    if axis is None or isinstance(axis, tuple):
-        fail(TypeError, "axis", describe(cast(object, axis)), "it must be one axis, an integer")
-    return _values(x, mask, axis, True)
+    v, shifted, total = _softmax_of(x, mask, axis)
+    return v.selected(shifted - v.xp.log(total), -math.inf)
 
 
 @on_arrays

@@ -136,8 +136,8 @@ MUTANTS = [
     Mutant(
         "NumPy labels converted before the check",
         "_arguments.py",
-        'x, kind, own = like.check("labels", labels)',
-        'x, kind, own = like.check("labels", like.xp.asarray(labels, dtype=like.xp.int32))',
+        'x, kind, own = array_of("labels", labels, like)',
+        'x, kind, own = array_of("labels", like.xp.asarray(labels, dtype=like.xp.int32), like)',
         "JAX without x64 truncates 2**40 to 0, which is a class",
         refusals("NumPy's label of 2**40", backend="jax-x32"),
         "jax-x32",
@@ -171,8 +171,8 @@ MUTANTS = [
     Mutant(
         "NumPy arrays beside torch logits",
         "_arguments.py",
-        "if xp.name in self.xp.welcome:",
-        'if xp.name == "numpy":',
+        "xp.name not in like.xp.welcome:",
+        'xp.name != "numpy":',
         "another library's arrays are converted without a word",
         refusals("NumPy mask", backend="torch"),
         "torch",
