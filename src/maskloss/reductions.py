@@ -39,8 +39,7 @@ class _Values(NamedTuple):
         return x if self.keep is None else self.xp.where(self.keep, x, otherwise)
 
     def unless_empty(self, result: Array) -> Array:
-        kept_some = self.xp.any(self.kept(), axis=self.axes, keepdims=self.keepdims)
-        return self.xp.where(kept_some, result, self.empty)
+        return self.xp.where(self.xp.any(self.kept(), axis=self.axes, keepdims=self.keepdims), result, self.empty)
 
     def has_empty_axis(self) -> bool:
         """No library takes the maximum of an axis of length 0; a sum over it is 0, and connected to the gradient."""
@@ -57,9 +56,7 @@ def _values(
     axes = tuple([check_axis(one, x.ndim) for one in given])
     if len(set(axes)) < len(axes):
         fail(ValueError, "axis", repr(given), "it names one axis twice")
-    keep = invalid = None
-    if mask is not None:
-        keep, invalid = _arguments.to_mask(mask, shape, name, like)
+    keep, invalid = (None, None) if mask is None else _arguments.to_mask(mask, shape, name, like)
     if weights is not None:
         weights = _arguments.to_weights("weights", weights, like, shape, name)
         keep = conjunction(keep, weights != 0)
