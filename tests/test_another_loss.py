@@ -14,6 +14,7 @@ from backends import asarray, settings, to_numpy
 
 from maskloss import _bindings, _call
 from maskloss._arrays import on_arrays
+from maskloss._inputs import Given
 from maskloss._math import terms
 from maskloss._math.rows import RowFunction, Value, selected_logits, selected_targets, through_selection
 
@@ -49,13 +50,13 @@ BINARY = RowFunction(Value, forward, backward, tangents)
 
 @on_arrays
 def binary_cross_entropy(logits, labels, **options):
-    call = _call.of_logits(logits, labels, **options)
+    call = _call.of_logits(logits, -1, Given(labels, **options))
     return _bindings.values(call, BINARY, terms.rows_of(call)._replace(targets=call.inputs.distribution))
 
 
 @on_arrays
-def linear_binary_cross_entropy(hidden, kernel, labels, **options):
-    call = _call.of_projection(hidden, kernel, labels, kernel_layout="vd", **options)
+def linear_binary_cross_entropy(hidden, kernel, labels, *, chunk_size, **options):
+    call = _call.of_projection((hidden, kernel, None, "vd", chunk_size), Given(labels, **options))
     return _bindings.values(call, BINARY, terms.rows_of(call)._replace(targets=call.inputs.distribution))
 
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from .._arguments import choose_implementation, fail, reason_not_run
 from .._arrays import Array, Namespace
 from .._call import Call
 from .._capabilities import LIBRARIES
 from .._engine import projection as chunked
-from .._inputs import choose_implementation, fail, reason_not_run
 from .._math import terms
 from .._math.entropy import ENTROPY
 from .._math.rows import RowFunction, Rows

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from .._arguments import fail
 from .._arrays import Namespace
 from .._arrays.torch import applied, as_asked, has_tangent, in_forward_mode, product, xp
 from .._engine import projection as chunked
@@ -14,7 +15,6 @@ from .._engine.lanes import Lane
 from .._engine.projection import Projection
 from .._engine.unshifted import lane_of
 from .._engine.walk import located
-from .._inputs import fail
 from .._math.rows import RowFunction, Rows
 from .torch_small import small_loss as small_loss
 from .way import Way
