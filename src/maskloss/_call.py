@@ -84,8 +84,10 @@ def checked(
     label_smoothing, z_loss, softcap = options
     dtype, xp = inputs.dtype, inputs.xp
     _arguments.check_choice(reduction=reduction, with_stats=with_stats)
-    z_loss = _arguments.check_number("z_loss", z_loss, dtype, xp)
-    label_smoothing = _arguments.check_number("label_smoothing", label_smoothing, dtype, xp)
+    if type(z_loss) is not float or z_loss:
+        z_loss = _arguments.check_number("z_loss", z_loss, dtype, xp)
+    if type(label_smoothing) is not float or label_smoothing:
+        label_smoothing = _arguments.check_number("label_smoothing", label_smoothing, dtype, xp)
     if softcap is not None:
         softcap = _arguments.check_number("softcap", softcap, dtype, xp)
     denominator = _arguments.to_denominator(denominator, reduction, inputs.like)

@@ -13,7 +13,7 @@ from .._engine.projection import Projection
 from .._engine.unshifted import UNSHIFTED, lane_of
 from .._math import terms
 from .._math.rows import Rows
-from .._reduce import reduction_derivatives
+from .._reduce import reduce_entries, reduction_derivatives
 from ..stats import LossStats
 from .way import Way
 
@@ -46,6 +46,9 @@ def value_and_gradients(call: Call, wanted: frozenset[str]) -> tuple[Array, dict
         out, right, gradients = chunked.both(UNSHIFTED, projection, parts.rows, known, asked, answers=answers, xp=xp)
         d_targets = gradients.get("targets")
     entries = terms.entries_of(call, parts, out)
-    value, derivatives = reduction_derivatives(entries, call.reduction, call.denominator, xp=xp)
-    gradients |= terms.adjoints(call, parts, out, derivatives, d_targets, wanted)
+    if wanted & terms.AROUND:
+        value, derivatives = reduction_derivatives(entries, call.reduction, call.denominator, xp=xp)
+        gradients |= terms.adjoints(call, parts, out, derivatives, d_targets, wanted)
+    else:
+        value = reduce_entries(entries, call.reduction, call.denominator, xp=xp)
     return value, gradients, None if right is None else terms.stats_of(call, entries, out, right)

@@ -22,6 +22,7 @@ from .walk import (
     give_back,
     gradient_like,
     joined,
+    spans,
     take_entries,
     taken,
     walk_of,
@@ -128,7 +129,7 @@ def forward(rows: Rows, xp: Namespace) -> Forward:
     walk = walk_of(rows, xp=xp)
     pieces: list[Sums] = []
     shifts = rows.targets is not None or not walk.on_cpu
-    for start, stop in walk.spans():
+    for start, stop in spans(walk.visit.visited, walk.length):
         sums, _, shifts = block_sums(walk, start, stop, shifts, None, xp=xp)
         pieces.append(sums)
     give_back(walk.held)
@@ -150,7 +151,7 @@ def backward(
     scale = sum_of(g_nll, g_lse) / (total if shift is None else softmax.positive(total, xp=xp))
     d_logits = gradient_like(rows.logits, visit.kept, xp=xp) if d_logits is None else d_logits
     in_place = is_in_place(walk, d_logits)
-    for start, stop in walk.spans():
+    for start, stop in spans(walk.visit.visited, walk.length):
         x, workspace = block_logits(walk, start, stop, xp=xp)
         terms = d_logits[start:stop] if in_place and d_logits is not None else workspace
         of_block = None if g_nll is None else g_nll[start:stop]
@@ -175,11 +176,11 @@ def both(rows: Rows, known: Upstream, *, xp: Namespace, d_logits: Array | None) 
     labels = label_logits(walk, xp=xp)  # before the gradient may take their place
     pieces: list[Sums] = []
     shifts = not walk.on_cpu
-    for start, stop in walk.spans():
+    for start, stop in spans(walk.visit.visited, walk.length):
         sums, terms, shifts = block_sums(walk, start, stop, shifts, d_logits if in_place else None, xp=xp)
         pieces.append(sums)
         of_block = g[start:stop]
-        scale = of_block / softmax.positive(sums.total, xp=xp)
+        scale = of_block / (sums.total if sums.shift is None else softmax.positive(sums.total, xp=xp))
         finish_gradient(walk, start, stop, terms, scale, of_block, None if in_place else d_logits, xp=xp)
     give_back(walk.held)
     return assembled(walk, labels, pieces, xp=xp), xp.reshape(d_logits, rows.logits.shape)

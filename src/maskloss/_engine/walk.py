@@ -53,9 +53,6 @@ class Walk(NamedTuple):
     workspace: Array | None
     is_plain: bool  # the logits enter the softmax as they are, and a workspace is there to compute in
 
-    def spans(self) -> list[tuple[int, int]]:
-        return spans(self.visit.visited, self.length)
-
 
 def located(rows: Rows, like: Array, *, waits: bool = False, xp: Namespace) -> Rows:
     """The rows with the places of the kept ones, where Python may read them: once for a forward and its backward.
@@ -91,7 +88,7 @@ def walk_of(rows: Rows, *, xp: Namespace) -> Walk:
     logits: Array = rows.logits
     *entries, classes = logits.shape
     on_cpu = xp.reads_without_sync(logits)
-    rows = rows if rows.keep is None else located(rows, logits, xp=xp)
+    rows = rows if rows.keep is None else located(rows, logits, waits=on_cpu, xp=xp)
     visit = visit_of(rows, tuple(entries), xp=xp)
     row_bytes = classes * (8 if rows.dtype == xp.float64 else 4)
     length = max(1, min(visit.visited, (BLOCK_BYTES if on_cpu else ACCELERATOR_BLOCK_BYTES) // row_bytes))
@@ -132,7 +129,9 @@ def give_back(held: tuple[Any, Array, Array] | None) -> None:
 
 def spans(visited: int, length: int) -> list[tuple[int, int]]:
     """Start and stop of each block; of nothing, one block of no row."""
-    return [(start, min(start + length, visited)) for start in range(0, visited or 1, length)]
+    if visited <= length:
+        return [(0, visited)]
+    return [(start, min(start + length, visited)) for start in range(0, visited, length)]
 
 
 def take_entries(x: Array, kept: Array | None, *, xp: Namespace) -> Array:

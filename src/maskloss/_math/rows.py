@@ -7,9 +7,7 @@ None allocates. A block that fits the cache then costs no memory traffic, where 
 
 from __future__ import annotations
 
-import functools
 import math
-import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -120,8 +118,10 @@ def selected_targets(rows: Rows, *, xp: Namespace) -> Array:
 
 def sum_of(*terms: Array | None) -> Array:
     """Of those that are not None; None where all are."""
-    given = [term for term in terms if term is not None]
-    return functools.reduce(operator.add, given) if given else None
+    total = None
+    for term in terms:
+        total = term if total is None else total if term is None else total + term
+    return total
 
 
 def is_largest(rows: Rows, answers: Array, *, xp: Namespace) -> Array:

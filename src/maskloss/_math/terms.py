@@ -31,6 +31,9 @@ from ..stats import LossStats
 from .rows import Rows, is_largest, sum_of
 from .softmax import Forward, Upstream
 
+# Arguments around the logits that a loss has a derivative by.
+AROUND = frozenset(("labels", "weights", "class_weights", "denominator"))
+
 
 class Terms(NamedTuple):
     """loss = alpha nll + beta dot + ...; None: the term is absent (alpha, beta: 1 where its row term is present)."""
@@ -106,9 +109,7 @@ def z_term(out: Forward, options: Options, inputs: Inputs) -> Array:
 
 def nan_where_invalid(x: Array, inputs: Inputs) -> Array:
     """Multiplied, not selected: so the gradient of the whole entry is NaN as well."""
-    if inputs.invalid is None:
-        return x
-    return x * inputs.xp.where(inputs.invalid, math.nan, inputs.xp.ones_like(x))
+    return x if inputs.invalid is None else x * inputs.xp.where(inputs.invalid, math.nan, inputs.xp.ones_like(x))
 
 
 def entries_of(call: Call, terms: Terms, out: Forward) -> Entries:
@@ -120,7 +121,8 @@ def entries_of(call: Call, terms: Terms, out: Forward) -> Entries:
     if out.dot is not None:
         dot = out.dot if is_one(terms.beta) else terms.beta * out.dot
     losses = sum_of(nll, dot, z_term(out, options, inputs) if options.z_loss else None)
-    losses = nan_where_invalid(losses, inputs)
+    if inputs.invalid is not None:
+        losses = nan_where_invalid(losses, inputs)
     if inputs.keep is not None:
         losses = xp.where(inputs.keep, losses, 0.0)
     return Entries(losses, inputs.keep, inputs.weights, terms.masses)
@@ -167,11 +169,13 @@ def right_of(inputs: Inputs, answers: Array) -> Array:
 
 def sum_to(x: Array, shape: tuple[int, ...], inputs: Inputs) -> Array:
     """The adjoint of broadcasting from `shape`."""
+    if tuple(x.shape) == shape:
+        return x
     lead = x.ndim - len(shape)
     axes = tuple(range(lead)) + tuple(lead + i for i, n in enumerate(shape) if n == 1 != x.shape[lead + i])
     for axis in reversed(axes):
         x = inputs.xp.long_sum(x, axis=axis)
-    return inputs.xp.reshape(x, shape) if axes else x
+    return inputs.xp.reshape(x, shape)
 
 
 def upstream_of(call: Call, terms: Terms) -> Upstream:
