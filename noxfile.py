@@ -159,7 +159,7 @@ def demo(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Measures maskloss beside its peers and writes the page's tables and plots (`-- --quick` tries the machinery)."""
     python, env = shared_python(session), {"JAX_PLATFORMS": ENV["JAX_PLATFORMS"]}  # threads and caches as shipped
-    session.run(python, "benchmarks/run.py", *session.posargs, env=env)
+    session.run(python, "-m", "benchmarks.run", *session.posargs, env=env)
     if not session.posargs:
-        session.run(python, "benchmarks/linear.py", env=env)
+        session.run(python, "-m", "benchmarks.linear", env=env)
         session.run(python, "docs/scripts/performance.py", "--write", env=env)

@@ -1,22 +1,12 @@
 """The scripts that write tables of the documentation: what is stale, or wrong, they say."""
 
-import importlib.util
 import json
 import math
-from pathlib import Path
 
 import bad_calls
 import numpy as np
 import pytest
-
-SCRIPTS = Path(__file__).resolve().parents[1] / "docs" / "scripts"
-
-
-def script(name):
-    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from scripts import script
 
 
 def test_a_stale_table_of_errors_is_told(tmp_path):

@@ -1,6 +1,5 @@
 """The conformance matrix can fail: a missing backend, a wrong digit, a wrong dtype, a changed input, a wrong loss."""
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -21,6 +20,7 @@ import test_gradients  # noqa: E402
 import test_values  # noqa: E402
 from cases import CASES  # noqa: E402
 from reference import mp  # noqa: E402
+from scripts import script  # noqa: E402
 
 import maskloss  # noqa: E402
 
@@ -152,16 +152,8 @@ def test_a_wrong_gradient_fails(monkeypatch):
         test_gradients.test_gradients(run, lambda *row: None)
 
 
-def script():
-    path = TESTS.parent / "docs" / "scripts" / "conformance.py"
-    spec = importlib.util.spec_from_file_location("docs_conformance", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_the_committed_table_can_be_stale():
-    stale = script().stale
+    stale = script("conformance").stale
     row = {
         "function": "cross_entropy",
         "backend": "numpy",
