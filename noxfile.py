@@ -146,7 +146,7 @@ def conformance(session: nox.Session) -> None:
 @nox.session(**SHARED)
 def mutants(session: nox.Session) -> None:
     """Planted defects, each of which the tests must find."""
-    run(session, "tests/mutants/run_mutants.py", *session.posargs)
+    run(session, "-m", "tests.mutants.run_mutants", *session.posargs)
 
 
 @nox.session(**SHARED)

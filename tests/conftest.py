@@ -11,7 +11,8 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
-from backends import BACKENDS, chosen, missing
+
+from tests.backends import BACKENDS, chosen, missing
 
 OBSERVED = defaultdict(lambda: {"cases": 0, "worst": None, "case": ""})
 

@@ -9,12 +9,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from scripts import ROOT, script
 
 from benchmarks import agreement, cases, child, gpu, linear, plots, providers, run, tables, timing
 from benchmarks.cases import BERT, FORWARD, Case
 from benchmarks.harness import Result, end
 from benchmarks.library import Library, library_of
+from tests.scripts import ROOT, script
 
 performance = script("performance")
 

@@ -2,20 +2,18 @@
 
 import importlib
 import re
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import ml_dtypes  # noqa: F401  (names bfloat16 to NumPy)
 import numpy as np
 import pytest
-from backends import asarray, settings
 
 import maskloss as ml
 from maskloss import _arrays, _capabilities, _inputs
+from tests.backends import asarray, settings
+from tests.scripts import script
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "docs" / "scripts"))
-capabilities = importlib.import_module("capabilities")
+capabilities = script("capabilities")
 LIBRARIES = {b.name: b for b in _capabilities.BACKENDS}
 MASK = np.array([[True, True, False], [True, False, True]])
 

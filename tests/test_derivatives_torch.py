@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from backends import asarray, settings
-from derivatives import CALLS, arrays, call
 
 import maskloss as ml
+from tests.backends import asarray, settings
+from tests.derivatives import CALLS, arrays, call
 
 torch = pytest.importorskip("torch")
 IMPLEMENTATIONS = ("analytic", "autodiff")

@@ -3,10 +3,11 @@
 import json
 import math
 
-import bad_calls
 import numpy as np
 import pytest
-from scripts import script
+
+from tests import bad_calls
+from tests.scripts import script
 
 
 def test_a_stale_table_of_errors_is_told(tmp_path):

@@ -6,10 +6,10 @@ import warnings
 
 import numpy as np
 import pytest
-from backends import asarray, settings, to_numpy
 
 import maskloss as ml
 from maskloss import _arrays, _stream
+from tests.backends import asarray, settings, to_numpy
 
 
 def of_library(backend, *names):

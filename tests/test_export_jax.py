@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from backends import settings
 
 import maskloss as ml
+from tests.backends import settings
 
 jax = pytest.importorskip("jax")
 jnp = jax.numpy

@@ -7,9 +7,9 @@ import sys
 
 import numpy as np
 import pytest
-from backends import BACKENDS
 
 import maskloss as ml
+from tests.backends import BACKENDS
 
 OPTIONS = ({}, {"label_smoothing": 0.1, "z_loss": 0.1, "softcap": 3.0})
 

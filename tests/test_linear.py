@@ -10,17 +10,17 @@ import importlib
 import types
 import warnings
 
-import backends
 import numpy as np
 import pytest
-from backends import asarray, settings, to_numpy
-from derivatives import CALLS, arrays
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 import maskloss as ml
 from maskloss import _linear
+from tests import backends
+from tests.backends import asarray, settings, to_numpy
+from tests.derivatives import CALLS, arrays
 
 NAMED = ("numpy", "strict", "torch", "jax", "torch-cuda", "jax-gpu", "cupy")
 FEATURES = 3

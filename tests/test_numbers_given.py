@@ -4,9 +4,9 @@ import importlib
 
 import numpy as np
 import pytest
-from backends import asarray, settings, to_numpy
 
 import maskloss as ml
+from tests.backends import asarray, settings, to_numpy
 
 LOG3 = np.log(3.0)  # the loss of three equal logits
 

@@ -9,9 +9,9 @@ import textwrap
 
 import numpy as np
 import pytest
-from backends import settings
 
 import maskloss as ml
+from tests.backends import settings
 
 PROGRAM = """
     import re

@@ -2,11 +2,11 @@
 
 import importlib
 
-import backends
 import numpy as np
 import pytest
 
 import maskloss as ml
+from tests import backends
 
 BAD = np.array([[1, 5, 0], [-1, 2, -100]])  # of 3 classes; the last entry is masked
 MASK = np.array([[True, True, True], [True, True, False]])

@@ -14,8 +14,8 @@ from collections import defaultdict
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tests"))
-from backends import BACKENDS, chosen  # noqa: E402
+sys.path.insert(0, str(ROOT))
+from tests.backends import BACKENDS, chosen  # noqa: E402
 
 GENERATED = ROOT / "docs" / "_generated"
 KEY = ("function", "backend", "dtype", "mode")

@@ -10,10 +10,8 @@ import warnings
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests"))
-
-import backends  # noqa: E402
-import bad_calls  # noqa: E402
+sys.path.insert(0, str(ROOT))
+from tests import backends, bad_calls  # noqa: E402
 
 WRITTEN = ROOT / "docs/_generated/errors.md"
 ASKED = ("numpy", "torch", "jax", "strict")  # the first that has the call is the one shown

@@ -1,16 +1,15 @@
 """Properties of drawn problems, on every chosen backend: against the reference, and what must change nothing."""
 
-import backends
 import hypothesis.extra.numpy as hnp
 import numpy as np
 import pytest
-import reference
-from closeness import errors, expected
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from runs import is_array
 
 import maskloss as ml
+from tests import backends, reference
+from tests.conformance.closeness import errors, expected
+from tests.conformance.runs import is_array
 
 # Few shapes: a tracer compiles each.
 SHAPES = ((), (4,), (1, 3), (2, 3))
