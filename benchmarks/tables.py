@@ -2,6 +2,8 @@
 
 from itertools import product
 
+from docs.scripts import table as in_markdown
+
 from .cases import (
     BERT,
     DIRECTIONS,
@@ -67,9 +69,7 @@ def shape_text(case):
 
 
 def table(header, rows):
-    if not rows:
-        return NOT_MEASURED
-    return "".join("| " + " | ".join(cells) + " |\n" for cells in (header, ["---"] * len(header), *rows))
+    return in_markdown(header, rows) if rows else NOT_MEASURED
 
 
 def names_in(rows):

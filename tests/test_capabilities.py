@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 
 import maskloss as ml
+from docs.scripts import capabilities
 from maskloss import _arrays, _capabilities, _inputs
 from tests.backends import asarray, settings
-from tests.scripts import script
 
-capabilities = script("capabilities")
 LIBRARIES = {b.name: b for b in _capabilities.BACKENDS}
 MASK = np.array([[True, True, False], [True, False, True]])
 
@@ -104,15 +103,6 @@ def test_implementations(backend):
                     ml.cross_entropy(x, labels, implementation=name)
             else:
                 ml.cross_entropy(x, labels, implementation=name)
-
-
-def test_stale_tables_are_found(tmp_path):
-    path = tmp_path / "support.md"
-    assert capabilities.stale({path: "new"}) == [str(path)]
-    path.write_text("old")
-    assert capabilities.stale({path: "new"}) == [str(path)]
-    path.write_text("new")
-    assert capabilities.stale({path: "new"}) == []
 
 
 def test_a_named_implementation_runs_or_raises(monkeypatch):

@@ -7,17 +7,14 @@
 Nothing is measured here: `nox -s bench` does that.
 """
 
-import argparse
 import hashlib
 import json
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
-from benchmarks import gpu, linear, plots, tables  # noqa: E402
-
-GENERATED = ROOT / "docs" / "_generated"
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from benchmarks import gpu, linear, plots, tables
+from docs.scripts import GENERATED, arguments, outdated
 
 
 def mark_of(text):
@@ -37,8 +34,8 @@ def pictures_stale(folder, pictures, source, text):
 
 
 def pages_stale(folder, made, source):
-    wrong = [name for name, page in made.items() if not (folder / name).exists() or (folder / name).read_text() != page]
-    return [f"{name} is not made from {source.name}" for name in wrong]
+    wrong = outdated({folder / name: page for name, page in made.items()})
+    return [f"{path.name} is not made from {source.name}" for path in wrong]
 
 
 def linear_stale(folder):
@@ -84,10 +81,7 @@ def write(folder):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    action = parser.add_mutually_exclusive_group(required=True)
-    action.add_argument("--write", action="store_true")
-    action.add_argument("--check", action="store_true")
+    parser, _ = arguments(__doc__)
     parser.add_argument("--folder", type=Path, default=GENERATED, help="where performance.json is")
     options = parser.parse_args()
     if options.write:

@@ -71,10 +71,7 @@ def close(got, inputs, options):
 
 def check(backend, holds, **drawn):
     """holds(problem) on many problems; on JAX, which compiles each shape, on fewer and of one shape."""
-    if backend.shapes_only:
-        pytest.skip("holds no values")
-    if backend.name not in ("numpy", "strict-limited", "torch", "jax", "torch-cuda", "jax-gpu", "cupy"):
-        pytest.skip("one of each library is enough")
+    backends.named(backend, "numpy", "strict-limited", "torch", "jax", "torch-cuda", "jax-gpu", "cupy")
     if backend.library == "jax":
         drawn |= {"shapes": drawn.get("shapes", SHAPES)[-1:], "classes": (5,)}
     many = 10 if backend.library == "jax" else 40

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 import maskloss
+from docs.scripts import ROOT, conformance
 from tests import backends
 from tests.conformance import closeness, observed, runs, test_gradients, test_values
 from tests.conformance.cases import CASES
 from tests.reference import mp
-from tests.scripts import ROOT, script
 
 NUMPY = backends.BACKENDS["numpy"]
 
@@ -146,7 +146,7 @@ def test_a_wrong_gradient_fails(monkeypatch):
 
 
 def test_the_committed_table_can_be_stale():
-    stale = script("conformance").stale
+    stale = conformance.stale
     row = {
         "function": "cross_entropy",
         "backend": "numpy",
