@@ -4,7 +4,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from typing import NamedTuple
 
-from .cases import FORWARD, LLAMA, NARROW, SMALL, is_shown
+from .cases import BERT, FORWARD, NARROW, SMALL, is_shown
 
 OURS = "maskloss"
 GROUPS = ("torch", "jax", "numpy")
@@ -24,7 +24,6 @@ def shown_as(*shapes):
 
 EVERYWHERE = Where("every case", lambda case, direction: True)
 GRID_WITH_A_MASK = Where("the grid's cases that have a mask", lambda c, direction: is_shown(c) and c.kept is not None)
-COMPILED = Where("the grid's cases: a compilation takes seconds", lambda case, direction: is_shown(case))
 MASKED = Where(
     'where a mask is given, and the reduction is "mean"',
     lambda case, direction: case.kept is not None and case.reduction == "mean",
@@ -36,9 +35,9 @@ class Provider(NamedTuple):
     name: str
     call: str = ""
     where: Where = EVERYWHERE
-    compiled: bool = False
     # (dtype or None for any, kept or None for any, tolerances of value and gradient or None: not compared, why)
     exceptions: tuple = ()
+    compiled: bool = False
 
 
 class Group(NamedTuple):
@@ -64,40 +63,26 @@ def exception_of(provider, case):
     return None
 
 
+COMPILED = "`torch.compile(..., dynamic=False)` of {}"
+IGNORED = "`F.cross_entropy(logits, labels, ignore_index=-100)`, labels of -100 where masked"
+KERAS = "`SparseCategoricalCrossentropy(from_logits=True, ignore_class=-100)`, Keras on torch"
+OPTAX = "`jax.jit` of `(softmax_cross_entropy_with_integer_labels(logits, labels) * mask).sum() / mask.sum()`"
+LOG_SOFTMAX = "`jax.jit` of `jax.nn.log_softmax`, the label taken, the same mean"
+FEW = Where("the grid's cases of 256 × 1000 and 8192 × 32: it is slow", shown_as(SMALL, NARROW))
+IN_THE_GRID = Where("the grid's cases: a compilation takes seconds", lambda case, direction: is_shown(case))
 TORCH = (
     Provider(OURS, "`ml.cross_entropy(logits, labels, mask=mask)`"),
-    Provider(
-        "F.cross_entropy",
-        "`F.cross_entropy(logits, labels, ignore_index=-100)`, labels of -100 where masked",
-        exceptions=IN_TORCH,
-    ),
-    Provider("F.cross_entropy, kept rows", "`F.cross_entropy(logits[mask], labels[mask])`", MASKED, False, IN_TORCH),
-    Provider(
-        "F.cross_entropy, torch.compile",
-        "`torch.compile(..., dynamic=False)` of F.cross_entropy",
-        COMPILED,
-        True,
-        IN_TORCH,
-    ),
-    Provider("maskloss, torch.compile", "`torch.compile(..., dynamic=False)` of ml.cross_entropy", COMPILED, True),
-    Provider(
-        "Keras",
-        "`SparseCategoricalCrossentropy(from_logits=True, ignore_class=-100)`, Keras on torch",
-        Where("the grid's cases of 256 × 1000 and 8192 × 32: it is slow", shown_as(SMALL, NARROW)),
-    ),
+    Provider("F.cross_entropy", IGNORED, EVERYWHERE, IN_TORCH),
+    Provider("F.cross_entropy, kept rows", "`F.cross_entropy(logits[mask], labels[mask])`", MASKED, IN_TORCH),
+    Provider("F.cross_entropy, torch.compile", COMPILED.format("F.cross_entropy"), IN_THE_GRID, IN_TORCH, True),
+    Provider("maskloss, torch.compile", COMPILED.format("ml.cross_entropy"), IN_THE_GRID, compiled=True),
+    Provider("Keras", KERAS, FEW),
 )
 JAX = (
     Provider(OURS, "`jax.jit` of `ml.cross_entropy(logits, labels, mask=mask)`", compiled=True),
-    Provider(
-        "optax",
-        "`jax.jit` of `(softmax_cross_entropy_with_integer_labels(logits, labels) * mask).sum() / mask.sum()`",
-        compiled=True,
-        exceptions=IN_JAX,
-    ),
-    Provider("optax, where", "the same with `where=mask` instead of the product", GRID_WITH_A_MASK, True, IN_JAX),
-    Provider(
-        "jax.nn", "`jax.jit` of `jax.nn.log_softmax`, the label taken, the same mean", compiled=True, exceptions=IN_JAX
-    ),
+    Provider("optax", OPTAX, EVERYWHERE, IN_JAX, True),
+    Provider("optax, where", "the same with `where=mask` instead of the product", GRID_WITH_A_MASK, IN_JAX, True),
+    Provider("jax.nn", LOG_SOFTMAX, EVERYWHERE, IN_JAX, True),
 )
 
 
@@ -106,37 +91,28 @@ def scalar(case, direction):
     return direction == FORWARD or case.reduction == "mean"
 
 
+BOTH_CALLS = "`ml.cross_entropy(logits, labels, mask=mask)`; `ml.value_and_grad(ml.cross_entropy)`"
+SCIPY = "`scipy.special.log_softmax`, the label taken, masked mean; gradient: its exp in place, minus one-hot"
+LOGSUMEXP = "`scipy.special.logsumexp` less the label's logit; gradient: exp(logits - lse), minus one-hot"
+WITH_A_GRADIENT = Where('every case; with reduction "none" forward alone', scalar)
+CAST = Where('every case (bfloat16 cast to float32 and back); with reduction "none" forward alone', scalar)
+ALL_BUT_ONE = Where("the grid's cases but 512 × 128256", shown_as(BERT, SMALL, NARROW))
+FORWARD_ALONE = Where(
+    "the grid's cases of 256 × 1000 and 8192 × 32, forward: it is slow, and has no gradient",
+    lambda case, direction: FEW.applies(case, direction) and direction == FORWARD,
+)
 NUMPY = (
-    Provider(
-        OURS,
-        "`ml.cross_entropy(logits, labels, mask=mask)`; `ml.value_and_grad(ml.cross_entropy)`",
-        Where('every case; with reduction "none" forward alone', scalar),
-    ),
-    Provider(
-        "scipy",
-        "`scipy.special.log_softmax`, the label taken, masked mean; gradient: its exp in place, minus one-hot",
-        Where('every case (bfloat16 cast to float32 and back); with reduction "none" forward alone', scalar),
-        exceptions=(NOTHING_KEPT,),
-    ),
+    Provider(OURS, BOTH_CALLS, WITH_A_GRADIENT),
+    Provider("scipy", SCIPY, CAST, (NOTHING_KEPT,)),
     Provider(
         "scipy, kept rows",
         "the same on `logits[mask]`; the gradient written into zeros",
         GRID_WITH_A_MASK,
-        exceptions=(NOTHING_KEPT,),
+        (NOTHING_KEPT,),
     ),
+    Provider("scipy, logsumexp", LOGSUMEXP, ALL_BUT_ONE),
     Provider(
-        "scipy, logsumexp",
-        "`scipy.special.logsumexp` less the label's logit; gradient: exp(logits - lse), minus one-hot",
-        Where("the grid's cases but 512 × 128256", lambda c, direction: is_shown(c) and c[:2] != LLAMA),
-    ),
-    Provider(
-        "scikit-learn",
-        "`sklearn.metrics.log_loss` of the softmax of the kept rows",
-        Where(
-            "the grid's cases of 256 × 1000 and 8192 × 32, forward: it is slow, and has no gradient",
-            lambda case, direction: shown_as(SMALL, NARROW)(case, direction) and direction == FORWARD,
-        ),
-        exceptions=(NOTHING_KEPT,),
+        "scikit-learn", "`sklearn.metrics.log_loss` of the softmax of the kept rows", FORWARD_ALONE, (NOTHING_KEPT,)
     ),
 )
 PRODUCTS = Provider("three products", where=UNMASKED, exceptions=(NO_LOSS,))
@@ -164,7 +140,7 @@ GPU_TORCH = (
     Provider('maskloss, implementation="triton"', exceptions=ON_DEVICE),
     Provider("F.cross_entropy", exceptions=ON_DEVICE),
     Provider("F.cross_entropy, kept rows", where=MASKED, exceptions=ON_DEVICE),
-    Provider("F.cross_entropy, torch.compile", compiled=True, exceptions=ON_DEVICE),
+    Provider("F.cross_entropy, torch.compile", exceptions=ON_DEVICE, compiled=True),
     installed("liger_kernel"),
     installed("cut_cross_entropy", logits=False),
     installed("quack", projections=False),

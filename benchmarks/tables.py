@@ -4,20 +4,8 @@ from itertools import product
 
 from docs.scripts import table as in_markdown
 
-from .cases import (
-    BERT,
-    DIRECTIONS,
-    DTYPES,
-    FRACTIONS,
-    OTHERS,
-    SHOWN,
-    SMALL,
-    Case,
-    classes_series,
-    name_of,
-    rows_series,
-    sizes_of,
-)
+from . import cases
+from .cases import BERT, DIRECTIONS, SHOWN, SMALL, Case, name_of, sizes_of
 from .providers import GROUPS, OURS, PEER, SETTINGS, TITLES
 from .timing import line, middle, ratios
 
@@ -138,8 +126,7 @@ def time_cells(row, names):
 def times(result):
     found, out = rows_of(result), []
     for group in GROUPS:
-        cases = [Case(*shape, kept=kept) for shape in SHOWN for kept in (None, 15)]
-        rows = [(c, d, found.get((group, c, d))) for c in cases for d in DIRECTIONS]
+        rows = [(c, d, found.get((group, c, d))) for c in cases.shown() for d in DIRECTIONS]
         rows = [(c, d, row) for c, d, row in rows if row]
         names = names_in(row for *_, row in rows)
         cells = [[shape_text(c), kept_text(c.kept), d, *time_cells(row, names)] for c, d, row in rows]
@@ -147,28 +134,26 @@ def times(result):
     return "\n".join(out)
 
 
-def variant_rows(result, cases):
+def variant_rows(result, listed):
     """Ratio and time of each library in both directions."""
-    found, rows = rows_of(result), []
-    for case in cases:
-        for direction in DIRECTIONS:
-            cells = []
-            for group in GROUPS:
-                row = found.get((group, case, direction))
-                three = ratio(row, PEER[group])
-                cells.append("" if three is None else f"{spread(three)}, {duration(middle(row['seconds'][OURS])[0])}")
-            if any(cells):
-                rows.append([name_of(case), direction, *cells])
-    return rows
+    found = rows_of(result)
+
+    def cell(group, case, direction):
+        row = found.get((group, case, direction))
+        three = ratio(row, PEER[group])
+        return "" if three is None else f"{spread(three)}, {duration(middle(row['seconds'][OURS])[0])}"
+
+    rows = [(c, d, [cell(group, c, d) for group in GROUPS]) for c, d in product(listed, DIRECTIONS)]
+    return [[name_of(c), d, *cells] for c, d, cells in rows if any(cells)]
 
 
 def variants(result):
     """Kept fractions, dtypes, layouts and the rest."""
     bert, small = Case(*BERT), Case(*SMALL)
     kinds = {
-        "Kept fraction": [c._replace(kept=kept) for c in (bert, small) for kept in (None, *FRACTIONS)],
-        "Dtypes": [Case(*shape, dtype, kept) for dtype in DTYPES for shape in SHOWN for kept in (None, 15)],
-        "Other shapes": [Case(*shape, kept=kept) for shape in OTHERS for kept in (None, 15)],
+        "Kept fraction": [c._replace(kept=kept) for c in (bert, small) for kept in (None, *cases.FRACTIONS)],
+        "Dtypes": [Case(*shape, dtype, kept) for dtype in cases.DTYPES for shape in SHOWN for kept in (None, 15)],
+        "Other shapes": [Case(*shape, kept=kept) for shape in cases.OTHERS for kept in (None, 15)],
         "Layouts of the mask": [bert._replace(kept=15, layout=layout) for layout in ("scattered", "prefix", "padded")],
         "Peaked logits": [bert, bert._replace(logits="peaked")],
         'reduction="none", with random upstream gradients': [
@@ -177,7 +162,7 @@ def variants(result):
         "An upstream gradient of 3": [c._replace(kept=15, upstream=3.0) for c in (bert, small)],
     }
     header = ["case", "direction", *[f"{TITLES[g]}, against {PEER[g]}" for g in GROUPS]]
-    return "\n".join(f"**{kind}**\n\n{table(header, variant_rows(result, cases))}" for kind, cases in kinds.items())
+    return "\n".join(f"**{kind}**\n\n{table(header, variant_rows(result, listed))}" for kind, listed in kinds.items())
 
 
 def providers(result):
@@ -223,10 +208,10 @@ def overhead(result):
     return out
 
 
-def fitted(result, group, direction, name, cases):
+def fitted(result, group, direction, name, listed):
     """Sizes, times and line over the cases that ran, or None."""
     found = rows_of(result)
-    rows = [found.get((group, case, direction)) for case in cases]
+    rows = [found.get((group, case, direction)) for case in listed]
     rows = [row for row in rows if row and name in row["seconds"]]
     if len(rows) < 3:
         return None
@@ -237,18 +222,17 @@ def fitted(result, group, direction, name, cases):
 def fits(result):
     """Fixed cost and slope over the rows; and the range of the slope over the classes."""
     rows = []
-    for group in GROUPS:
-        for direction in DIRECTIONS:
-            for name in (OURS, PEER[group]):
-                by_rows = fitted(result, group, direction, name, rows_series())
-                by_classes = fitted(result, group, direction, name, classes_series())
-                if by_rows is None:
-                    continue
-                a, b, off = by_rows[2]
-                per_logit = [] if by_classes is None else [t / n * 1e9 for n, t in zip(*by_classes[:2], strict=True)]
-                between = f"{figure(min(per_logit))}–{figure(max(per_logit))}" if per_logit else ""
-                fixed = f"{a * 1e6:.0f}"
-                rows.append([TITLES[group], direction, name, fixed, figure(b * 1e9), f"{off:.0%}", between])
+    for group, direction in product(GROUPS, DIRECTIONS):
+        for name in (OURS, PEER[group]):
+            by_rows = fitted(result, group, direction, name, cases.rows_series())
+            by_classes = fitted(result, group, direction, name, cases.classes_series())
+            if by_rows is None:
+                continue
+            a, b, off = by_rows[2]
+            per_logit = [] if by_classes is None else [t / n * 1e9 for n, t in zip(*by_classes[:2], strict=True)]
+            between = f"{figure(min(per_logit))}–{figure(max(per_logit))}" if per_logit else ""
+            cells = [f"{a * 1e6:.0f}", figure(b * 1e9), f"{off:.0%}", between]
+            rows.append([TITLES[group], direction, name, *cells])
     header = ["library", "direction", "provider", "fixed cost, µs", "ns per logit", "largest deviation"]
     return table([*header, "ns per logit, 1024 to 1048576 classes"], rows)
 
