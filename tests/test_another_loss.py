@@ -10,18 +10,13 @@ import importlib
 
 import numpy as np
 import pytest
-from backends import asarray, settings, to_numpy
 
 from maskloss import _bindings, _call
 from maskloss._arrays import on_arrays
 from maskloss._inputs import Given
 from maskloss._math import terms
 from maskloss._math.rows import RowFunction, Value, selected_logits, selected_targets, through_selection
-
-
-def of_library(backend, library):
-    if backend.library != library or backend.shapes_only:
-        pytest.skip(f"for {library}")
+from tests.backends import asarray, of_library, settings, to_numpy
 
 
 def forward(rows, xp):

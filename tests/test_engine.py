@@ -6,16 +6,11 @@ import warnings
 
 import numpy as np
 import pytest
-from backends import asarray, settings, to_numpy
 
 import maskloss as ml
 from maskloss import _arrays
 from maskloss._engine import walk as engine_walk
-
-
-def of_library(backend, *names):
-    if backend.library not in names or backend.shapes_only:
-        pytest.skip(f"for {', '.join(names)}")
+from tests.backends import asarray, of_library, settings, to_numpy
 
 
 @pytest.mark.parametrize("offset", [0, 20, 34, 45, 61, -45, -60])

@@ -7,9 +7,9 @@ import sys
 
 import numpy as np
 import pytest
-from backends import BACKENDS
 
 import maskloss as ml
+from tests.backends import BACKENDS, named
 
 OPTIONS = ({}, {"label_smoothing": 0.1, "z_loss": 0.1, "softcap": 3.0})
 
@@ -153,8 +153,7 @@ def test_compiles_for_a_gpu_without_one(backend, name, sizes, every, dtype):
 
 
 def test_a_cpu_tensor_needs_the_interpreter(backend):
-    if backend is not BACKENDS["torch"]:
-        pytest.skip("for torch")
+    named(backend, "torch")
     program = (
         "import torch, maskloss as ml\n"
         "ml.cross_entropy(torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64), implementation='triton')"

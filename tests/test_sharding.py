@@ -9,9 +9,9 @@ import textwrap
 
 import numpy as np
 import pytest
-from backends import settings
 
 import maskloss as ml
+from tests.backends import named, settings
 
 PROGRAM = """
     import re
@@ -52,8 +52,7 @@ PROGRAM = """
 
 
 def on_two_devices(backend, axis_type, call, program=PROGRAM):
-    if backend.name != "jax":
-        pytest.skip("for jax")
+    named(backend, "jax")
     flags = "--xla_force_host_platform_device_count=2"
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_ENABLE_X64": "1", "JAX_PLATFORMS": "cpu"}
     program = textwrap.dedent(program).replace("{axis_type}", axis_type).replace("{call}", call)

@@ -10,9 +10,9 @@ import importlib
 
 import numpy as np
 import pytest
-from runs import LINEAR, REDUCED, UPSTREAM, call, leaves, mapped, namespace, reduction_of, upstream_of
 
 import maskloss as ml
+from tests.conformance.runs import LINEAR, REDUCED, UPSTREAM, call, leaves, mapped, namespace, reduction_of, upstream_of
 
 
 def forward(case, arrays, **more):

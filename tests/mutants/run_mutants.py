@@ -1,6 +1,6 @@
 """Plants each defect of mutants.py into a copy of the source and expects the tests named beside it to fail.
 
-    python tests/mutants/run_mutants.py [NAME...]
+    python -m tests.mutants.run_mutants [NAME...]
 
 A mutant whose text is not in the source exactly once, whose tests do not run, or which its tests do not find, fails the
 run; so does a test that is red without any mutant.
@@ -18,8 +18,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
-from mutants import MUTANTS, Mutant
+from tests.mutants.mutants import MUTANTS, Mutant
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "maskloss"

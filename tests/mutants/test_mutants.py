@@ -1,13 +1,9 @@
 """The runner finds what it should and refuses what it should, on a package of one line."""
 
-import sys
-from pathlib import Path
-
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-import run_mutants as run
-from mutants import MUTANTS, Mutant
+from tests.mutants import run_mutants as run
+from tests.mutants.mutants import MUTANTS, Mutant
 
 ONE_TEST = "import maskloss\n\ndef test_value():\n    assert maskloss.value() == 4\n"
 
