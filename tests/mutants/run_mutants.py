@@ -27,17 +27,16 @@ TESTS_FAILED = 1  # pytest's exit code; 2 to 5 say that it could not run them
 
 def plant(mutant: Mutant, package: Path) -> str | None:
     """Applies the mutant to the package in place; returns why it cannot."""
-    file = package / mutant.file
-    if not file.exists():
-        return f"{mutant.file} does not exist"
-    source = file.read_text(encoding="utf-8")
-    if (count := source.count(mutant.text)) != 1:
-        return f"its text is in {mutant.file} {count} times, not once"
-    planted = source.replace(mutant.text, mutant.replacement)
+    sources = {file: file.read_text(encoding="utf-8") for file in package.rglob("*.py")}
+    files = [file for file, source in sources.items() for _ in range(source.count(mutant.text))]
+    if len(files) != 1:
+        return f"its text is in the source {len(files)} times, not once"
+    (file,) = files
+    planted = sources[file].replace(mutant.text, mutant.replacement)
     try:
         compile(planted, str(file), "exec")
     except SyntaxError as error:
-        return f"it leaves {mutant.file} no program: {error}"
+        return f"it leaves {file.name} no program: {error}"
     file.write_text(planted, encoding="utf-8")
     return None
 
