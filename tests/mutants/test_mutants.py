@@ -5,6 +5,7 @@ import pytest
 from tests.mutants import run_mutants as run
 from tests.mutants.mutants import MUTANTS, Mutant
 
+SOURCES = [file.read_text(encoding="utf-8") for file in run.PACKAGE.rglob("*.py")]
 ONE_TEST = "import maskloss\n\ndef test_value():\n    assert maskloss.value() == 4\n"
 
 
@@ -59,5 +60,5 @@ def test_list_is_sound():
 
 @pytest.mark.parametrize("planted", MUTANTS, ids=lambda m: m.name)
 def test_text_is_in_the_source_once(planted):
-    count = sum(file.read_text(encoding="utf-8").count(planted.text) for file in run.PACKAGE.rglob("*.py"))
+    count = sum(source.count(planted.text) for source in SOURCES)
     assert count == 1, f"{planted.name}: its text is in the source {count} times; see CONTRIBUTING.md"
