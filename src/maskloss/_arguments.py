@@ -257,9 +257,7 @@ def check_per_class(name: str, x: Array, classes: int, what: str) -> None:
         fail(ValueError, name, describe(x), f"it must hold one {what} per class: shape ({classes},)")
 
 
-def to_denominator(denominator: Any, reduction: str, like: Like) -> Array | None:
-    if denominator is None:
-        return None
+def to_denominator(denominator: Any, reduction: str, like: Like) -> Array:
     if not reduction.startswith("mean"):
         fail(ValueError, "denominator", describe(denominator), f"reduction {reduction!r} has no divisor to replace")
     if number_of(denominator) is None and array_of("denominator", denominator, like)[0].ndim:

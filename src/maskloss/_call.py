@@ -90,6 +90,7 @@ def checked(
         label_smoothing = _arguments.check_number("label_smoothing", label_smoothing, dtype, xp)
     if softcap is not None:
         softcap = _arguments.check_number("softcap", softcap, dtype, xp)
-    denominator = _arguments.to_denominator(denominator, reduction, inputs.like)
+    if denominator is not None:
+        denominator = _arguments.to_denominator(denominator, reduction, inputs.like)
     options = Options(label_smoothing, z_loss, softcap)
     return Call(inputs, options, projection, reduction, denominator, with_stats, implementation)

@@ -393,7 +393,8 @@ def reduce(
     """
     check_choice(reduction=reduction)
     v = _values(values, mask, None, False, weights, name="values")
-    denominator = _arguments.to_denominator(denominator, reduction, v.like)
+    if denominator is not None:
+        denominator = _arguments.to_denominator(denominator, reduction, v.like)
     # Where there is nothing to do, the caller's own array would be returned, and written to in place of the result.
     x = v.x * 1.0 if reduction == "none" and v.x is v.like.array else v.x
     return reduce_entries(Entries(x, v.keep, v.weights, None), reduction, denominator, xp=v.xp)
