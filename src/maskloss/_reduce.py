@@ -70,7 +70,7 @@ def total_and_divisor(entries: Entries, reduction: str, *, xp: Namespace) -> tup
         total, divisor = sequence_sums(entries, xp=xp)
         kept = xp.any(by_sequence(kept_of(entries, xp=xp), xp=xp), axis=-1)
         return xp.sum_all(quotient(total, divisor, xp=xp)), xp.sum_all(xp.astype(kept, total.dtype))
-    each = weighted_losses(entries)
+    each = entries.losses if entries.weights is None else weighted_losses(entries)
     total = xp.sum_all(each)
     uniform = entries.keep is None and entries.weights is None and entries.masses is None
     if uniform or reduction == "mean_over_all":

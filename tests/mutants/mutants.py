@@ -597,8 +597,8 @@ MUTANTS = [
     ),
     Mutant(
         "an upstream gradient of 0 is out of range",
-        "in_range(xp.where(g == 0, 1.0, xp.abs(g)), UPSTREAM",
-        "in_range(xp.abs(g), UPSTREAM",
+        "xp.extremes(xp.where(g == 0, 1.0, xp.abs(g)))",
+        "xp.extremes(xp.abs(g))",
         "one class without weight costs every entry a second exponential",
         ("tests/test_engine.py::test_a_gradient_of_0_above_keeps_one_walk[numpy]",),
     ),
@@ -716,8 +716,8 @@ MUTANTS = [
     # The ends of the range, and rows beside others.
     Mutant(
         "any upstream gradient divided by any total",
-        'UPSTREAM = {"float32": (1e-22, 1e18)',
-        'UPSTREAM = {"float32": (0.0, 1e38)',
+        "UPSTREAM = (1e-22, 1e18)",
+        "UPSTREAM = (0.0, 1e38)",
         "the quotient is infinite, or 0",
         ("tests/test_engine.py::test_the_size_of_an_upstream_gradient",),
     ),

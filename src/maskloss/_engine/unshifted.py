@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .._arrays import Array, Namespace, dtype_name
+from .._arrays import Array, Namespace
 from .._math import softmax
 from .._math.rows import RowFunction, Rows, capped, selected_logits, sum_of
 from .._math.softmax import SOFTMAX, Forward, Sums, Upstream
@@ -29,33 +29,32 @@ from .walk import (
     write_rows,
 )
 
-# Per dtype, of sum_c exp(x_c) that serves as it is, with a shift of 0: what underflows beside the least is less than a
-# rounding of it, for up to 2**20 classes. Of the upstream gradients that may be divided by it: quotients are normal
-# numbers, neither infinite nor 0. Beyond, and for second derivatives, where g / total**2 occurs, the row is restated
-# first.
-TOTALS = {"float32": (1e-20, 1e15), "float64": (1e-140, 1e140)}
-UPSTREAM = {"float32": (1e-22, 1e18), "float64": (1e-160, 1e160)}
+# For float32 and for float64, of sum_c exp(x_c) that serves as it is, with a shift of 0: what underflows beside the
+# least is less than a rounding of it, for up to 2**20 classes. Of the upstream gradients that may be divided by it:
+# quotients are normal numbers, neither infinite nor 0. Beyond, and for second derivatives, where g / total**2 occurs,
+# the row is restated first.
+TOTALS = (1e-20, 1e15), (1e-140, 1e140)
+UPSTREAM = (1e-22, 1e18), (1e-160, 1e160)
 # Of total / exp(x_y - shift) whose logarithm is the loss, exact to a rounding of itself or of 1: both are normal then.
 GREATEST_RATIO = 1e12
 
 
-def in_range(x: Array, limits: dict[str, tuple[float, float]], *, xp: Namespace) -> bool:
-    if 0 in x.shape:
+def serves(g: Array | None, wide: bool, *, xp: Namespace) -> bool:
+    """Whether upstream gradients may be divided by totals as they are; 0 may, by any."""
+    if g is None or 0 in g.shape:
         return True
-    low, high = xp.extremes(x)
-    least, greatest = limits[dtype_name(x)]
+    (least, greatest), (low, high) = UPSTREAM[wide], xp.extremes(xp.where(g == 0, 1.0, xp.abs(g)))
     return least <= low and high <= greatest
 
 
-def serves(g: Array | None, *, xp: Namespace) -> bool:
-    """Whether upstream gradients may be divided by totals as they are; 0 may, by any."""
-    return g is None or in_range(xp.where(g == 0, 1.0, xp.abs(g)), UPSTREAM, xp=xp)
-
-
-def unshifted(x: Array, *, xp: Namespace, into: Array | None) -> Sums | None:
+def unshifted(x: Array, wide: bool, *, xp: Namespace, into: Array | None) -> Sums | None:
     """The sums with a shift of 0; None where it does not serve."""
     total = softmax.total_of(softmax.exponentials(x, None, xp=xp, into=into), into, xp=xp)
-    return Sums(None, total, None, None) if in_range(total, TOTALS, xp=xp) else None
+    if 0 not in total.shape:
+        (least, greatest), (low, high) = TOTALS[wide], xp.extremes(total)
+        if not (least <= low and high <= greatest):  # NaN fails too
+            return None
+    return Sums(None, total, None, None)
 
 
 def label_logits(walk: Walk, *, xp: Namespace) -> Array | None:
@@ -93,7 +92,7 @@ def assembled(walk: Walk, labels: Array | None, pieces: Sequence[Sums], *, xp: N
         out = out._replace(nll=label_costs(sums, labels, xp=xp))
     if not rows.for_backward:
         out = out._replace(total=None, shift=None)
-    return joined(walk.visit, [out], xp=xp)
+    return out if walk.visit.in_order else joined(walk.visit, [out], xp=xp)
 
 
 def block_sums(
@@ -113,7 +112,7 @@ def block_sums(
         if selects:
             block = block_rows(visit, x, start, stop, xp=xp)
             x, _ = selected_logits(block, xp=xp)
-        sums = softmax.sums(x, block, xp=xp, into=into) if shifts else unshifted(x, xp=xp, into=into)
+        sums = softmax.sums(x, block, xp=xp, into=into) if shifts else unshifted(x, walk.wide, xp=xp, into=into)
         if sums is not None:
             return sums, into, shifts
         shifts = True
@@ -142,7 +141,7 @@ def backward(
     walk = walk_of(rows, xp=xp)
     visit = walk.visit
     out, (g_nll, g_dot, g_lse) = taken(out, visit.kept, xp=xp), taken(g, visit.kept, xp=xp)
-    if walk.on_cpu and not (serves(g_nll, xp=xp) and serves(g_lse, xp=xp)):
+    if walk.on_cpu and not (serves(g_nll, walk.wide, xp=xp) and serves(g_lse, walk.wide, xp=xp)):
         out = softmax.restated(out._replace(lse=None), xp)
     if g_dot is not None or not walk.is_plain:
         g = g_nll, g_dot, g_lse
@@ -167,8 +166,8 @@ def both(rows: Rows, known: Upstream, *, xp: Namespace, d_logits: Array | None) 
     if not covers or known.nll is None:
         return None
     walk = walk_of(rows, xp=xp)
-    g = take_entries(known.nll, walk.visit.kept, xp=xp)
-    if not walk.is_plain or (walk.on_cpu and not serves(g, xp=xp)):
+    g = known.nll if walk.visit.in_order else take_entries(known.nll, walk.visit.kept, xp=xp)
+    if not walk.is_plain or (walk.on_cpu and not serves(g, walk.wide, xp=xp)):
         give_back(walk.held)
         return None
     d_logits = gradient_like(rows.logits, walk.visit.kept, xp=xp) if d_logits is None else d_logits

@@ -36,6 +36,7 @@ class Visit(NamedTuple):
     entries: tuple[int, ...]
     kept: Array | None  # the places of the visited among the flattened entries; None: all, in order
     visited: int
+    in_order: bool  # all are visited, and one axis
     labels: Array | None
     targets: Table | Array | None  # an array: one row for all
     keep: Array | None  # what is left to select by
@@ -48,6 +49,7 @@ class Walk(NamedTuple):
     visit: Visit
     logits: Table
     on_cpu: bool  # Python may look at the numbers
+    wide: bool  # it computes in float64
     length: int  # rows of a block
     held: tuple[Any, Array, Array] | None  # for give_back
     workspace: Array | None
@@ -71,12 +73,14 @@ def visit_of(rows: Rows, entries: tuple[int, ...], *, xp: Namespace) -> Visit:
     kept, targets, class_mask = rows.kept, rows.targets, rows.class_mask
     if targets is not None and targets.ndim > 1:
         targets = table_of(targets, kept, xp=xp)
+    labels, in_order = rows.labels, kept is None and len(entries) == 1
     return Visit(
         rows,
         entries,
         kept,
         math.prod(entries) if kept is None else kept.shape[0],
-        None if rows.labels is None else take_entries(rows.labels, kept, xp=xp),
+        in_order,
+        labels if labels is None or in_order else take_entries(labels, kept, xp=xp),
         targets,
         None if kept is not None or rows.keep is None else take_entries(rows.keep, None, xp=xp),
         None if class_mask is None else table_of(class_mask, kept, xp=xp),
@@ -90,7 +94,8 @@ def walk_of(rows: Rows, *, xp: Namespace) -> Walk:
     on_cpu = xp.reads_without_sync(logits)
     rows = rows if rows.keep is None else located(rows, logits, waits=on_cpu, xp=xp)
     visit = visit_of(rows, tuple(entries), xp=xp)
-    row_bytes = classes * (8 if rows.dtype == xp.float64 else 4)
+    wide = rows.dtype == xp.float64
+    row_bytes = classes * (8 if wide else 4)
     length = max(1, min(visit.visited, (BLOCK_BYTES if on_cpu else ACCELERATOR_BLOCK_BYTES) // row_bytes))
     held = workspace = None
     if xp.has_out and on_cpu:
@@ -99,7 +104,7 @@ def walk_of(rows: Rows, *, xp: Namespace) -> Walk:
     elif xp.has_out:
         workspace = xp.empty((length, classes), dtype=rows.dtype, **xp.placement(logits))
     is_plain = xp.has_out and visit.keep is rows.class_mask is rows.softcap is None
-    return Walk(visit, table_of(logits, visit.kept, xp=xp), on_cpu, length, held, workspace, is_plain)
+    return Walk(visit, table_of(logits, visit.kept, xp=xp), on_cpu, wide, length, held, workspace, is_plain)
 
 
 def taken_out(length: int, classes: int, dtype: Any, like: Array, *, xp: Namespace) -> tuple[Any, Array, Array]:
@@ -143,7 +148,7 @@ def take_entries(x: Array, kept: Array | None, *, xp: Namespace) -> Array:
 def table_of(x: Array, kept: Array | None, *, xp: Namespace) -> Table:
     entries = tuple(x.shape[:-1])
     count = math.prod(entries)
-    if xp.flattens(x):
+    if x.ndim == 2 or xp.flattens(x):
         return Table(x if x.ndim == 2 else xp.reshape(x, (count, x.shape[-1])), None if kept is None else (kept,))
     place = xp.arange(count, **xp.placement(x)) if kept is None else kept
     places: list[Array] = []
@@ -166,7 +171,10 @@ def block_logits(walk: Walk, start: int, stop: int, *, xp: Namespace) -> tuple[A
     dtype = walk.visit.rows.dtype
     out = None if walk.workspace is None else walk.workspace[: stop - start]
     same = walk.logits.array.dtype == dtype
-    logits = block_of(walk.logits, start, stop, out if same else None, xp=xp)
+    array, places = walk.logits
+    logits = (
+        array[start:stop, ...] if places is None else block_of(walk.logits, start, stop, out if same else None, xp=xp)
+    )
     if same or out is None:
         return logits, out
     out[...] = logits
@@ -203,7 +211,7 @@ def taken(parts: Any, kept: Array | None, *, xp: Namespace) -> Any:
 def joined(visit: Visit, pieces: Sequence[Any], *, xp: Namespace) -> Any:
     """Numbers per visited row, in blocks, as numbers per entry, 0 where not visited."""
     parts = pieces[0] if len(pieces) == 1 else concat_blocks(pieces, xp=xp)
-    if visit.kept is None and len(visit.entries) == 1:
+    if visit.in_order:
         return parts
     return parts._make([None if part is None else to_entries(part, visit, xp=xp) for part in parts])
 

@@ -120,7 +120,9 @@ def entries_of(call: Call, terms: Terms, out: Forward) -> Entries:
         nll = out.nll if is_one(terms.alpha) else terms.alpha * weighed_nll(out.nll, terms.alpha, inputs)
     if out.dot is not None:
         dot = out.dot if is_one(terms.beta) else terms.beta * out.dot
-    losses = sum_of(nll, dot, z_term(out, options, inputs) if options.z_loss else None)
+    losses = nll if dot is None else sum_of(nll, dot)
+    if options.z_loss:
+        losses = losses + z_term(out, options, inputs)
     if inputs.invalid is not None:
         losses = nan_where_invalid(losses, inputs)
     if inputs.keep is not None:
