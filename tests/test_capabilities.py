@@ -10,7 +10,7 @@ import pytest
 
 import maskloss as ml
 from docs.scripts import capabilities
-from maskloss import _arrays, _capabilities, _inputs
+from maskloss import _arguments, _arrays, _capabilities
 from tests.backends import asarray, settings
 
 LIBRARIES = {b.name: b for b in _capabilities.BACKENDS}
@@ -107,14 +107,14 @@ def test_implementations(backend):
 
 def test_a_named_implementation_runs_or_raises(monkeypatch):
     numpy, torch = (
-        _inputs.Like("logits", None, _arrays.Namespace(library, SimpleNamespace())) for library in ("numpy", "torch")
+        _arguments.Like("logits", None, _arrays.Namespace(library, SimpleNamespace())) for library in ("numpy", "torch")
     )
-    assert [_inputs.choose_implementation(name, numpy) for name in (None, "analytic", "autodiff")] == [
+    assert [_arguments.choose_implementation(name, numpy) for name in (None, "analytic", "autodiff")] == [
         *("analytic", "analytic", "autodiff")
     ]
     monkeypatch.setattr(torch.xp, "is_compiling", lambda: True)
-    assert _inputs.choose_implementation(None, torch) == "autodiff"
+    assert _arguments.choose_implementation(None, torch) == "autodiff"
     with pytest.raises(
         ValueError, match=r"implementation is 'analytic'; here only \['autodiff'\] can run: torch.compile"
     ):
-        _inputs.choose_implementation("analytic", torch)
+        _arguments.choose_implementation("analytic", torch)

@@ -168,13 +168,10 @@ def block_of(table: Table, start: int, stop: int, out: Array | None, *, xp: Name
 
 def block_logits(walk: Walk, start: int, stop: int, *, xp: Namespace) -> tuple[Array, Array | None]:
     """The logits from start to stop in the dtype of the computation, and the workspace, which may hold them."""
-    dtype = walk.visit.rows.dtype
-    out = None if walk.workspace is None else walk.workspace[: stop - start]
-    same = walk.logits.array.dtype == dtype
-    array, places = walk.logits
-    logits = (
-        array[start:stop, ...] if places is None else block_of(walk.logits, start, stop, out if same else None, xp=xp)
-    )
+    (array, places), out = walk.logits, None if walk.workspace is None else walk.workspace[: stop - start]
+    same = array.dtype == walk.visit.rows.dtype
+    into = out if same else None
+    logits = array[start:stop, ...] if places is None else block_of(walk.logits, start, stop, into, xp=xp)
     if same or out is None:
         return logits, out
     out[...] = logits
