@@ -220,7 +220,7 @@ MUTANTS = [
     ),
     Mutant(
         "lse in half precision",
-        "same = walk.logits.array.dtype == dtype",
+        "same = array.dtype == walk.visit.rows.dtype",
         "same = True",
         "three digits are left of the sum",
         values("half-mean", "half-accumulates"),
