@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, cast
 from . import _arguments
 from ._arguments import Like, Reduction, check_axis, check_choice, check_number, conjunction, describe, fail
 from ._arrays import Array, Namespace, dtype_name, on_arrays
-from ._reduce import Entries, quotient, reduce_entries
+from ._math.reduce import Entries, quotient, reduce_entries
 
 Axis = int | tuple[int, ...] | None
 LARGEST_HALF = {"float16": 65504.0, "bfloat16": 3.3895313892515355e38}

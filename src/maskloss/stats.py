@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from ._arguments import describe, fail
 from ._arrays import Array, namespace_of
-from ._reduce import quotient
+from ._math.reduce import quotient
 
 
 class LossStats(NamedTuple):

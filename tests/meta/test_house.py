@@ -16,7 +16,7 @@ FLOORS = (
     ("_arrays.cupy",),
     ("_arrays",),
     ("_math", "_engine", "_math.rows", "_arguments"),
-    ("_inputs", "_math.softmax", "_reduce", "_engine.walk"),
+    ("_inputs", "_math.softmax", "_math.reduce", "_engine.walk"),
     ("_math.entropy", "_engine.lanes", "stats", "reductions"),
     ("_engine.unshifted", "_engine.projection"),
     ("_call", "_bindings.way", "_bindings.torch_small", "_bindings.jax_sums", "_bindings.kernels"),

@@ -12,8 +12,8 @@ from .._engine.lanes import Lane
 from .._engine.projection import Projection
 from .._engine.unshifted import UNSHIFTED, lane_of
 from .._math import terms
+from .._math.reduce import reduce_entries, reduction_derivatives
 from .._math.rows import Rows
-from .._reduce import reduce_entries, reduction_derivatives
 from ..stats import LossStats
 from .way import Way
 

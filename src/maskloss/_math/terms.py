@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 from .._arrays import Array
 from .._call import Call, Options
 from .._inputs import Inputs
-from .._reduce import (
+from ..stats import LossStats
+from .reduce import (
     Derivatives,
     Entries,
     as_array,
@@ -27,7 +28,6 @@ from .._reduce import (
     total_and_divisor,
     weighted_losses,
 )
-from ..stats import LossStats
 from .rows import Rows, is_largest, sum_of
 from .softmax import Forward, Upstream
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from ._arrays import Array, Namespace
+from .._arrays import Array, Namespace
 
 
 class Entries(NamedTuple):
