@@ -32,16 +32,19 @@ def small_loss(logits: Any, labels: Any, mask: Any, reduction: str) -> Tensor | 
         return None
     if not is_small(logits, labels, mask):
         return None
-    kept: Tensor = None
-    classes, x, y = logits.shape[-1], logits, labels
+    classes, x, y, count = logits.shape[-1], logits, labels, labels.numel()
     dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
-    count = y.numel()
-    if mask is not None:
+    row_bytes = classes * dtype.itemsize
+    if mask is not None and count * row_bytes > BLOCK_BYTES:
         count = int(mask.count_nonzero())
-    if not 0 < count * classes * dtype.itemsize <= BLOCK_BYTES:
+    if not 0 < count * row_bytes <= BLOCK_BYTES:
         return None
-    if mask is not None and count < y.numel():
-        kept = mask.reshape(-1).nonzero().squeeze(1)
+    kept: Tensor = None if mask is None else mask.reshape(-1).nonzero().squeeze(1)
+    if kept is not None:
+        count = kept.shape[0]
+        kept = None if count == y.numel() else kept
+        if not count:
+            return None
     if x.dim() != 2:
         x, y = x.reshape(-1, classes), y.reshape(-1)
     if kept is not None:

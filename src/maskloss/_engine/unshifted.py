@@ -112,9 +112,11 @@ def block_sums(
         if selects:
             block = block_rows(visit, x, start, stop, xp=xp)
             x, _ = selected_logits(block, xp=xp)
-        sums = softmax.sums(x, block, xp=xp, into=into) if shifts else unshifted(x, walk.wide, xp=xp, into=into)
+        if shifts:
+            return softmax.sums(x, block, xp=xp, into=into, looks=walk.on_cpu), into, True
+        sums = unshifted(x, walk.wide, xp=xp, into=into)
         if sums is not None:
-            return sums, into, shifts
+            return sums, into, False
         shifts = True
 
 

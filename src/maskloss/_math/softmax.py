@@ -96,13 +96,18 @@ def costs(x: Array, targets: Array, total: Array, shift: Array, *, xp: Namespace
     return xp.where(xp.isinf(cost) & (targets == 0), 0.0, cost)
 
 
-def sums(x: Array, rows: Rows, *, xp: Namespace, into: Array | None = None) -> Sums:
-    """Of the selected logits x."""
+def sums(x: Array, rows: Rows, *, xp: Namespace, into: Array | None = None, looks: bool = False) -> Sums:
+    """Of the selected logits x, which may lie in `into`. `looks`: Python may, and nothing is differentiated."""
     if rows.targets is None:
         return Sums(*shift_and_total(x, xp=xp, into=into), None, None)
-    shift, total = shift_and_total(x, xp=xp)
-    targets, away = selected_targets(rows, xp=xp), x - xp.expand_dims(shift, axis=-1)
-    # As in costs; of t_c as well, for its derivative.
+    shift, targets = finite_max(x, xp=xp), selected_targets(rows, xp=xp)
+    away = x - xp.expand_dims(shift, axis=-1)
+    total = xp.long_sum(exponentials(away, None, xp=xp, into=into))
+    if looks:
+        moment = xp.long_sum(targets * away)
+        if bool(xp.all(xp.isfinite(moment))):
+            return Sums(shift, total, xp.broadcast_to(xp.long_sum(targets), total.shape), moment)
+    # As in costs: 0 * inf is 0; and t_c as well, for its derivative.
     weightless = xp.isinf(away) & (targets == 0)
     targets = xp.where(weightless, 0.0, targets)
     return Sums(shift, total, xp.long_sum(targets), xp.long_sum(targets * xp.where(weightless, 0.0, away)))
