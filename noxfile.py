@@ -132,7 +132,7 @@ def docs(session: nox.Session) -> None:
 @nox.session(**SHARED)
 def generated(session: nox.Session) -> None:
     """The tables in the documentation are what their scripts would write now (`nox -s generated -- --write` writes)."""
-    for script in sorted(Path("docs/scripts").glob("*.py")):
+    for script in sorted(Path("docs/scripts").glob("[a-z]*.py")):
         if script.stem != "conformance":
             run(session, str(script), *(session.posargs or ["--check"]))
 
@@ -146,7 +146,7 @@ def conformance(session: nox.Session) -> None:
 @nox.session(**SHARED)
 def mutants(session: nox.Session) -> None:
     """Planted defects, each of which the tests must find."""
-    run(session, "tests/mutants/run_mutants.py", *session.posargs)
+    run(session, "-m", "tests.mutants.run_mutants", *session.posargs)
 
 
 @nox.session(**SHARED)
@@ -159,7 +159,7 @@ def demo(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Measures maskloss beside its peers and writes the page's tables and plots (`-- --quick` tries the machinery)."""
     python, env = shared_python(session), {"JAX_PLATFORMS": ENV["JAX_PLATFORMS"]}  # threads and caches as shipped
-    session.run(python, "benchmarks/run.py", *session.posargs, env=env)
+    session.run(python, "-m", "benchmarks.run", *session.posargs, env=env)
     if not session.posargs:
-        session.run(python, "benchmarks/linear.py", env=env)
+        session.run(python, "-m", "benchmarks.linear", env=env)
         session.run(python, "docs/scripts/performance.py", "--write", env=env)

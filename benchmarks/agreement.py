@@ -2,8 +2,8 @@
 
 import numpy as np
 
-# Relative, of the value; and of the gradient in the 2-norm, apart for the labels' entries and for the others, which are
-# far smaller. A gradient in bfloat16 has 8 bits: each entry is off by up to 2**-9 of itself.
+# Relative, of the value; and of each gradient in the 2-norm. A gradient in bfloat16 has 8 bits: each entry is off by up
+# to 2**-9 of itself.
 VALUE = {"float32": 1e-4, "float64": 1e-9, "bfloat16": 1e-3}
 GRADIENT = {"float32": 1e-4, "float64": 1e-9, "bfloat16": 4e-3}
 ROWS = 256
@@ -13,14 +13,13 @@ class Disagreement(Exception):
     pass
 
 
-def value_distance(got, expected):
+def distance(got, expected):
     got, expected = np.ravel(got), np.ravel(expected)
-    scale = np.linalg.norm(expected.astype(float))
-    return float(np.linalg.norm(got.astype(float) - expected.astype(float)) / (scale or 1))
+    return float(np.linalg.norm(got - expected) / (np.linalg.norm(expected) or 1))
 
 
-def gradient_distance(got, expected, labels):
-    """The larger of two relative distances: that of the labels' entries, and that of all the others."""
+def distance_by_labels(got, expected, labels):
+    """The larger of two: that of the labels' entries, and that of all the others, which are far smaller."""
     classes = expected.shape[-1]
     got, expected, labels = got.reshape(-1, classes), expected.reshape(-1, classes), labels.reshape(-1)
     squares = np.zeros((2, 2))
@@ -37,15 +36,13 @@ def gradient_distance(got, expected, labels):
 
 
 def check(case, name, got, expected, labels, *, tolerance=None, against="maskloss"):
-    """got and expected: (value, gradient or None) in NumPy."""
+    """got and expected: the value and, if it has any, the gradients, in NumPy."""
     value_within, gradient_within = tolerance or (VALUE[case.dtype], GRADIENT[case.dtype])
-    distances = [("value", value_distance(got[0], expected[0]), value_within)]
-    if got[1] is not None:
-        if got[1].shape != expected[1].shape:
-            raise Disagreement(f"{name}: a gradient of shape {got[1].shape}, {against}'s has {expected[1].shape}")
-        distances.append(("gradient", gradient_distance(got[1], expected[1], labels), gradient_within))
-    for what, distance, within in distances:
-        if not distance <= within:
-            raise Disagreement(
-                f"{name}: the {what} is {distance:.2g} from {against}'s, relative; accepted is {within:.2g}"
-            )
+    for i, (found, wanted) in enumerate(zip(got, expected, strict=False)):
+        what, within = ("gradient", gradient_within) if i else ("value", value_within)
+        if i and found.shape != wanted.shape:
+            raise Disagreement(f"{name}: a gradient of shape {found.shape}, {against}'s has {wanted.shape}")
+        of_logits = i and not case.features
+        off = distance_by_labels(found, wanted, labels) if of_logits else distance(found, wanted)
+        if not off <= within:
+            raise Disagreement(f"{name}: the {what} is {off:.2g} from {against}'s, relative; accepted is {within:.2g}")

@@ -1,10 +1,12 @@
 """The page's plots, from the result of a run."""
 
 import numpy as np
-from linear import PEER as PEER_OF_LINEAR
-from tables import GROUPS, OURS, PEER, TITLES, fitted, rows_of
-from timing import middle
-from workloads import BERT, DIRECTIONS, FRACTIONS, Case, classes_series, name_of, rows_series
+
+from .cases import BERT, DIRECTIONS, FRACTIONS, Case, classes_series, name_of, rows_series
+from .linear import case_of
+from .providers import GROUPS, OURS, PEER, PEER_OF_LINEAR, TITLES
+from .tables import fitted, rows_of, short_name
+from .timing import middle
 
 COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown")
 FLOOR = {"color": "gray", "linestyle": ":", "label": "floor"}
@@ -13,6 +15,10 @@ NAMES = {
     "jax": (OURS, "optax", "jax.nn"),
     "numpy": (OURS, "scipy"),
 }
+
+
+def named(row):
+    return TITLES[row["group"]], name_of(Case(*row["case"])), row["provider"]
 
 
 def rows_present(found, group, direction, cases):
@@ -98,13 +104,9 @@ def memory(plt, result):
     """Bars of the extra memory, one group of them for each case."""
     rows = [row for row in result["memory"] if row["extra"] is not None]
     figure, axes = plt.subplots(1, 2, figsize=(9, 6), layout="constrained", sharey=True)
-    labels = list(dict.fromkeys((TITLES[r["group"]], name_of(Case(*r["case"])), r["provider"]) for r in rows))
+    labels = list(dict.fromkeys(map(named, rows)))
     for direction, axis in zip(DIRECTIONS, axes, strict=True):
-        extra = {
-            (TITLES[r["group"]], name_of(Case(*r["case"])), r["provider"]): r["extra"]
-            for r in rows
-            if r["direction"] == direction
-        }
+        extra = {named(row): row["extra"] for row in rows if row["direction"] == direction}
         colours = ["tab:blue" if key[2].startswith(OURS) else "tab:orange" for key in labels]
         axis.barh(range(len(labels)), [extra.get(key, 0) for key in labels], color=colours)
         if direction != DIRECTIONS[0]:
@@ -132,10 +134,9 @@ def linear(plt, result):
         for (left, right), row in zip(ends, rows, strict=True):
             line = axis.hlines(1e3 * row["floor"], left, right, color="black", linestyle=":")
         line.set_label(FLOOR["label"])
-        shapes = [(*row["shape"][:3], "all" if row["shape"][3] is None else f"{row['shape'][3]} %") for row in rows]
-        axis.set_xticks(
-            [np.mean(end) for end in ends], [f"{n} × {d}\n× {v}\n{kept}" for n, d, v, kept in shapes], fontsize=7
-        )
+        shapes = [case_of(row) for row in rows]
+        texts = [f"{c.rows} × {c.features}\n× {c.classes}\n{short_name(c).split(', ')[1]}" for c in shapes]
+        axis.set_xticks([np.mean(end) for end in ends], texts, fontsize=7)
         axis.set(ylabel="ms", title=f"{TITLES[group]}, loss and gradients")
         axis.legend(fontsize=7)
     return figure

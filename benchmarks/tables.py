@@ -1,42 +1,14 @@
 """The page's tables, as Markdown, from the result of a run."""
 
-from importlib import import_module
+from itertools import product
 
-from timing import line, middle, ratios
-from workloads import (
-    BERT,
-    DIRECTIONS,
-    DTYPES,
-    FRACTIONS,
-    OTHERS,
-    SHOWN,
-    SMALL,
-    Case,
-    classes_series,
-    name_of,
-    rows_series,
-)
+from docs.scripts import table as in_markdown
 
-GROUPS = ("torch", "jax", "numpy")
-TITLES = {"torch": "PyTorch", "jax": "JAX under jit", "numpy": "NumPy"}
-PEER = {"torch": "F.cross_entropy", "jax": "optax", "numpy": "scipy"}
-OURS = "maskloss"
-FORWARD, BOTH = DIRECTIONS
-# Group, direction, percent kept; and for each of SHOWN the ratio that is aimed at.
-GOALS = (
-    ("torch", FORWARD, None, (2.2, 2.0, 0.9, 0.9)),
-    ("torch", BOTH, None, (1.7, 1.6, 0.9, 0.9)),
-    ("torch", FORWARD, 15, (12, 9, 1.0, 1.0)),
-    ("torch", BOTH, 15, (3, 2.8, 1.0, 1.0)),
-    ("numpy", FORWARD, None, (3, 3, 1.0, 1.0)),
-    ("numpy", BOTH, None, (2.2, 2, 1.0, 1.0)),
-    ("numpy", FORWARD, 15, (None,) * 4),
-    ("numpy", BOTH, 15, (None,) * 4),
-    ("jax", FORWARD, None, (1.0, 1.0, 0.95, 0.95)),
-    ("jax", BOTH, None, (1.0, 1.0, 0.95, 0.95)),
-    ("jax", FORWARD, 15, (3.5, 3, 0.9, 0.9)),
-    ("jax", BOTH, 15, (1.4, 1.3, 0.9, 0.9)),
-)
+from . import cases
+from .cases import BERT, DIRECTIONS, SHOWN, SMALL, Case, name_of, sizes_of
+from .providers import GROUPS, OURS, PEER, SETTINGS, TITLES
+from .timing import line, middle, ratios
+
 NOT_MEASURED = "Not measured in this run.\n"
 
 
@@ -85,27 +57,53 @@ def shape_text(case):
 
 
 def table(header, rows):
-    if not rows:
-        return NOT_MEASURED
-    return "".join("| " + " | ".join(cells) + " |\n" for cells in (header, ["---"] * len(header), *rows))
+    return in_markdown(header, rows) if rows else NOT_MEASURED
 
 
-def goal_cell(three, goal):
-    if three is None or goal is None:
-        return spread(three)
-    return f"{spread(three)}; goal {goal:g}" + (", **not reached**" if three[0] < goal else "")
+def names_in(rows):
+    return list(dict.fromkeys(name for row in rows for name in row["seconds"]))
+
+
+def beside(row, name):
+    """Milliseconds, and of another the ratio to ours."""
+    if name not in row["seconds"]:
+        return ""
+    three = ratio(row, name) if name != OURS else None
+    text = figure(1e3 * middle(row["seconds"][name])[0])
+    return text if three is None else f"{text} ({figure(three[0])}; {figure(three[1])}–{figure(three[2])})"
+
+
+def times_table(corner, pairs, cell):
+    """A line for each (case, row): the floor in ms, then cell(row, name) of every provider."""
+    names = names_in(row for _, row in pairs)
+    lines = [[short_name(c), floor_text(row), *(cell(row, name) for name in names)] for c, row in pairs]
+    return table([corner, "floor", *names], lines)
+
+
+def floor_text(row):
+    return figure(1e3 * row["floor"]) if "floor" in row else ""
+
+
+def short_name(case):
+    parts = [" × ".join(sizes_of(case)), "all" if case.kept is None else f"{case.kept} %"]
+    return ", ".join(parts + [case.logits] * (case.logits != "normal") + ["cold cache"] * case.cold)
+
+
+def provenance(result, after_date=": ", after_machine="; "):
+    where, versions = result["machine"], ", ".join(f"{name} {number}" for name, number in result["versions"].items())
+    machine = f"{where['cpu']}, {where['cores']} cores, {where['GiB']} GiB"
+    return f"{result['date']}{after_date}{machine}{after_machine}{versions}"
 
 
 def shown(result):
-    """Peer time / maskloss time in the grid of GOALS: the peer as shipped, then the fastest of all peers."""
+    """Peer time / maskloss time in the grid: the peer as shipped, then the fastest of all peers."""
     found, shipped, best = rows_of(result), [], []
-    for group, direction, kept, goals in GOALS:
+    for group, kept, direction in product(("torch", "numpy", "jax"), (None, 15), DIRECTIONS):
         rows = [found.get((group, Case(*shape, kept=kept), direction)) for shape in SHOWN]
         if not any(rows):
             continue
         title = f"{TITLES[group]}, {direction}, {kept_text(kept)}"
-        cells = [goal_cell(ratio(row, PEER[group]), goal) for row, goal in zip(rows, goals, strict=True)]
-        shipped.append([title, PEER[group], *cells])
+        shipped.append([title, PEER[group], *(spread(ratio(row, PEER[group])) for row in rows)])
         bests = [best_peer(row) for row in rows]
         best.append([title, *["" if b is None else f"{figure(b[1][0])} {b[0]}" for b in bests]])
     shapes = [shape_text(shape) for shape in SHOWN]
@@ -128,37 +126,34 @@ def time_cells(row, names):
 def times(result):
     found, out = rows_of(result), []
     for group in GROUPS:
-        cases = [Case(*shape, kept=kept) for shape in SHOWN for kept in (None, 15)]
-        rows = [(c, d, found.get((group, c, d))) for c in cases for d in DIRECTIONS]
+        rows = [(c, d, found.get((group, c, d))) for c in cases.shown() for d in DIRECTIONS]
         rows = [(c, d, row) for c, d, row in rows if row]
-        names = list(dict.fromkeys(name for *_, row in rows for name in row["seconds"]))
+        names = names_in(row for *_, row in rows)
         cells = [[shape_text(c), kept_text(c.kept), d, *time_cells(row, names)] for c, d, row in rows]
         out.append(f"**{TITLES[group]}**\n\n" + table(["rows × classes", "mask", "direction", "floor", *names], cells))
     return "\n".join(out)
 
 
-def variant_rows(result, cases):
+def variant_rows(result, listed):
     """Ratio and time of each library in both directions."""
-    found, rows = rows_of(result), []
-    for case in cases:
-        for direction in DIRECTIONS:
-            cells = []
-            for group in GROUPS:
-                row = found.get((group, case, direction))
-                three = ratio(row, PEER[group])
-                cells.append("" if three is None else f"{spread(three)}, {duration(middle(row['seconds'][OURS])[0])}")
-            if any(cells):
-                rows.append([name_of(case), direction, *cells])
-    return rows
+    found = rows_of(result)
+
+    def cell(group, case, direction):
+        row = found.get((group, case, direction))
+        three = ratio(row, PEER[group])
+        return "" if three is None else f"{spread(three)}, {duration(middle(row['seconds'][OURS])[0])}"
+
+    rows = [(c, d, [cell(group, c, d) for group in GROUPS]) for c, d in product(listed, DIRECTIONS)]
+    return [[name_of(c), d, *cells] for c, d, cells in rows if any(cells)]
 
 
 def variants(result):
     """Kept fractions, dtypes, layouts and the rest."""
     bert, small = Case(*BERT), Case(*SMALL)
     kinds = {
-        "Kept fraction": [c._replace(kept=kept) for c in (bert, small) for kept in (None, *FRACTIONS)],
-        "Dtypes": [Case(*shape, dtype, kept) for dtype in DTYPES for shape in SHOWN for kept in (None, 15)],
-        "Other shapes": [Case(*shape, kept=kept) for shape in OTHERS for kept in (None, 15)],
+        "Kept fraction": [c._replace(kept=kept) for c in (bert, small) for kept in (None, *cases.FRACTIONS)],
+        "Dtypes": [Case(*shape, dtype, kept) for dtype in cases.DTYPES for shape in SHOWN for kept in (None, 15)],
+        "Other shapes": [Case(*shape, kept=kept) for shape in cases.OTHERS for kept in (None, 15)],
         "Layouts of the mask": [bert._replace(kept=15, layout=layout) for layout in ("scattered", "prefix", "padded")],
         "Peaked logits": [bert, bert._replace(logits="peaked")],
         'reduction="none", with random upstream gradients': [
@@ -167,12 +162,12 @@ def variants(result):
         "An upstream gradient of 3": [c._replace(kept=15, upstream=3.0) for c in (bert, small)],
     }
     header = ["case", "direction", *[f"{TITLES[g]}, against {PEER[g]}" for g in GROUPS]]
-    return "\n".join(f"**{kind}**\n\n{table(header, variant_rows(result, cases))}" for kind, cases in kinds.items())
+    return "\n".join(f"**{kind}**\n\n{table(header, variant_rows(result, listed))}" for kind, listed in kinds.items())
 
 
 def providers(result):
     rows = [
-        [TITLES[group], p.name, p.call, p.runs] for group in GROUPS for p in import_module(f"group_{group}").PROVIDERS
+        [TITLES[group], p.name, p.call, p.where.words] for group in GROUPS for p in SETTINGS["page"][group].providers
     ]
     return table(["library", "name here", "call", "runs"], rows)
 
@@ -213,10 +208,10 @@ def overhead(result):
     return out
 
 
-def fitted(result, group, direction, name, cases):
+def fitted(result, group, direction, name, listed):
     """Sizes, times and line over the cases that ran, or None."""
     found = rows_of(result)
-    rows = [found.get((group, case, direction)) for case in cases]
+    rows = [found.get((group, case, direction)) for case in listed]
     rows = [row for row in rows if row and name in row["seconds"]]
     if len(rows) < 3:
         return None
@@ -227,49 +222,35 @@ def fitted(result, group, direction, name, cases):
 def fits(result):
     """Fixed cost and slope over the rows; and the range of the slope over the classes."""
     rows = []
-    for group in GROUPS:
-        for direction in DIRECTIONS:
-            for name in (OURS, PEER[group]):
-                by_rows = fitted(result, group, direction, name, rows_series())
-                by_classes = fitted(result, group, direction, name, classes_series())
-                if by_rows is None:
-                    continue
-                a, b, off = by_rows[2]
-                per_logit = [] if by_classes is None else [t / n * 1e9 for n, t in zip(*by_classes[:2], strict=True)]
-                between = f"{figure(min(per_logit))}–{figure(max(per_logit))}" if per_logit else ""
-                fixed = f"{a * 1e6:.0f}"
-                rows.append([TITLES[group], direction, name, fixed, figure(b * 1e9), f"{off:.0%}", between])
+    for group, direction in product(GROUPS, DIRECTIONS):
+        for name in (OURS, PEER[group]):
+            by_rows = fitted(result, group, direction, name, cases.rows_series())
+            by_classes = fitted(result, group, direction, name, cases.classes_series())
+            if by_rows is None:
+                continue
+            a, b, off = by_rows[2]
+            per_logit = [] if by_classes is None else [t / n * 1e9 for n, t in zip(*by_classes[:2], strict=True)]
+            between = f"{figure(min(per_logit))}–{figure(max(per_logit))}" if per_logit else ""
+            cells = [f"{a * 1e6:.0f}", figure(b * 1e9), f"{off:.0%}", between]
+            rows.append([TITLES[group], direction, name, *cells])
     header = ["library", "direction", "provider", "fixed cost, µs", "ns per logit", "largest deviation"]
     return table([*header, "ns per logit, 1024 to 1048576 classes"], rows)
 
 
 def run(result):
     """Machine, versions, bandwidths."""
-    machine, speeds = result["machine"], []
+    speeds = []
     for group in GROUPS:
         pairs = [row["GB/s"] for row in result["rows"] if row["group"] == group and row["case"][:2] == list(BERT)]
         if pairs:
             read, written = (middle(column)[0] for column in zip(*pairs, strict=True))
-            how = import_module(f"group_{group}").BANDWIDTH
-            speeds.append([TITLES[group], f"{read:.1f} GB/s", f"{written:.1f} GB/s", how])
-    versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
+            speeds.append([TITLES[group], f"{read:.1f} GB/s", f"{written:.1f} GB/s", SETTINGS["page"][group].bandwidth])
     warning = "**A quick run on small arrays: none of its numbers says anything.**\n\n" if result["quick"] else ""
     return (
-        f"{warning}{result['date']}, {machine['cpu']}, {machine['cores']} cores, {machine['GiB']} GiB. {versions}. "
-        f"The run took {result['seconds'] / 60:.0f} minutes.\n\n"
+        f"{warning}{provenance(result, ', ', '. ')}. The run took {result['seconds'] / 60:.0f} minutes.\n\n"
         f"**Bandwidth at {shape_text(BERT)}**, the median over its cases\n\n"
         + table(["library", "read", "written", "measured with"], speeds)
     )
 
 
-FILES = {
-    "shown": shown,
-    "times": times,
-    "variants": variants,
-    "providers": providers,
-    "memory": memory,
-    "first_calls": first_calls,
-    "overhead": overhead,
-    "fits": fits,
-    "run": run,
-}
+PAGES = (shown, times, variants, providers, memory, first_calls, overhead, fits, run)

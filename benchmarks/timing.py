@@ -28,6 +28,13 @@ def sample(call, repeats):
     return (perf_counter() - start) / repeats
 
 
+def fastest(call, take, least=1):
+    """Seconds per call, the best of five samples of at least so many calls."""
+    once = max(take(call, 1) for _ in range(2))
+    repeats = max(least, min(1000, round(SHORT / once)))
+    return min(take(call, repeats) for _ in range(5))
+
+
 def rounds_within(limit, per_round, fewest):
     """As many as the limit has room for, at most MOST; at least FEW where twice the limit has room, else `fewest`."""
     least = FEW if FEW * per_round <= 2 * limit else fewest

@@ -7,6 +7,7 @@ import os
 from typing import NamedTuple
 
 import numpy as np
+import pytest
 
 FLOATS = ("float32", "float64")
 HALVES = ("float16", "bfloat16")
@@ -89,6 +90,23 @@ def chosen(names):
             raise ValueError(f"no backend {', '.join(unknown)}: choose from {', '.join(BACKENDS)}")
         return tuple(names)
     return tuple(b.name for b in BACKENDS.values() if not b.accelerator and missing(b) is None)
+
+
+def named(backend, *names):
+    """Skips a test that is for the backends of these names."""
+    if backend.name not in names:
+        pytest.skip(f"for {', '.join(names)}")
+
+
+def of_library(backend, *libraries):
+    """Skips a test that is for numbers in these libraries, wherever they lie."""
+    if backend.library not in libraries or backend.shapes_only:
+        pytest.skip(f"for {', '.join(libraries)}")
+
+
+def holds_values(backend):
+    if backend.shapes_only:
+        pytest.skip("holds no values")
 
 
 @contextlib.contextmanager

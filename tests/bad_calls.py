@@ -13,10 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import backends
 import numpy as np
 
 import maskloss as ml
+from tests import backends
 
 PACKAGE = Path(ml.__file__).parent
 REDUCTIONS = ("none", "sum", "mean", "mean_over_kept", "mean_over_all", "mean_over_sequences")

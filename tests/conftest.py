@@ -11,7 +11,8 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
-from backends import BACKENDS, chosen, missing
+
+from tests.backends import BACKENDS, chosen, missing
 
 OBSERVED = defaultdict(lambda: {"cases": 0, "worst": None, "case": ""})
 
@@ -24,6 +25,7 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "missing(reason): a backend that was asked for is not here, which is a failure")
+    config.addinivalue_line("markers", "of_backend(name): a test without a `backend` that says something of this one")
     names = config.getoption("--backend") or os.environ.get("MASKLOSS_BACKENDS") or ""
     try:
         config.maskloss_backends = chosen([name.strip() for name in names.split(",") if name.strip()])
@@ -63,6 +65,12 @@ def runs_of(metafunc):
     """A module with a `run` argument says what it runs: runs(backend) lists (id, run)."""
     runs = getattr(metafunc.module, "runs", None)
     return runs and (lambda backend: [pytest.param(run, id=name) for name, run in runs(backend)])
+
+
+def pytest_runtest_setup(item):
+    for mark in item.iter_markers("of_backend"):
+        if mark.args[0] not in item.config.maskloss_backends:
+            pytest.skip(f"{mark.args[0]} was not asked for (--backend)")
 
 
 def pytest_runtest_call(item):

@@ -9,7 +9,23 @@ softmax: p_i (g_i - sum_j g_j p_j)                 log_softmax: g_i - p_i sum_j 
 from types import SimpleNamespace
 
 import numpy as np
-from reference import INF, NAN, ONE, ZERO, class_rows, floats, mp, number, over, rows, softmax_row, spread, table, times
+
+from tests.reference import (
+    INF,
+    NAN,
+    ONE,
+    ZERO,
+    class_rows,
+    floats,
+    mp,
+    number,
+    over,
+    rows,
+    softmax_row,
+    spread,
+    table,
+    times,
+)
 
 
 def result(value, scale, **gradients):

@@ -1,8 +1,8 @@
 """Every bad call is refused, on every backend, by a TypeError or ValueError that names what was wrong."""
 
-import backends
-import bad_calls
 import pytest
+
+from tests import backends, bad_calls
 
 
 def runs(backend):

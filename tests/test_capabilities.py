@@ -2,20 +2,17 @@
 
 import importlib
 import re
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import ml_dtypes  # noqa: F401  (names bfloat16 to NumPy)
 import numpy as np
 import pytest
-from backends import asarray, settings
 
 import maskloss as ml
-from maskloss import _arrays, _capabilities, _inputs
+from docs.scripts import capabilities
+from maskloss import _arguments, _arrays, _capabilities
+from tests.backends import asarray, settings
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "docs" / "scripts"))
-capabilities = importlib.import_module("capabilities")
 LIBRARIES = {b.name: b for b in _capabilities.BACKENDS}
 MASK = np.array([[True, True, False], [True, False, True]])
 
@@ -108,25 +105,16 @@ def test_implementations(backend):
                 ml.cross_entropy(x, labels, implementation=name)
 
 
-def test_stale_tables_are_found(tmp_path):
-    path = tmp_path / "support.md"
-    assert capabilities.stale({path: "new"}) == [str(path)]
-    path.write_text("old")
-    assert capabilities.stale({path: "new"}) == [str(path)]
-    path.write_text("new")
-    assert capabilities.stale({path: "new"}) == []
-
-
 def test_a_named_implementation_runs_or_raises(monkeypatch):
     numpy, torch = (
-        _inputs.Like("logits", None, _arrays.Namespace(library, SimpleNamespace())) for library in ("numpy", "torch")
+        _arguments.Like("logits", None, _arrays.Namespace(library, SimpleNamespace())) for library in ("numpy", "torch")
     )
-    assert [_inputs.choose_implementation(name, numpy) for name in (None, "analytic", "autodiff")] == [
+    assert [_arguments.choose_implementation(name, numpy) for name in (None, "analytic", "autodiff")] == [
         *("analytic", "analytic", "autodiff")
     ]
     monkeypatch.setattr(torch.xp, "is_compiling", lambda: True)
-    assert _inputs.choose_implementation(None, torch) == "autodiff"
+    assert _arguments.choose_implementation(None, torch) == "autodiff"
     with pytest.raises(
         ValueError, match=r"implementation is 'analytic'; here only \['autodiff'\] can run: torch.compile"
     ):
-        _inputs.choose_implementation("analytic", torch)
+        _arguments.choose_implementation("analytic", torch)

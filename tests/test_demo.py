@@ -6,9 +6,10 @@ import sys
 from math import log
 from pathlib import Path
 
-import backends
 import numpy as np
 import pytest
+
+from tests import backends
 
 FOLDER = Path(__file__).resolve().parents[1] / "examples" / "bert_pretraining"
 NO_LABEL = -100

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from backends import BACKENDS, asarray, settings, to_numpy
-from derivatives import CALLS, DIFFERENTIABLE, arrays, call
 
 import maskloss as ml
+from tests.backends import BACKENDS, asarray, settings, to_numpy
+from tests.derivatives import CALLS, DIFFERENTIABLE, arrays, call
 
 jax = pytest.importorskip("jax")
 jnp = jax.numpy

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from backends import asarray, settings
-from derivatives import CALLS, arrays, call
 
 import maskloss as ml
+from tests.backends import asarray, of_library, settings
+from tests.derivatives import CALLS, arrays, call
 
 torch = pytest.importorskip("torch")
 IMPLEMENTATIONS = ("analytic", "autodiff")
@@ -76,15 +76,10 @@ def test_vmap_of_grad(run, implementation):
         torch.testing.assert_close(shared[i], value, rtol=1e-12, atol=1e-13)
 
 
-def torch_backends(backend):
-    if backend.library != "torch" or backend.shapes_only:
-        pytest.skip("a test of torch alone")
-
-
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_reach_of_garbage(backend, implementation):
     """NaN and infinities in what is not kept: gradients and second derivatives are finite, and exactly 0 there."""
-    torch_backends(backend)
+    of_library(backend, "torch")
     given = arrays()
     given["logits"][1] = [np.nan, np.inf, -np.inf, 1e300, np.nan]
     given["labels"][1] = 10**6
@@ -102,7 +97,7 @@ def test_reach_of_garbage(backend, implementation):
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("reduction", ["sum", "mean", "mean_over_kept", "mean_over_all", "mean_over_sequences"])
 def test_nothing_kept_stays_connected(backend, implementation, reduction):
-    torch_backends(backend)
+    of_library(backend, "torch")
     logits = asarray(backend, np.full((2, 3, 4), np.nan)).requires_grad_()
     labels, mask = asarray(backend, np.full((2, 3), -100)), asarray(backend, np.zeros((2, 3), bool))
     loss = ml.cross_entropy(logits, labels, mask=mask, reduction=reduction, implementation=implementation)
@@ -113,7 +108,7 @@ def test_nothing_kept_stays_connected(backend, implementation, reduction):
 
 def test_caller_keeps_the_graph(backend):
     """Two losses of the same logits in one graph, an upstream gradient, a second backward through the same graph."""
-    torch_backends(backend)
+    of_library(backend, "torch")
     given = arrays()
     labels = asarray(backend, given["labels"])
     x = asarray(backend, given["logits"]).requires_grad_()
@@ -125,7 +120,7 @@ def test_caller_keeps_the_graph(backend):
 
 def test_compile_count(backend):
     """fullgraph, and at most two compilations over five batch sizes; value and gradient those of eager."""
-    torch_backends(backend)
+    of_library(backend, "torch")
     from torch._dynamo.testing import CompileCounterWithBackend
 
     counter = CompileCounterWithBackend("aot_eager")
@@ -152,7 +147,7 @@ def test_compile_count(backend):
 
 def test_inductor(backend):
     """The default compiler, whose kernels are generated; float32, so the tolerance is a few roundings of the loss."""
-    torch_backends(backend)
+    of_library(backend, "torch")
     rng = np.random.default_rng(0)
     logits = asarray(backend, rng.normal(size=(6, 33)).astype(np.float32)).requires_grad_()
     labels, mask = asarray(backend, rng.integers(0, 33, 6)), asarray(backend, np.arange(6) != 2)
@@ -162,7 +157,7 @@ def test_inductor(backend):
 
 
 def test_export(backend):
-    torch_backends(backend)
+    of_library(backend, "torch")
     given = arrays()
     args = tuple(asarray(backend, given[key]) for key in ("logits", "labels", "mask"))
 
@@ -175,7 +170,7 @@ def test_export(backend):
 
 
 def test_checkpoint_and_autocast(backend):
-    torch_backends(backend)
+    of_library(backend, "torch")
     from torch.utils.checkpoint import checkpoint
 
     given = arrays()

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import maskloss as ml
+from tests.backends import named
 
 OPTIONS = (
     {},
@@ -17,8 +18,7 @@ OPTIONS = (
 @pytest.fixture
 def mesh(backend):
     """A mesh of this process alone."""
-    if backend.name != "torch":
-        pytest.skip("for torch")
+    named(backend, "torch")
     torch = pytest.importorskip("torch")
     distributed = torch.distributed
     if not distributed.is_available():

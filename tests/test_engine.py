@@ -6,15 +6,11 @@ import warnings
 
 import numpy as np
 import pytest
-from backends import asarray, settings, to_numpy
 
 import maskloss as ml
-from maskloss import _arrays, _stream
-
-
-def of_library(backend, *names):
-    if backend.library not in names or backend.shapes_only:
-        pytest.skip(f"for {', '.join(names)}")
+from maskloss import _arrays
+from maskloss._engine import unshifted
+from tests.backends import asarray, of_library, settings, to_numpy
 
 
 @pytest.mark.parametrize("offset", [0, 20, 34, 45, 61, -45, -60])
@@ -196,8 +192,8 @@ def test_a_gradient_of_0_above_keeps_one_walk(backend, monkeypatch):
     """An entry that weighs nothing, of a class without weight say, does not cost all others the second exponential."""
     of_library(backend, "numpy")
     walks = []
-    spans = _stream.spans
-    monkeypatch.setattr(_stream, "spans", lambda walk: walks.append(walk) or spans(walk))
+    spans = unshifted.spans
+    monkeypatch.setattr(unshifted, "spans", lambda *sizes: walks.append(sizes) or spans(*sizes))
     ml.value_and_grad(ml.cross_entropy)(np.zeros((4, 3)), np.arange(4) % 3, class_weights=np.asarray([1.0, 0.0, 2.0]))
     assert len(walks) == 1
 
@@ -305,7 +301,7 @@ def test_a_row_beside_another(backend):
 def test_a_loss_within_a_loss(backend, monkeypatch, kept):
     """A signal's handler that computes a loss while the engine computes one: each has a workspace of its own."""
     of_library(backend, "numpy", "torch")
-    rows, rng, handled = importlib.import_module("maskloss._rows"), np.random.default_rng(0), []
+    rows, rng, handled = importlib.import_module("maskloss._math.softmax"), np.random.default_rng(0), []
     exponentials = rows.exponentials
     with settings(backend):
         x, other = (asarray(backend, rng.normal(size=(9, 300)).astype(np.float32)) for _ in range(2))

@@ -2,13 +2,13 @@
 
 import functools
 
-import backends
 import ml_dtypes  # noqa: F401  (names bfloat16 to NumPy)
 import numpy as np
 import pytest
-from backends import asarray, settings, to_numpy
 
 import maskloss as ml
+from tests import backends
+from tests.backends import asarray, settings, to_numpy
 
 # The largest relative error of rounding once: half a last place of a significand of 11 and of 8 bits.
 ROUNDING = {"float16": 2.0**-11, "bfloat16": 2.0**-8 / 2}

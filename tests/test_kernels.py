@@ -7,9 +7,9 @@ import sys
 
 import numpy as np
 import pytest
-from backends import BACKENDS
 
 import maskloss as ml
+from tests.backends import BACKENDS, named
 
 OPTIONS = ({}, {"label_smoothing": 0.1, "z_loss": 0.1, "softcap": 3.0})
 
@@ -75,7 +75,7 @@ def test_equal_blocks_add_up(backend, torch, monkeypatch):
     lse - x_y = log(1 + t) with t = 65535 exp(-12) = 0.4: within a block its terms may be added in 8 running sums, whose
     8 + 3 roundings of 2**-24 are 2e-7 of 1 + t; the other roundings are half a last place of t and of the loss.
     """
-    monkeypatch.setattr(importlib.import_module("maskloss._kernels.cross_entropy"), "MOST", 64)
+    monkeypatch.setattr(importlib.import_module("maskloss._bindings.kernels"), "MOST", 64)
     logits = torch.zeros(1, 65536, device=backend.device)
     logits[0, 0] = 12.0
     loss, gradient = loss_and_gradient(torch, logits, torch.zeros(1, dtype=torch.int64, device=backend.device))
@@ -134,7 +134,7 @@ def test_compiles_for_a_gpu_without_one(backend, name, sizes, every, dtype):
         pytest.skip("for torch, without the interpreter")
     triton = pytest.importorskip("triton")
     target = importlib.import_module("triton.backends.compiler").GPUTarget("cuda", 90, 32)
-    kernel = getattr(importlib.import_module("maskloss._kernels.cross_entropy"), name)
+    kernel = getattr(importlib.import_module("maskloss._bindings.kernels"), name)
     given = [n for n in kernel.arg_names if n != "BLOCK" and (every or n in ALWAYS)]
     signature = {n: ARGUMENTS.get(n, "*fp32") for n in given} | dict.fromkeys(("logits", "d_logits"), f"*{dtype}")
     signature |= dict.fromkeys(SIZES, "i64" if sizes == "i64" else "i32")
@@ -153,8 +153,7 @@ def test_compiles_for_a_gpu_without_one(backend, name, sizes, every, dtype):
 
 
 def test_a_cpu_tensor_needs_the_interpreter(backend):
-    if backend is not BACKENDS["torch"]:
-        pytest.skip("for torch")
+    named(backend, "torch")
     program = (
         "import torch, maskloss as ml\n"
         "ml.cross_entropy(torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64), implementation='triton')"

@@ -10,17 +10,17 @@ import importlib
 import types
 import warnings
 
-import backends
 import numpy as np
 import pytest
-from backends import asarray, settings, to_numpy
-from derivatives import CALLS, arrays
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 import maskloss as ml
-from maskloss import _linear
+from maskloss._engine import projection
+from tests import backends
+from tests.backends import asarray, named, settings, to_numpy
+from tests.derivatives import CALLS, arrays
 
 NAMED = ("numpy", "strict", "torch", "jax", "torch-cuda", "jax-gpu", "cupy")
 FEATURES = 3
@@ -75,15 +75,10 @@ def test_gradients_of_the_projection(run, chunk_size):
         assert_close(found, expected)
 
 
-def named(backend):
-    if backend.name not in NAMED:
-        pytest.skip("one backend of each library")
-
-
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 1e-2)])
 def test_narrow_dtypes(backend, dtype, tolerance):
     """Against float64 of the same numbers, relative to the largest entry, with logits from 0 to 1e4 apart."""
-    named(backend)
+    named(backend, *NAMED)
     if backend.library in ("array_api_strict", "cupy") and dtype == "bfloat16":
         pytest.skip("the library has no bfloat16")
     importlib.import_module("ml_dtypes")
@@ -104,7 +99,7 @@ def test_narrow_dtypes(backend, dtype, tolerance):
     [(0, 5, ()), (1, 1, (0,)), (5, 1, (1, 3)), (7, 11, (4,)), (7, 11, ()), (6, 7, range(6))],
 )
 def test_few(backend, count, classes, kept):
-    named(backend)
+    named(backend, *NAMED)
     rng = np.random.default_rng(5)
     hidden, kernel, bias = rng.normal(size=(count, 4)), rng.normal(size=(classes, 4)), rng.normal(size=classes)
     labels, mask = rng.integers(0, classes, count), np.isin(np.arange(count), kept)
@@ -117,7 +112,7 @@ def test_few(backend, count, classes, kept):
 
 def test_a_common_offset(backend):
     """Logits of 1e4 and of -1e4, a last place apart from shifted ones: the loss is that of the logits less 1e4."""
-    named(backend)
+    named(backend, *NAMED)
     rng = np.random.default_rng(9)
     hidden, kernel, labels = np.round(rng.normal(size=(9, 4)) * 8) / 8, np.eye(4), rng.integers(0, 4, 9)
     plain = through_logits(backends.BACKENDS["numpy"], hidden, kernel, np.zeros(4), labels)
@@ -132,7 +127,7 @@ def test_a_common_offset(backend):
 @hypothesis_settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 def test_invariance(backend, chunk_size, order, padding, weighted):
     """Any size of the chunks, any order of the rows and any padding: the same to rounding."""
-    named(backend)
+    named(backend, *NAMED)
     rng = np.random.default_rng(13)
     hidden, kernel, bias = rng.normal(size=(7, 4)), rng.normal(size=(9, 4)), rng.normal(size=9)
     labels, mask = rng.integers(0, 9, 7), np.array([1, 1, 0, 1, 0, 1, 1], bool)
@@ -157,7 +152,7 @@ def test_invariance(backend, chunk_size, order, padding, weighted):
 
 
 def test_label_log_probs(backend):
-    named(backend)
+    named(backend, *NAMED)
     hidden, kernel, bias, labels, _, _ = problem("plain")
     mask = np.array([True, False, True, True])
     with settings(backend):
@@ -169,7 +164,7 @@ def test_label_log_probs(backend):
 
 def test_entropy(backend):
     """Value, and where there is one the gradient, with an upstream gradient of each entry."""
-    named(backend)
+    named(backend, *NAMED)
     rng, (hidden, kernel, bias, _, _, _) = np.random.default_rng(23), problem("plain")
     mask, up, class_mask = np.array([True, False, True, True]), rng.normal(size=4), rng.random((4, 5)) < 0.8
     garbage = np.where(mask[:, None], hidden, np.nan)
@@ -199,7 +194,7 @@ def test_entropy(backend):
 
 
 def test_torch_entropy_derivatives(backend):
-    torch_only(backend)
+    named(backend, "torch", "torch-cuda")
     torch, *leaves, _, mask = torch_case()
 
     def entropy(hidden, kernel, bias):
@@ -211,7 +206,7 @@ def test_torch_entropy_derivatives(backend):
 
 def test_kernel_layout(backend):
     """Square, so that no shape tells: "dv" is the transpose, and its gradient comes back transposed."""
-    named(backend)
+    named(backend, *NAMED)
     rng = np.random.default_rng(29)
     hidden, kernel, labels = rng.normal(size=(5, 4)), rng.normal(size=(4, 4)), rng.integers(0, 4, 5)
     with settings(backend):
@@ -228,7 +223,7 @@ def test_kernel_layout(backend):
 
 def test_mixed_dtypes(backend):
     """Computed in the widest; each gradient in its argument's dtype."""
-    named(backend)
+    named(backend, *NAMED)
     rng = np.random.default_rng(17)
     with settings(backend):
         h, k, y = on(backend, rng.normal(size=(4, 3)).astype("f"), rng.normal(size=(5, 3)), rng.integers(0, 5, 4))
@@ -247,11 +242,6 @@ def torch_case(requires=(True, True, True), seed=19):
     return torch, *leaves, torch.from_numpy(rng.integers(0, 5, 6)), torch.from_numpy(rng.random(6) < 0.7)
 
 
-def torch_only(backend):
-    if backend.name not in ("torch", "torch-cuda"):
-        pytest.skip("a test of torch alone")
-
-
 @contextlib.contextmanager
 def counted(monkeypatch, *names):
     calls = dict.fromkeys(names, 0)
@@ -266,7 +256,7 @@ def counted(monkeypatch, *names):
     with monkeypatch.context() as patch:
         xp = importlib.import_module("maskloss._arrays.torch").xp
         for name in names:
-            owner = _linear if hasattr(_linear, name) else xp
+            owner = projection if hasattr(projection, name) else xp
             patch.setattr(owner, name, counting(name, getattr(owner, name)))
         yield calls
 
@@ -281,7 +271,7 @@ OPTIONS = (
 
 @pytest.mark.parametrize("options", OPTIONS)
 def test_torch_derivatives(backend, options):
-    torch_only(backend)
+    named(backend, "torch", "torch-cuda")
     torch, *leaves, labels, mask = torch_case()
 
     def loss(hidden, kernel, bias):
@@ -293,7 +283,7 @@ def test_torch_derivatives(backend, options):
 
 def test_torch_products(backend, monkeypatch):
     """A scalar loss makes its logits once, a loss per entry again; what is frozen costs no product."""
-    torch_only(backend)
+    named(backend, "torch", "torch-cuda")
     for requires, reduction, walks, kernels in (
         ((True, True, True), "mean", 1, 2),
         ((True, True, True), "none", 2, 2),
@@ -310,7 +300,7 @@ def test_torch_products(backend, monkeypatch):
 
 def test_torch_upstream_gradients(backend, monkeypatch):
     """Other than 1, twice through one graph, and of another form than the loss' own."""
-    torch_only(backend)
+    named(backend, "torch", "torch-cuda")
     torch, hidden, kernel, bias, labels, mask = torch_case()
     leaves = (hidden, kernel, bias)
 
@@ -336,7 +326,7 @@ def test_torch_upstream_gradients(backend, monkeypatch):
 
 def test_torch_accumulation_and_checkpoint(backend):
     """Two losses of one kernel add up, in one graph, in two, and where the forward is run again."""
-    torch_only(backend)
+    named(backend, "torch", "torch-cuda")
     torch, hidden, kernel, bias, labels, mask = torch_case()
     checkpoint = importlib.import_module("torch.utils.checkpoint").checkpoint
 
@@ -359,7 +349,7 @@ def test_torch_accumulation_and_checkpoint(backend):
 
 def test_torch_autocast(backend):
     """Computed in float32 whatever autocast says; hidden states that it made bfloat16 meet a float32 kernel."""
-    torch_only(backend)
+    named(backend, "torch", "torch-cuda")
     torch, hidden, kernel, bias, labels, mask = torch_case()
     half, kernel, bias = hidden.detach().bfloat16(), kernel.detach().float(), bias.detach().float()
     leaves = [x.requires_grad_() for x in (half, kernel, bias)]
@@ -377,7 +367,7 @@ def test_torch_autocast(backend):
 
 
 def test_torch_compile(backend):
-    torch_only(backend)
+    named(backend, "torch", "torch-cuda")
     torch, hidden, kernel, bias, labels, mask = torch_case()
 
     def loss(hidden, kernel, bias):
@@ -389,7 +379,7 @@ def test_torch_compile(backend):
 
 
 def test_torch_func(backend):
-    torch_only(backend)
+    named(backend, "torch", "torch-cuda")
     torch, hidden, kernel, bias, labels, mask = torch_case((False, False, False))
 
     def loss(function):
@@ -409,7 +399,7 @@ def test_torch_func(backend):
 
 def test_torch_says_that_chunks_are_ignored(backend):
     """Where all logits are made: under a compiler, a transformation, for a second derivative, and if asked for."""
-    torch_only(backend)
+    named(backend, "torch", "torch-cuda")
     torch, hidden, kernel, bias, labels, _ = torch_case()
 
     def loss(h, **options):
@@ -435,7 +425,7 @@ def test_torch_says_that_chunks_are_ignored(backend):
 
 def test_torch_autocast_rounds_no_logits(backend):
     """Nothing is rounded to half precision inside, wherever all logits are made either: bit for bit as without."""
-    torch_only(backend)
+    named(backend, "torch", "torch-cuda")
     torch, hidden, kernel, bias, labels, mask = torch_case()
     arrays = [x.detach().float().requires_grad_() for x in (hidden, kernel, bias)]
 
@@ -477,7 +467,7 @@ def test_torch_autocast_rounds_no_logits(backend):
 
 
 def test_torch_results_can_be_modified_in_place(backend):
-    torch_only(backend)
+    named(backend, "torch", "torch-cuda")
     torch = importlib.import_module("torch")
     x = torch.zeros(2, 3, 2, device=backend.device, requires_grad=True)
     kernel, labels = torch.eye(2, device=backend.device, requires_grad=True), torch.zeros(2, 3, dtype=torch.int64)
@@ -500,8 +490,7 @@ def test_torch_results_can_be_modified_in_place(backend):
 
 
 def jax_case(backend):
-    if backend.name not in ("jax", "jax-gpu"):
-        pytest.skip("a test of JAX alone")
+    named(backend, "jax", "jax-gpu")
     jax = importlib.import_module("jax")
     hidden, kernel, bias, labels, _, _ = problem("plain")
     h, k, b, y = on(backend, hidden, kernel, bias, labels)
@@ -619,7 +608,7 @@ def test_jax_kept_rows_are_known_at_run_time(backend, monkeypatch):
     """One program for any mask: a row that is not kept is not read, whatever it holds."""
     with settings(backend):
         jax, h, k, loss, plain = jax_case(backend)
-        monkeypatch.setattr(importlib.import_module("maskloss._jax_linear"), "TILE", 2)
+        monkeypatch.setattr(importlib.import_module("maskloss._bindings.jax_loop"), "TILE", 2)
         jax.clear_caches()
         jitted = jax.jit(jax.value_and_grad(lambda h, k, m: loss(h, k, mask=m), (0, 1)))
         for kept in ([0, 1, 2, 3], [2], [], [0, 3]):
@@ -636,8 +625,7 @@ def test_matrices_of_bfloat16_are_multiplied_as_they_are(backend, monkeypatch):
 
     Logits and loss are those of float32, gradients within the rounding of dL/dlogits to bfloat16, 2^-9 of each.
     """
-    if backend.name != "torch":
-        pytest.skip("for torch")
+    named(backend, "torch")
     torch, hidden, kernel, bias, labels, mask = torch_case()
     arrays = importlib.import_module("maskloss._arrays.torch")
     library = torch.library.Library("aten", "IMPL")
@@ -683,7 +671,7 @@ def test_matrices_of_bfloat16_are_multiplied_as_they_are(backend, monkeypatch):
 
 def test_products_of_halves_are_asked_for_once(backend, monkeypatch):
     """torch 2.7 to 2.9 have no mm and addmm with an out_dtype: bfloat16 is then converted, as on a CPU."""
-    torch_only(backend)
+    named(backend, "torch", "torch-cuda")
     torch, arrays = importlib.import_module("torch"), importlib.import_module("maskloss._arrays.torch")
     on_cuda = types.SimpleNamespace(is_cuda=True, dtype=torch.bfloat16)
     assert arrays.xp.multiplies_halves(on_cuda)
@@ -702,7 +690,7 @@ def test_products_of_halves_are_asked_for_once(backend, monkeypatch):
 
 def test_torch_makes_numbers_where_they_are_used(backend):
     """Python's numbers by a fill, which waits for no device: no tensor is made of the host's memory (lift_fresh)."""
-    torch_only(backend)
+    named(backend, "torch", "torch-cuda")
     torch = importlib.import_module("torch")
     from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -742,8 +730,7 @@ def test_jax_any_number_of_rows_in_long_and_short_chunks(backend):
 
 def test_a_graph_that_is_captured_is_not_waited_for(backend, monkeypatch):
     """The backward then makes the logits again, and what is not kept is multiplied as 0: the same gradients."""
-    if backend.name != "torch":
-        pytest.skip("for torch")
+    named(backend, "torch")
     torch, hidden, kernel, bias, labels, mask = torch_case()
 
     def gradients():
@@ -751,7 +738,7 @@ def test_a_graph_that_is_captured_is_not_waited_for(backend, monkeypatch):
         return torch.autograd.grad(loss, (hidden, kernel, bias))
 
     expected = gradients()
-    binding = importlib.import_module("maskloss._torch")
+    binding = importlib.import_module("maskloss._bindings.torch")
     for question in ("may_wait", "reads_without_sync"):
         monkeypatch.setattr(binding.xp, question, lambda x: False)
     monkeypatch.setattr(binding, "_factor", None)

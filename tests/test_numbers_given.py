@@ -4,9 +4,9 @@ import importlib
 
 import numpy as np
 import pytest
-from backends import asarray, settings, to_numpy
 
 import maskloss as ml
+from tests.backends import asarray, of_library, settings, to_numpy
 
 LOG3 = np.log(3.0)  # the loss of three equal logits
 
@@ -95,8 +95,7 @@ def test_scalars_of_numpy_are_numbers(backend, name):
 
 def test_integers_of_numpy_keep_their_digits_beside_jax(backend):
     """Without x64 JAX makes of 2**32 a 0, and of 5 000 000 000 a 705 032 704, without a word."""
-    if backend.library != "jax":
-        pytest.skip("for jax")
+    of_library(backend, "jax")
     large = np.array([1, 2**32 + 5])
     with settings(backend):
         x, y = equal_logits(backend, "float32")

@@ -12,13 +12,7 @@ fenchel_young_test = pytest.importorskip("optax.losses._fenchel_young_test")
 
 import maskloss as ml  # noqa: E402
 
-
-@pytest.fixture(autouse=True)
-def _asked_for(request):
-    if "jax" not in request.config.maskloss_backends:
-        pytest.skip("jax was not asked for (--backend)")
-
-
+pytestmark = pytest.mark.of_backend("jax")
 CASES = (
     classification_test.SoftmaxCrossEntropyTest,
     classification_test.SafeSoftmaxCrossEntropyTest,

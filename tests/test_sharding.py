@@ -9,9 +9,9 @@ import textwrap
 
 import numpy as np
 import pytest
-from backends import settings
 
 import maskloss as ml
+from tests.backends import named, settings
 
 PROGRAM = """
     import re
@@ -52,8 +52,7 @@ PROGRAM = """
 
 
 def on_two_devices(backend, axis_type, call, program=PROGRAM):
-    if backend.name != "jax":
-        pytest.skip("for jax")
+    named(backend, "jax")
     flags = "--xla_force_host_platform_device_count=2"
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_ENABLE_X64": "1", "JAX_PLATFORMS": "cpu"}
     program = textwrap.dedent(program).replace("{axis_type}", axis_type).replace("{call}", call)
@@ -158,7 +157,7 @@ def shard_maps(backend):
 def test_shard_map_on_one_device(backend, jit, monkeypatch):
     """A program for many devices runs on one as well, where rows that are not kept are skipped and chunks are made."""
     jax, mesh = shard_maps(backend)
-    module = importlib.import_module("maskloss._jax")
+    module = importlib.import_module("maskloss._bindings.jax_sums")
     for name in ("LEAST_SKIPPED", "LEAST_UNSHIFTED"):
         monkeypatch.setattr(module, name, 0)
     jax.clear_caches()

@@ -14,13 +14,7 @@ from torch.testing._internal.common_modules import module_db  # noqa: E402
 
 import maskloss as ml  # noqa: E402
 
-
-@pytest.fixture(autouse=True)
-def _asked_for(request):
-    if "torch" not in request.config.maskloss_backends:
-        pytest.skip("torch was not asked for (--backend)")
-
-
+pytestmark = pytest.mark.of_backend("torch")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 

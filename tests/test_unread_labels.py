@@ -2,11 +2,11 @@
 
 import importlib
 
-import backends
 import numpy as np
 import pytest
 
 import maskloss as ml
+from tests import backends
 
 BAD = np.array([[1, 5, 0], [-1, 2, -100]])  # of 3 classes; the last entry is masked
 MASK = np.array([[True, True, True], [True, True, False]])
@@ -31,16 +31,9 @@ def cross_entropy(x, labels, mask, **options):
     return ml.cross_entropy(x, labels, mask=mask, reduction="none", **options)
 
 
-def torch_backend(backend):
-    if backend.library != "torch" or backend.shapes_only:
-        pytest.skip("of torch alone")
-    return importlib.import_module("torch")
-
-
 @pytest.mark.parametrize("implementation", [None, "autodiff"])
 def test_not_validated(backend, implementation):
-    if backend.shapes_only:
-        pytest.skip("holds no values")
+    backends.holds_values(backend)
     with backends.settings(backend):
         x, labels, mask = put(backend)
         options = {"validate": False, "implementation": implementation}
@@ -61,8 +54,7 @@ def test_not_validated(backend, implementation):
 
 
 def test_inside_jax_tracers(backend):
-    if backend.library != "jax":
-        pytest.skip("of JAX alone")
+    backends.of_library(backend, "jax")
     jax = importlib.import_module("jax")
     with backends.settings(backend):
         given = put(backend)
@@ -73,7 +65,8 @@ def test_inside_jax_tracers(backend):
 
 @pytest.mark.parametrize("implementation", ["analytic", "autodiff"])
 def test_inside_torch_vmap(backend, implementation):
-    torch = torch_backend(backend)
+    backends.of_library(backend, "torch")
+    torch = importlib.import_module("torch")
     x, labels, mask = put(backend)
     x.requires_grad_()
     losses = torch.func.vmap(lambda *a: cross_entropy(*a, implementation=implementation))(x, labels, mask)
@@ -82,7 +75,8 @@ def test_inside_torch_vmap(backend, implementation):
 
 
 def test_inside_torch_compile(backend):
-    torch = torch_backend(backend)
+    backends.of_library(backend, "torch")
+    torch = importlib.import_module("torch")
     x, labels, mask = put(backend)
     x.requires_grad_()
     losses = torch.compile(cross_entropy, backend="aot_eager", fullgraph=True)(x, labels, mask)
@@ -91,8 +85,7 @@ def test_inside_torch_compile(backend):
 
 
 def test_statistics_count_the_wrong_entry_as_kept_and_not_correct(backend):
-    if backend.shapes_only:
-        pytest.skip("holds no values")
+    backends.holds_values(backend)
     with backends.settings(backend):
         x, labels, mask = put(backend)
         _, stats = ml.cross_entropy(x, labels, mask=mask, validate=False, with_stats=True)

@@ -3,20 +3,16 @@
 python docs/scripts/capabilities.py --write | --check
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 import maskloss
 from maskloss import _capabilities
 
-ROOT = Path(__file__).resolve().parents[2]
-GENERATED = ROOT / "docs" / "_generated"
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from docs.scripts import GENERATED, ROOT, arguments, marked, outdated, table
+
 FUNCTIONS = tuple(sorted(name for name in maskloss.__all__ if name[0].islower() and name != "value_and_grad"))
-
-
-def table(header, rows):
-    return "\n".join("| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows)) + "\n"
 
 
 def library_name(backend):
@@ -91,13 +87,6 @@ def implementations():
     return summaries + "\n" + table(["", *(f"`{name}`" for name in implementations)], rows) + "\n" + notes
 
 
-def marked(text, name, block):
-    """`text` with what stands between the markers of `name` replaced."""
-    begin, end = f"<!-- {name}:begin -->\n", f"<!-- {name}:end -->"
-    head, rest = text.split(begin)
-    return head + begin + block + end + rest.split(end)[1]
-
-
 def outputs():
     readme = ROOT / "README.md"
     return {
@@ -107,21 +96,14 @@ def outputs():
     }
 
 
-def stale(files):
-    return [str(path) for path, text in files.items() if not path.exists() or path.read_text() != text]
-
-
 def main():
-    parser = argparse.ArgumentParser()
-    choice = parser.add_mutually_exclusive_group(required=True)
-    choice.add_argument("--write", action="store_true")
-    choice.add_argument("--check", action="store_true")
+    parser, _ = arguments(__doc__)
     files = outputs()
     if parser.parse_args().write:
         for path, text in files.items():
             path.write_text(text)
-    elif old := stale(files):
-        sys.exit(f"stale, run python {Path(__file__).name} --write: {', '.join(old)}")
+    elif stale := outdated(files):
+        sys.exit(f"stale, run python {Path(__file__).name} --write: {', '.join(map(str, stale))}")
 
 
 if __name__ == "__main__":

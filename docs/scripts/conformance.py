@@ -4,7 +4,6 @@
 fails when the committed rows are stale: another number of cases, or an error larger by more than MACHINES.
 """
 
-import argparse
 import json
 import os
 import subprocess
@@ -13,18 +12,17 @@ import tempfile
 from collections import defaultdict
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tests"))
-from backends import BACKENDS, chosen  # noqa: E402
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from docs.scripts import GENERATED, ROOT, arguments, outdated, table
+from tests.backends import BACKENDS, chosen
 
-GENERATED = ROOT / "docs" / "_generated"
 KEY = ("function", "backend", "dtype", "mode")
 # The same code errs differently on another processor: NumPy, XLA and torch choose their exp and log by instruction
 # set, each within about one last place of the truth. What is allowed at all is asserted by the tests, not here.
 MACHINES = 1.0
 
 
-def measured(names, arguments):
+def measured(names, for_pytest):
     """The rows of a run of tests/conformance, which must pass: a process for JAX, whose time is compilation, one for
 
     Triton's interpreter, which is there for a whole process or not at all, and one for the rest.
@@ -37,7 +35,7 @@ def measured(names, arguments):
         running = []
         for (_, interpreted), part in parts.items():
             report = Path(folder) / f"{part[0]}.json"
-            asked = ["--backend", ",".join(part), "--conformance-report", str(report), *arguments]
+            asked = ["--backend", ",".join(part), "--conformance-report", str(report), *for_pytest]
             environment = os.environ | {
                 "TRITON_INTERPRET": str(int(interpreted)),
                 "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
@@ -86,6 +84,8 @@ def functions_of(rows):
 
 
 def cell(row):
+    if row is None:
+        return ""
     return f"shapes ({row['cases']})" if row["worst"] is None else f"{row['worst']:.1f} ({row['cases']})"
 
 
@@ -95,17 +95,8 @@ def markdown(rows):
     for dtype in ("float32", "float64", "float16", "bfloat16"):
         here = [row for row in rows if row["dtype"] == dtype]
         columns, found = columns_of(here), by_key(here)
-        out += [
-            f"**{dtype}**",
-            "",
-            "| function | " + " | ".join(f"{b} {m}" for b, m in columns) + " |",
-            "|---" * (len(columns) + 1) + "|",
-        ]
-        for function in functions_of(here):
-            cells = [found.get((function, b, dtype, m)) for b, m in columns]
-            shown = [cell(c) if c else "" for c in cells]
-            out.append(f"| {function} | " + " | ".join(shown) + " |")
-        out.append("")
+        lines = [[f, *(cell(found.get((f, b, dtype, m))) for b, m in columns)] for f in functions_of(here)]
+        out.append(f"**{dtype}**\n\n" + table(["function", *(f"{b} {m}" for b, m in columns)], lines))
     return "\n".join(out)
 
 
@@ -137,26 +128,23 @@ def picture(rows, path):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    action = parser.add_mutually_exclusive_group(required=True)
-    action.add_argument("--write", action="store_true")
-    action.add_argument("--check", action="store_true")
+    parser, _ = arguments(__doc__)
     parser.add_argument("--backend", default="", help="as for pytest; rows of other backends are left as they are")
-    options, arguments = parser.parse_known_args()
+    options, for_pytest = parser.parse_known_args()
     os.environ["TRITON_INTERPRET"] = "1"  # so that what it interprets counts as here
     names = chosen([name for name in options.backend.split(",") if name])
-    table, page = GENERATED / "conformance.json", GENERATED / "conformance.md"
-    committed = json.loads(table.read_text()) if table.exists() else []
-    fresh = measured(names, arguments)
+    record, page = GENERATED / "conformance.json", GENERATED / "conformance.md"
+    committed = json.loads(record.read_text()) if record.exists() else []
+    fresh = measured(names, for_pytest)
     if options.check:
         found = stale(committed, fresh)
-        if not page.exists() or page.read_text() != markdown(committed):
+        if outdated({page: markdown(committed)}):
             found.append("conformance.md is not made from conformance.json")
         sys.exit("\n".join(["the conformance table is stale: run this with --write", *found]) if found else 0)
     ran = {row["backend"] for row in fresh}
     rows = sorted([row for row in committed if row["backend"] not in ran] + fresh, key=lambda r: [r[k] for k in KEY])
     GENERATED.mkdir(exist_ok=True)
-    table.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+    record.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
     page.write_text(markdown(rows))
     picture(rows, GENERATED / "conformance.png")
 

@@ -4,26 +4,21 @@ python docs/scripts/errors.py --write
 python docs/scripts/errors.py --check    # exit 1 where the file is not what the calls raise now
 """
 
-import argparse
 import sys
 import warnings
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from docs.scripts import GENERATED, arguments, outdated, table
+from tests import backends, bad_calls
 
-import backends  # noqa: E402
-import bad_calls  # noqa: E402
-
-WRITTEN = ROOT / "docs/_generated/errors.md"
+WRITTEN = GENERATED / "errors.md"
 ASKED = ("numpy", "torch", "jax", "strict")  # the first that has the call is the one shown
 HEADER = """\
 Every call here is made by the tests, on every backend that has it; the table shows NumPy's, or where NumPy has none,
 that of the first library that has. Arguments not shown are good: logits of shape (2, 3), labels of shape (2,). Calls
 with the message of an earlier row are left out.
 
-| what | call | library | raises | message |
-|---|---|---|---|---|
 """
 
 
@@ -70,25 +65,21 @@ def render(calls=bad_calls.CALLS):
     rows = {}
     for cells in map(row, calls):
         rows.setdefault(cells[-1], cells)
-    return HEADER + "".join(
-        "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n" for cells in rows.values()
-    )
+    escaped = [[cell.replace("|", "\\|") for cell in cells] for cells in rows.values()]
+    return HEADER + table(["what", "call", "library", "raises", "message"], escaped)
 
 
-def main(arguments=None, written=WRITTEN, calls=bad_calls.CALLS):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    action = parser.add_mutually_exclusive_group(required=True)
-    action.add_argument("--write", action="store_true")
-    action.add_argument("--check", action="store_true")
-    table = render(calls)
-    if parser.parse_args(arguments).check:
-        if not written.exists() or written.read_text() != table:
+def main(given=None, written=WRITTEN, calls=bad_calls.CALLS):
+    parser, _ = arguments(__doc__)
+    text = render(calls)
+    if parser.parse_args(given).check:
+        if outdated({written: text}):
             print(f"{written.name} is stale: run docs/scripts/errors.py --write")
             return 1
         print(f"{len(calls)} refusals as written")
         return 0
     written.parent.mkdir(parents=True, exist_ok=True)
-    written.write_text(table)
+    written.write_text(text)
     return 0
 
 

@@ -19,11 +19,10 @@ from pathlib import Path
 import ml_dtypes  # noqa: F401  (names bfloat16 to NumPy)
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(Path(__file__).parent))
-from capabilities import marked  # noqa: E402
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from docs.scripts import GENERATED, ROOT, arguments, marked, table
 
-MARKDOWN = ROOT / "docs/_generated/frameworks_today.md"
+MARKDOWN = GENERATED / "frameworks_today.md"
 RECORD = MARKDOWN.with_suffix(".json")
 README = ROOT / "README.md"
 BEGIN, END = "<!-- frameworks-today:begin -->", "<!-- frameworks-today:end -->"
@@ -364,18 +363,15 @@ def measure():
 
 def render(record):
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
-    lines = ["| | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
-    lines += ["| " + " | ".join([title, *row.values()]) + " |" for title, row in record["rows"].items()]
-    return "\n".join(
-        [*lines, "", f"Called on {record['date']} with {versions}, by `docs/scripts/frameworks_today.py`.", ""]
-    )
+    answers = table(["", *COLUMNS], [[title, *row.values()] for title, row in record["rows"].items()])
+    return f"{answers}\nCalled on {record['date']} with {versions}, by `docs/scripts/frameworks_today.py`.\n"
 
 
-def in_readme(text, table):
+def in_readme(text, block):
     """The text with the block between the markers replaced, or None where it has no markers."""
     if BEGIN not in text or END not in text:
         return None
-    return marked(text, "frameworks-today", table)
+    return marked(text, "frameworks-today", block)
 
 
 def stale(rows, record, markdown, readme):
@@ -397,10 +393,7 @@ def stale(rows, record, markdown, readme):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    action = parser.add_mutually_exclusive_group(required=True)
-    action.add_argument("--write", action="store_true")
-    action.add_argument("--check", action="store_true")
+    parser, action = arguments(__doc__)
     action.add_argument("--keras", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.keras:

@@ -7,20 +7,14 @@
 Nothing is measured here: `nox -s bench` does that.
 """
 
-import argparse
 import hashlib
 import json
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "benchmarks"))
-import gpu  # noqa: E402
-import linear  # noqa: E402
-import plots  # noqa: E402
-import tables  # noqa: E402
-
-GENERATED = ROOT / "docs" / "_generated"
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from benchmarks import gpu, linear, plots, tables
+from docs.scripts import GENERATED, arguments, outdated
 
 
 def mark_of(text):
@@ -29,7 +23,7 @@ def mark_of(text):
 
 
 def pages(result):
-    return {f"performance_{name}.md": make(result) for name, make in tables.FILES.items()}
+    return {f"performance_{make.__name__}.md": make(result) for make in tables.PAGES}
 
 
 def pictures_stale(folder, pictures, source, text):
@@ -40,24 +34,24 @@ def pictures_stale(folder, pictures, source, text):
 
 
 def pages_stale(folder, made, source):
-    wrong = [name for name, page in made.items() if not (folder / name).exists() or (folder / name).read_text() != page]
-    return [f"{name} is not made from {source.name}" for name in wrong]
+    wrong = outdated({folder / name: page for name, page in made.items()})
+    return [f"{path.name} is not made from {source.name}" for path in wrong]
 
 
 def linear_stale(folder):
     """The same for what benchmarks/linear.py measured."""
     source = folder / "linear.json"
     if not source.exists():
-        return [f"{source.name} is missing: `python benchmarks/linear.py` measures it"]
+        return [f"{source.name} is missing: `python -m benchmarks.linear` measures it"]
     text = source.read_text()
-    made = {"linear.md": linear.table(json.loads(text))}
+    made = {"linear.md": linear.page(json.loads(text))}
     return pages_stale(folder, made, source) + pictures_stale(folder, plots.PICTURES_OF_LINEAR, source, text)
 
 
 def gpu_page(folder):
     """What benchmarks/gpu.py measured, or that it has not been run."""
     source = folder / "gpu.json"
-    return {"gpu.md": gpu.table(json.loads(source.read_text()) if source.exists() else None)}
+    return {"gpu.md": gpu.page(json.loads(source.read_text()) if source.exists() else None)}
 
 
 def stale(folder):
@@ -82,15 +76,12 @@ def write(folder):
     if (folder / "linear.json").exists():
         text = (folder / "linear.json").read_text()
         result = json.loads(text)
-        (folder / "linear.md").write_text(linear.table(result))
+        (folder / "linear.md").write_text(linear.page(result))
         plots.save(plots.PICTURES_OF_LINEAR, result, folder, mark_of(text))
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    action = parser.add_mutually_exclusive_group(required=True)
-    action.add_argument("--write", action="store_true")
-    action.add_argument("--check", action="store_true")
+    parser, _ = arguments(__doc__)
     parser.add_argument("--folder", type=Path, default=GENERATED, help="where performance.json is")
     options = parser.parse_args()
     if options.write:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any, NamedTuple
 
-from . import _inputs
+from . import _arguments
+from ._arguments import describe, fail
 from ._arrays import Array
-from ._inputs import Inputs
-from ._linear import Projection
+from ._engine.projection import Projection
+from ._inputs import Given, Inputs, prepare
 
 
 class Options(NamedTuple):
-    label_smoothing: float
-    z_loss: float
-    softcap: float | None
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+    softcap: float | None = None
 
 
 class Call(NamedTuple):
@@ -27,54 +27,70 @@ class Call(NamedTuple):
     implementation: str | None
 
 
-# Arguments that are no arrays of the entries; the others go to prepare.
-OPTIONS = ("label_smoothing", "z_loss", "softcap", "reduction", "denominator", "with_stats", "implementation")
+PLAIN = Options()
 
 
-def of_logits(logits: Any, labels: Any, **given: Any) -> Call:
-    """Of cross_entropy's arguments, or fewer."""
-    options = {name: given.pop(name) for name in OPTIONS if name in given}
-    return checked(_inputs.prepare(logits, labels, **given), None, **options)
+def of_logits(logits: Any, axis: Any, given: Given, options: Options = PLAIN, *reducing: Any) -> Call:
+    """Of cross_entropy's arguments, or fewer; those at the end are `checked`'s."""
+    like = _arguments.floating_like("logits", logits)
+    logits, shape = like.array, tuple(like.array.shape)
+    if not shape:
+        fail(ValueError, "logits", describe(logits), "it needs a class axis: at least one dimension")
+    at = _arguments.check_axis(axis, len(shape))
+    if shape[at] == 0:
+        fail(ValueError, "logits", describe(logits), f"its class axis ({at}) must hold at least one class")
+    what = "the entries (the axes of logits other than `axis`)"
+    moved = logits if at == len(shape) - 1 else like.xp.moved_axis(logits, at, -1)
+    return checked(prepare(like, moved, shape, at, what, given), None, options, *reducing)
 
 
 def of_projection(
-    hidden: Any, kernel: Any, labels: Any, *, chunk_size: Any = None, bias: Any = None, **given: Any
+    projection: tuple[Any, Any, Any, Any, Any], given: Given, options: Options = PLAIN, *reducing: Any
 ) -> Call:
-    """Of linear_cross_entropy's arguments, or fewer."""
-    options = {name: given.pop(name) for name in OPTIONS if name in given}
-    if chunk_size is not None and not (type(chunk_size) is int and chunk_size > 0):
-        kind = ValueError if type(chunk_size) is int else TypeError
-        accepted = "it must be None or a positive int: rows of logits at a time"
-        _inputs.fail(kind, "chunk_size", _inputs.describe(chunk_size), accepted)
-    inputs, hidden, kernel, bias = _inputs.prepare_linear(hidden, kernel, labels, bias=bias, **given)
-    return checked(inputs, Projection(hidden, kernel, bias, chunk_size), **options)
+    """Of linear_cross_entropy's: hidden, kernel, bias, kernel_layout, chunk_size, and as above."""
+    hidden, kernel, bias, layout, chunk_size = projection
+    _arguments.check_chunk_size(chunk_size)
+    _arguments.check_choice(kernel_layout=layout)
+    like = _arguments.floating_like("hidden", hidden)
+    hidden, xp, wide = like.array, like.xp, like.dtype == like.xp.float64
+    if hidden.ndim == 0:
+        fail(ValueError, "hidden", describe(hidden), "it needs a last axis of features: at least one dimension")
+    kernel, kind, own = _arguments.array_of("kernel", kernel, like)
+    wide, kernel = wide or kind == "float64", kernel if own is xp else xp.asarray(kernel)
+    if bias is not None:
+        bias, kind, own = _arguments.array_of("bias", bias, like)
+        wide, bias = wide or kind == "float64", bias if own is xp else xp.asarray(bias)
+    _arguments.check_kernel(kernel, hidden.shape[-1], layout)
+    if layout == "dv":
+        kernel = xp.permute_dims(kernel, (1, 0))
+    classes = kernel.shape[0]
+    if bias is not None:
+        _arguments.check_per_class("bias", bias, classes, "number")
+    like = like._replace(dtype=xp.float64 if wide else xp.float32)
+    what, shape = "the entries (the axes of hidden other than the last)", (*hidden.shape[:-1], classes)
+    inputs = prepare(like, None, shape, len(shape) - 1, what, given)
+    return checked(inputs, Projection(hidden, kernel, bias, chunk_size), options, *reducing)
 
 
 def checked(
     inputs: Inputs,
     projection: Projection | None,
-    *,
-    label_smoothing: Any = 0.0,
-    z_loss: Any = 0.0,
-    softcap: Any = None,
+    options: Options,
     reduction: Any = "none",
     denominator: Any = None,
     with_stats: Any = False,
     implementation: Any = None,
 ) -> Call:
-    _inputs.check_reduction(reduction, denominator)
-    _inputs.check_choice("with_stats", with_stats, (True, False))
-    z_loss = number("z_loss", z_loss, 0.0, sys.float_info.max, "a finite number that is not negative", inputs)
-    label_smoothing = number("label_smoothing", label_smoothing, 0.0, 1.0, "a number in [0, 1]", inputs)
+    label_smoothing, z_loss, softcap = options
+    dtype, xp = inputs.dtype, inputs.xp
+    _arguments.check_choice(reduction=reduction, with_stats=with_stats)
+    if type(z_loss) is not float or z_loss:
+        z_loss = _arguments.check_number("z_loss", z_loss, dtype, xp)
+    if type(label_smoothing) is not float or label_smoothing:
+        label_smoothing = _arguments.check_number("label_smoothing", label_smoothing, dtype, xp)
     if softcap is not None:
-        accepted = "None or a finite positive number"
-        softcap = number("softcap", softcap, sys.float_info.min, sys.float_info.max, accepted, inputs)
+        softcap = _arguments.check_number("softcap", softcap, dtype, xp)
     if denominator is not None:
-        denominator = _inputs.to_denominator(denominator, inputs.dtype, inputs.like)
+        denominator = _arguments.to_denominator(denominator, reduction, inputs.like)
     options = Options(label_smoothing, z_loss, softcap)
     return Call(inputs, options, projection, reduction, denominator, with_stats, implementation)
-
-
-def number(name: str, value: Any, low: float, high: float, accepted: str, inputs: Inputs) -> float:
-    value = _inputs.check_number(name, value, low, high, accepted)
-    return _inputs.check_held(name, value, inputs.dtype, inputs.xp)

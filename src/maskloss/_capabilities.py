@@ -7,11 +7,14 @@ from typing import NamedTuple
 
 class Backend(NamedTuple):
     name: str
-    devices: tuple[str, ...]
-    gradient: str
-    compiled: str | None  # how a call is compiled
-    vmap: str | None
     verified: dict[str, str]  # device -> how the claim is known
+    gradient: str = "value_and_grad"
+    compiled: str | None = None  # how a call is compiled
+    vmap: str | None = None
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        return tuple(self.verified)
 
 
 class Implementation(NamedTuple):
@@ -23,26 +26,14 @@ LIBRARIES = {"numpy": "NumPy", "torch": "PyTorch", "jax": "JAX", "cupy": "CuPy",
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
+ON_CPU, NOT_YET = {"cpu": "run"}, "not yet run"
+AUTOGRAD, GRAD = "autograd, torch.func, value_and_grad", "jax.grad, jax.jvp, jax.hessian, value_and_grad"
 BACKENDS = (
-    Backend("numpy", ("cpu",), "value_and_grad", None, None, {"cpu": "run"}),
-    Backend(
-        "torch",
-        ("cpu", "cuda"),
-        "autograd, torch.func, value_and_grad",
-        "torch.compile",
-        "torch.func.vmap",
-        {"cpu": "run", "cuda": "not yet run"},
-    ),
-    Backend(
-        "jax",
-        ("cpu", "gpu"),
-        "jax.grad, jax.jvp, jax.hessian, value_and_grad",
-        "jax.jit",
-        "jax.vmap",
-        {"cpu": "run", "gpu": "not yet run"},
-    ),
-    Backend("cupy", ("gpu",), "value_and_grad", None, None, {"gpu": "checked statically, not yet run"}),
-    Backend("array_api_strict", ("cpu",), "value_and_grad", None, None, {"cpu": "run"}),
+    Backend("numpy", ON_CPU),
+    Backend("torch", {**ON_CPU, "cuda": NOT_YET}, AUTOGRAD, "torch.compile", "torch.func.vmap"),
+    Backend("jax", {**ON_CPU, "gpu": NOT_YET}, GRAD, "jax.jit", "jax.vmap"),
+    Backend("cupy", {"gpu": "checked statically, not yet run"}),
+    Backend("array_api_strict", ON_CPU),
 )
 
 NO_AUTODIFF = "the library has no automatic differentiation; ml.value_and_grad covers cross_entropy and its linear form"

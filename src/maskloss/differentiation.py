@@ -6,19 +6,20 @@ import functools
 from collections.abc import Callable
 from typing import Any, cast
 
-from . import _inputs
-from ._arrays import FLOATS, as_array, dtype_name, namespace_of, on_arrays
+from ._arguments import check_choice, choose_implementation, describe, fail
+from ._arrays import FLOATS, as_array, dtype_name, namespace_of
 from ._bindings import binding_of
-from ._call import of_logits, of_projection
+from ._bindings.eager import value_and_gradients
+from ._call import Call, Options, of_logits, of_projection
 from ._capabilities import LIBRARIES, NO_AUTODIFF
-from ._entries import sum_to, value_and_gradients
-from ._inputs import fail
+from ._inputs import Given
+from ._math.terms import sum_to
 from .linear import linear_cross_entropy
 from .losses import cross_entropy
 
 Place = int | str
-OPTIONS = ("labels", "weights", "class_weights", "denominator")
-DIFFERENTIABLE = {cross_entropy: ("logits", *OPTIONS), linear_cross_entropy: ("hidden", "kernel", "bias", *OPTIONS)}
+TERMS = ("labels", "weights", "class_weights", "denominator")
+DIFFERENTIABLE = {cross_entropy: ("logits", *TERMS), linear_cross_entropy: ("hidden", "kernel", "bias", *TERMS)}
 
 
 def value_and_grad(
@@ -67,38 +68,48 @@ def value_and_grad(
     [[ 0.25 -0.25]
      [ 0.    0.  ]]
     """
-    _inputs.check_choice("has_aux", has_aux, (True, False))
+    check_choice(has_aux=has_aux)
     if not callable(loss_function):
-        fail(TypeError, "loss_function", _inputs.describe(loss_function), "it must be callable")
+        fail(TypeError, "loss_function", describe(loss_function), "it must be callable")
     places = argnums if isinstance(argnums, tuple) else (argnums,)
-    if not places or not all(type(place) in (int, str) for place in places):
+    if not places or {*map(type, places)} - {int, str}:
         accepted = "it must be a position, the name of a keyword argument, or a tuple of these"
         fail(TypeError, "argnums", repr(argnums), accepted)
 
     @functools.wraps(loss_function)
     def value_and_gradient(*args: Any, **kwargs: Any) -> Any:
-        keys = [_key(place, args, kwargs) for place in places]
-        if len(set(keys)) < len(keys):
-            fail(ValueError, "argnums", repr(argnums), "it must name each argument once")
         arguments: dict[Place, Any] = {**dict(enumerate(args)), **kwargs}
-        values = [as_array(arguments[key]) for key in keys]
-        for place, value in zip(places, values, strict=True):
-            if namespace_of(value) is None or dtype_name(value) not in FLOATS:
-                given = f"{place!r}, an argument that is {_inputs.describe(value)}"
+        values = {_key(place, args, kwargs): None for place in places}
+        if len(values) < len(places):
+            fail(ValueError, "argnums", repr(argnums), "it must name each argument once")
+        for place, key in zip(places, values, strict=True):
+            x: Any = as_array(arguments[key])
+            if namespace_of(x) is None or dtype_name(x) not in FLOATS:
+                given = f"{place!r}, an argument that is {describe(x)}"
                 fail(TypeError, "argnums", given, "it must name a floating array")
+            values[key] = x
 
         def of_values(variables: list[Any]) -> Any:
-            called = {**arguments, **dict(zip(keys, variables, strict=True))}
-            result = loss_function(*(called[i] for i in range(len(args))), **{name: called[name] for name in kwargs})
-            _check_scalar(result, has_aux)
+            called = {**arguments, **dict(zip(values, variables, strict=True))}
+            result: Any = loss_function(*map(called.get, range(len(args))), **{k: called[k] for k in kwargs})
+            pair = isinstance(cast(object, result), tuple) and len(result) == 2
+            loss: Any = result[0] if pair else result
+            if pair is not has_aux:
+                accepted = f"a loss function that returns {'a pair' if pair else 'no pair'} needs has_aux={pair}"
+                fail(ValueError, "has_aux", has_aux, accepted)
+            if namespace_of(loss) is None or loss.ndim:
+                given = f"one that returns {describe(loss)}"
+                fail(ValueError, "loss_function", given, "the loss must be a 0-d array")
             return result
 
-        xp: Any = namespace_of(values[0])
+        variables = [*values.values()]
+        xp: Any = namespace_of(variables[0])
         differentiated = binding_of(xp).value_and_grad
         if differentiated is None:
-            result, gradients = _analytic_value_and_grad(values[0], loss_function, keys, args, kwargs, has_aux)
+            given = loss_function, [*values], args, kwargs, has_aux
+            result, *gradients = xp.called(_analytic_value_and_grad, given, {})
         else:
-            result, gradients = differentiated(of_values, values, has_aux)
+            result, gradients = differentiated(of_values, variables, has_aux)
         return result, tuple(gradients) if isinstance(argnums, tuple) else gradients[0]
 
     return value_and_gradient
@@ -110,34 +121,34 @@ def _key(place: Place, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Place:
             fail(ValueError, "argnums", repr(place), f"the call has the keyword arguments {sorted(kwargs)}")
         return place
     if not -len(args) <= place < len(args):
-        fail(
-            ValueError, "argnums", place, f"the call has {len(args)} positional arguments; name a keyword one by a str"
-        )
+        accepted = f"the call has {len(args)} positional arguments; name a keyword one by a str"
+        fail(ValueError, "argnums", place, accepted)
     return place % len(args)
 
 
-def _check_scalar(result: Any, has_aux: bool) -> None:
-    items: tuple[Any, ...] = cast("tuple[Any, ...]", result) if isinstance(result, tuple) else ()
-    pair = len(items) == 2
-    loss: Any = items[0] if pair else cast(object, result)
-    if pair is not has_aux:
-        accepted = f"a loss function that returns {'a pair' if pair else 'no pair'} needs has_aux={pair}"
-        fail(ValueError, "has_aux", has_aux, accepted)
-    if namespace_of(loss) is None or loss.ndim:
-        fail(ValueError, "loss_function", f"one that returns {_inputs.describe(loss)}", "the loss must be a 0-d array")
+def _bound(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Every argument of a call by its name. inspect.signature would be a third of maskloss' import time."""
+    plain: Any = function.__wrapped__
+    names, defaults = plain.__code__.co_varnames[: plain.__code__.co_argcount], plain.__kwdefaults__
+    given = {**dict(zip(names, args, strict=False)), **defaults, **kwargs}
+    if len(args) > len(names) or given.keys() != {*names, *defaults} or kwargs.keys() & {*names[: len(args)]}:
+        function(*args, **kwargs)  # a TypeError, in Python's own words
+    return given
 
 
-@functools.cache
-def _signature(function: Any) -> Any:
-    import inspect  # a third of maskloss' import time
+def _call_of(function: Any, given: dict[str, Any]) -> Call:
+    get = given.__getitem__
+    reducing = map(get, ("reduction", "denominator", "with_stats", "implementation"))
+    terms = Given(*map(get, Given._fields)), Options(*map(get, Options._fields))
+    if function is cross_entropy:
+        return of_logits(given["logits"], given["axis"], *terms, *reducing)
+    projection: Any = tuple(map(get, ("hidden", "kernel", "bias", "kernel_layout", "chunk_size")))
+    return of_projection(projection, *terms, *reducing)
 
-    return inspect.signature(function)
 
-
-@on_arrays
 def _analytic_value_and_grad(
-    _: Any, loss_function: Any, keys: list[Place], args: Any, kwargs: Any, has_aux: bool
-) -> tuple[Any, tuple[Any, ...]]:
+    loss_function: Any, keys: list[Place], args: Any, kwargs: Any, has_aux: bool
+) -> tuple[Any, ...]:
     """For the libraries without automatic differentiation: the derivative of the two losses, and of them alone."""
     function, held = loss_function, 0
     while isinstance(function, functools.partial):
@@ -145,10 +156,9 @@ def _analytic_value_and_grad(
         function = function.func
     if function not in DIFFERENTIABLE:
         fail(TypeError, "loss_function", getattr(function, "__qualname__", repr(function)), NO_AUTODIFF)
-    call = _signature(function).bind(*args, **kwargs)
-    call.apply_defaults()
-    given = call.arguments
-    names = [key if isinstance(key, str) else list(given)[held + key] for key in keys]
+    given = _bound(function, args, kwargs)
+    order = list(given)
+    names = [key if isinstance(key, str) else order[held + key] for key in keys]
     for name in names:
         if name not in DIFFERENTIABLE[function]:
             fail(TypeError, "argnums", repr(name), f"the gradient is known for {', '.join(DIFFERENTIABLE[function])}")
@@ -157,20 +167,19 @@ def _analytic_value_and_grad(
     if given["with_stats"] is not has_aux:
         fail(ValueError, "has_aux", has_aux, f"with_stats is {given['with_stats']}, and the two must agree")
 
-    checked = (of_projection if function is linear_cross_entropy else of_logits)(**given)
-    inputs = checked.inputs
-    if _inputs.choose_implementation(checked.implementation, inputs.like) != "analytic":
-        accepted = f"it cannot run with {LIBRARIES[inputs.xp.name]} arrays: {NO_AUTODIFF}"
-        fail(ValueError, "implementation", repr(checked.implementation), accepted)
-    value, gradients, stats = value_and_gradients(checked, frozenset(names))
-    results: list[Any] = []
+    call = _call_of(function, given)
+    inputs, xp = call.inputs, call.inputs.xp
+    if choose_implementation(call.implementation, inputs.like) != "analytic":
+        accepted = f"it cannot run with {LIBRARIES[xp.name]} arrays: {NO_AUTODIFF}"
+        fail(ValueError, "implementation", repr(call.implementation), accepted)
+    value, gradients, stats = value_and_gradients(call, frozenset(names))
+    results: list[Any] = [(value, stats) if has_aux else value]
     for name in names:
-        argument: Any = given[name]
-        gradient = gradients[name]
-        if name in ("logits", "labels"):
-            gradient = inputs.xp.moved_axis(gradient, -1, given.get("axis", -1))
+        argument, gradient = given[name], gradients[name]
+        if name in ("logits", "labels") and given.get("axis", -1) != -1:
+            gradient = xp.moved_axis(gradient, -1, given["axis"])
         if name == "kernel" and given["kernel_layout"] == "dv":
-            gradient = inputs.xp.permute_dims(gradient, (1, 0))
-        gradient = sum_to(gradient, _inputs.shape_of(argument), inputs)
-        results.append(inputs.xp.astype(gradient, argument.dtype, copy=False))
-    return ((value, stats) if has_aux else value), tuple(results)
+            gradient = xp.permute_dims(gradient, (1, 0))
+        gradient = sum_to(gradient, tuple(argument.shape), inputs)
+        results.append(xp.astype(gradient, argument.dtype, copy=False))
+    return tuple(results)

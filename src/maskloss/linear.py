@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from . import _bindings, _call
+from . import _bindings
+from ._arguments import Reduction
 from ._arrays import Array, on_arrays
-from ._inputs import NO_LABELS, Reduction
-from ._linear import ChunkSizeWarning as ChunkSizeWarning
+from ._call import Options, of_projection
+from ._engine.projection import ChunkSizeWarning as ChunkSizeWarning
+from ._inputs import Given
 
 
 @on_arrays
@@ -68,10 +70,8 @@ def linear_cross_entropy(
 
     Raises
     ------
-    TypeError
-        An argument of a wrong kind, dtype or library.
-    ValueError
-        An argument of a wrong shape, value or device, and as :func:`cross_entropy`.
+    TypeError, ValueError
+        As :func:`cross_entropy`.
 
     Notes
     -----
@@ -87,27 +87,10 @@ def linear_cross_entropy(
     >>> print(round(float(loss), 6))  # log 4
     1.386294
     """
-    call = _call.of_projection(
-        hidden,
-        kernel,
-        labels,
-        bias=bias,
-        kernel_layout=kernel_layout,
-        chunk_size=chunk_size,
-        mask=mask,
-        weights=weights,
-        class_weights=class_weights,
-        class_mask=class_mask,
-        ignore_index=ignore_index,
-        label_smoothing=label_smoothing,
-        z_loss=z_loss,
-        softcap=softcap,
-        reduction=reduction,
-        denominator=denominator,
-        with_stats=with_stats,
-        validate=validate,
-        implementation=implementation,
-    )
+    projection = hidden, kernel, bias, kernel_layout, chunk_size
+    given = Given(labels, mask, weights, class_weights, class_mask, ignore_index, validate)
+    options = Options(label_smoothing, z_loss, softcap)
+    call = of_projection(projection, given, options, reduction, denominator, with_stats, implementation)
     return _bindings.loss(call)
 
 
@@ -134,7 +117,7 @@ def linear_label_log_probs(
     Parameters
     ----------
     hidden, kernel, bias, kernel_layout, chunk_size
-        As in :func:`linear_cross_entropy`.
+        As in :func:`linear_cross_entropy`, and so are the errors.
     labels, mask, class_mask, ignore_index, softcap, validate
         As in :func:`label_log_probs`.
 
@@ -142,11 +125,6 @@ def linear_label_log_probs(
     -------
     array
         Of the entries' shape; float32, or float64 where an argument of the projection is.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As :func:`linear_cross_entropy`.
 
     Examples
     --------
@@ -156,20 +134,9 @@ def linear_label_log_probs(
     >>> print(np.exp(ml.linear_label_log_probs(hidden, kernel, np.asarray([1]))))
     [0.75]
     """
-    call = _call.of_projection(
-        hidden,
-        kernel,
-        labels,
-        bias=bias,
-        kernel_layout=kernel_layout,
-        chunk_size=chunk_size,
-        mask=mask,
-        class_mask=class_mask,
-        ignore_index=ignore_index,
-        softcap=softcap,
-        validate=validate,
-    )
-    return _bindings.log_probs(call)
+    projection = hidden, kernel, bias, kernel_layout, chunk_size
+    given = Given(labels, mask, class_mask=class_mask, ignore_index=ignore_index, validate=validate)
+    return _bindings.log_probs(of_projection(projection, given, Options(softcap=softcap)))
 
 
 @on_arrays
@@ -192,7 +159,7 @@ def linear_entropy(
     Parameters
     ----------
     hidden, kernel, bias, kernel_layout, chunk_size
-        As in :func:`linear_cross_entropy`.
+        As in :func:`linear_cross_entropy`, and so are the errors.
     mask, class_mask, softcap
         As in :func:`entropy`.
 
@@ -200,11 +167,6 @@ def linear_entropy(
     -------
     array
         Of the entries' shape; float32, or float64 where an argument of the projection is.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As :func:`linear_cross_entropy`.
 
     Examples
     --------
@@ -214,15 +176,6 @@ def linear_entropy(
     >>> print(np.round(ml.linear_entropy(hidden, kernel), 6))  # log 2
     [0.693147]
     """
-    call = _call.of_projection(
-        hidden,
-        kernel,
-        NO_LABELS,
-        bias=bias,
-        kernel_layout=kernel_layout,
-        chunk_size=chunk_size,
-        mask=mask,
-        class_mask=class_mask,
-        softcap=softcap,
-    )
+    projection = hidden, kernel, bias, kernel_layout, chunk_size
+    call = of_projection(projection, Given(mask=mask, class_mask=class_mask), Options(softcap=softcap))
     return _bindings.entropy(call)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from . import _bindings, _call
+from . import _bindings
+from ._arguments import Reduction
 from ._arrays import Array, namespace_of, on_arrays
-from ._inputs import NO_LABELS, Reduction
+from ._call import Options, of_logits
+from ._inputs import Given
+
+NUMBERS = (int, float)
 
 
 @on_arrays
@@ -116,31 +120,17 @@ def cross_entropy(
     0.7261
     """
     plain = weights is class_weights is class_mask is ignore_index is softcap is denominator is implementation is None
-    plain = plain and type(label_smoothing) is type(z_loss) is float and not (label_smoothing or z_loss)
+    plain = plain and type(label_smoothing) in NUMBERS and type(z_loss) in NUMBERS and label_smoothing == z_loss == 0
     plain = plain and with_stats is False and type(axis) is int and axis == -1
     if plain and type(validate) is type(reduction) is str and validate == "auto":
         xp = namespace_of(logits)
-        loss = None if xp is None else _bindings.binding_of(xp).small_loss(logits, labels, mask, reduction)
+        small_loss = None if xp is None else _bindings.binding_of(xp).small_loss
+        loss = None if small_loss is None else small_loss(logits, labels, mask, reduction)
         if loss is not None:
             return loss
-    call = _call.of_logits(
-        logits,
-        labels,
-        mask=mask,
-        weights=weights,
-        class_weights=class_weights,
-        class_mask=class_mask,
-        ignore_index=ignore_index,
-        label_smoothing=label_smoothing,
-        z_loss=z_loss,
-        softcap=softcap,
-        axis=axis,
-        reduction=reduction,
-        denominator=denominator,
-        with_stats=with_stats,
-        validate=validate,
-        implementation=implementation,
-    )
+    given = Given(labels, mask, weights, class_weights, class_mask, ignore_index, validate)
+    options = Options(label_smoothing, z_loss, softcap)
+    call = of_logits(logits, axis, given, options, reduction, denominator, with_stats, implementation)
     return _bindings.loss(call)
 
 
@@ -161,7 +151,8 @@ def label_log_probs(
     Parameters
     ----------
     logits : array, shape (..., C), real floating
-        As in :func:`cross_entropy`, and so are `mask`, `class_mask`, `ignore_index`, `softcap`, `axis` and `validate`.
+        As in :func:`cross_entropy`, and so are `mask`, `class_mask`, `ignore_index`, `softcap`, `axis`, `validate` and
+        the errors.
     labels : array
         Class indices of the entries' shape; or, floating and of the logits' shape, distributions :math:`q`, which give
         :math:`\sum_c q_c \log p_c`.
@@ -171,11 +162,6 @@ def label_log_probs(
     array
         Of the entries' shape; float32 for half precision, else of the logits' dtype.
 
-    Raises
-    ------
-    TypeError, ValueError
-        As :func:`cross_entropy`.
-
     Examples
     --------
     >>> import numpy as np
@@ -184,16 +170,8 @@ def label_log_probs(
     >>> print(np.exp(ml.label_log_probs(logits, np.asarray([1, 0]))))
     [0.75 0.5 ]
     """
-    call = _call.of_logits(
-        logits,
-        labels,
-        mask=mask,
-        class_mask=class_mask,
-        ignore_index=ignore_index,
-        softcap=softcap,
-        axis=axis,
-        validate=validate,
-    )
+    given = Given(labels, mask, class_mask=class_mask, ignore_index=ignore_index, validate=validate)
+    call = of_logits(logits, axis, given, Options(softcap=softcap))
     return _bindings.log_probs(call)
 
 
@@ -211,17 +189,12 @@ def entropy(
     Parameters
     ----------
     logits : array, shape (..., C), real floating
-        As in :func:`cross_entropy`, and so are `mask`, `class_mask`, `softcap` and `axis`.
+        As in :func:`cross_entropy`, and so are `mask`, `class_mask`, `softcap`, `axis` and the errors.
 
     Returns
     -------
     array
         Of the entries' shape; float32 for half precision, else of the logits' dtype. A class of probability 0 adds 0.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As :func:`cross_entropy`.
 
     Examples
     --------
@@ -230,5 +203,4 @@ def entropy(
     >>> print(round(float(ml.entropy(np.asarray([0.0, 0.0, -np.inf]))), 6))  # log 2
     0.693147
     """
-    call = _call.of_logits(logits, NO_LABELS, mask=mask, class_mask=class_mask, softcap=softcap, axis=axis)
-    return _bindings.entropy(call)
+    return _bindings.entropy(of_logits(logits, axis, Given(mask=mask, class_mask=class_mask), Options(softcap=softcap)))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple, cast
 
-from . import _inputs
+from . import _arguments
+from ._arguments import Like, Reduction, check_axis, check_choice, check_number, conjunction, describe, fail
 from ._arrays import Array, Namespace, dtype_name, on_arrays
-from ._reduce import Entries, quotient, reduce_entries
+from ._math.reduce import Entries, quotient, reduce_entries
 
 Axis = int | tuple[int, ...] | None
 LARGEST_HALF = {"float16": 65504.0, "bfloat16": 3.3895313892515355e38}
@@ -16,16 +17,14 @@ LARGEST_HALF = {"float16": 65504.0, "bfloat16": 3.3895313892515355e38}
 class _Values(NamedTuple):
     """The array of one call, 0 where not kept, in the dtype of the computation; keep and weights of its shape."""
 
-    like: _inputs.Like
+    like: Like
+    xp: Namespace
     x: Array
     keep: Array | None
     weights: Array | None
     axes: tuple[int, ...]
     keepdims: bool
-
-    @property
-    def xp(self) -> Namespace:
-        return self.like.xp
+    empty: float  # the result of nothing
 
     def total(self, x: Array, keepdims: bool | None = None) -> Array:
         return self.xp.sum_over(x, self.axes, keepdims=self.keepdims if keepdims is None else keepdims)
@@ -39,35 +38,36 @@ class _Values(NamedTuple):
     def selected(self, x: Array, otherwise: float) -> Array:
         return x if self.keep is None else self.xp.where(self.keep, x, otherwise)
 
-    def unless_empty(self, result: Array, empty: float) -> Array:
-        kept_some = self.xp.any(self.kept(), axis=self.axes, keepdims=self.keepdims)
-        return self.xp.where(kept_some, result, empty)
+    def unless_empty(self, result: Array) -> Array:
+        return self.xp.where(self.xp.any(self.kept(), axis=self.axes, keepdims=self.keepdims), result, self.empty)
 
     def has_empty_axis(self) -> bool:
         """No library takes the maximum of an axis of length 0; a sum over it is 0, and connected to the gradient."""
         return any(self.x.shape[axis] == 0 for axis in self.axes)
 
 
-def _values(x: Any, mask: Any, axis: Any, keepdims: Any, weights: Any = None, name: str = "x") -> _Values:
-    like = _inputs.floating_like(name, x)
-    x = like.array
-    xp, shape = like.xp, _inputs.shape_of(x)
-    _inputs.check_choice("keepdims", keepdims, (True, False))
+def _values(
+    x: Any, mask: Any, axis: Any, keepdims: Any, weights: Any = None, empty: Any = 0.0, name: str = "x"
+) -> _Values:
+    like = _arguments.floating_like(name, x)
+    xp, x, shape = like.xp, like.array, tuple(like.array.shape)
+    check_choice(keepdims=keepdims)
     given = range(x.ndim) if axis is None else cast("tuple[Any, ...]", axis if isinstance(axis, tuple) else (axis,))
-    axes = tuple(_inputs.check_axis(one, x.ndim) for one in given)
+    axes = tuple([check_axis(one, x.ndim) for one in given])
     if len(set(axes)) < len(axes):
-        _inputs.fail(ValueError, "axis", repr(given), "it names one axis twice")
-    dtype = _inputs.compute_dtype(x, xp)
-    keep = invalid = None
-    if mask is not None:
-        keep, invalid = _inputs.to_mask(mask, shape, name, like, "auto")
+        fail(ValueError, "axis", repr(given), "it names one axis twice")
+    keep, invalid = (None, None) if mask is None else _arguments.to_mask(mask, shape, name, like)
     if weights is not None:
-        weights = _inputs.to_weights("weights", weights, dtype, like, shape, name)
-        keep = _inputs.conjunction(keep, weights != 0)
+        weights = _arguments.to_weights("weights", weights, like, shape, name)
+        keep = conjunction(keep, weights != 0)
         weights = xp.where(keep, weights, 0.0)
-    v = _Values(like, xp.astype(x, dtype, copy=False), keep, weights, axes, keepdims)
-    v = v._replace(x=v.selected(v.x, 0.0))
-    return v if invalid is None else v._replace(x=v.x * xp.where(invalid, math.nan, xp.ones_like(v.x)))
+    empty = check_number("empty", empty)
+    if math.isfinite(empty):
+        check_number("empty", empty, like.dtype, xp)
+    x = xp.astype(x, like.dtype, copy=False)
+    x = x if keep is None else xp.where(keep, x, 0.0)
+    x = x if invalid is None else x * xp.where(invalid, math.nan, xp.ones_like(x))
+    return _Values(like, xp, x, keep, weights, axes, keepdims, empty)
 
 
 @on_arrays
@@ -129,10 +129,9 @@ def masked_mean(
     >>> print(ml.masked_mean(x, ~np.isnan(x), axis=1))
     [1. 4.]
     """
-    v = _values(x, mask, axis, keepdims, weights)
-    empty = _check_empty(v, empty)
+    v = _values(x, mask, axis, keepdims, weights, empty)
     divisor = v.total(v.units())
-    return v.xp.where(divisor == 0, empty, quotient(v.total(v.units() * v.x), divisor, xp=v.xp))
+    return v.xp.where(divisor == 0, v.empty, quotient(v.total(v.units() * v.x), divisor, xp=v.xp))
 
 
 @on_arrays
@@ -164,10 +163,9 @@ def masked_var(
     >>> print(ml.masked_var(np.asarray([1.0, 3.0, 99.0]), np.asarray([1, 1, 0])))
     1.0
     """
-    v = _values(x, mask, axis, keepdims, weights)
-    empty = _check_empty(v, empty)
+    v = _values(x, mask, axis, keepdims, weights, empty)
     variance, undefined = _variance(v, correction)
-    return v.xp.where(undefined, empty, variance)
+    return v.xp.where(undefined, v.empty, variance)
 
 
 @on_arrays
@@ -195,21 +193,19 @@ def masked_std(
     >>> print(ml.masked_std(np.asarray([1.0, 5.0, np.inf]), np.asarray([1, 1, 0])))
     2.0
     """
-    v = _values(x, mask, axis, keepdims, weights)
-    empty = _check_empty(v, empty)
+    v = _values(x, mask, axis, keepdims, weights, empty)
     variance, undefined = _variance(v, correction)
     zero = variance == 0
     # The derivative of sqrt at 0 is infinite, and where() would multiply it by 0: replaced before the root.
     root = v.xp.sqrt(v.xp.where(zero, 1.0, variance))
-    return v.xp.where(undefined, empty, v.xp.where(zero, 0.0, root))
+    return v.xp.where(undefined, v.empty, v.xp.where(zero, 0.0, root))
 
 
 def _variance(v: _Values, correction: Any) -> tuple[Array, Array]:
     """The variance, and where its divisor is not positive, so that there is none (and 0 is returned)."""
     xp, units = v.xp, v.units()
-    correction = _inputs.check_number("correction", correction, 0.0, math.inf, "a number that is not negative")
-    mean = quotient(v.total(units * v.x, True), v.total(units, True), xp=xp)
-    deviation = v.selected(v.x - mean, 0.0)
+    correction = check_number("correction", correction)
+    deviation = v.selected(v.x - quotient(v.total(units * v.x, True), v.total(units, True), xp=xp), 0.0)
     divisor = v.total(units) - correction
     undefined = divisor <= 0
     return quotient(v.total(units * deviation * deviation), xp.where(undefined, 0.0, divisor), xp=xp), undefined
@@ -235,7 +231,7 @@ def masked_max(
     >>> print(ml.masked_max(np.asarray([1.0, 7.0, 3.0]), np.asarray([True, False, True])))
     3.0
     """
-    return _extremum(_values(x, mask, axis, keepdims), 1.0, empty)
+    return _extremum(_values(x, mask, axis, keepdims, None, empty), 1.0)
 
 
 @on_arrays
@@ -258,21 +254,20 @@ def masked_min(
     >>> print(ml.masked_min(np.asarray([[1.0, 7.0], [3.0, 2.0]]), np.asarray([[0, 1], [0, 0]]), axis=1))
     [ 7. inf]
     """
-    return _extremum(_values(x, mask, axis, keepdims), -1.0, empty)
+    return _extremum(_values(x, mask, axis, keepdims, None, empty), -1.0)
 
 
-def _extremum(v: _Values, sign: float, empty: Any) -> Array:
+def _extremum(v: _Values, sign: float) -> Array:
     """sign * max(sign * x): with sign -1 the minimum."""
-    empty = _check_empty(v, empty)
     dtype = dtype_name(v.like.array)
-    if math.isfinite(empty) and abs(empty) > LARGEST_HALF.get(dtype, math.inf):
+    if math.isfinite(v.empty) and abs(v.empty) > LARGEST_HALF.get(dtype, math.inf):
         accepted = f"{dtype}, the dtype of x and of the result, holds finite numbers up to {LARGEST_HALF[dtype]:.4g}"
-        _inputs.fail(ValueError, "empty", empty, accepted)
+        fail(ValueError, "empty", v.empty, accepted)
     if v.has_empty_axis():
-        result = v.total(v.x) + empty
+        result = v.total(v.x) + v.empty
     else:
         largest = v.xp.max(v.selected(sign * v.x, -math.inf), axis=v.axes, keepdims=v.keepdims)
-        result = v.unless_empty(sign * largest, empty)
+        result = v.unless_empty(sign * largest)
     return v.xp.astype(result, v.like.array.dtype, copy=False)
 
 
@@ -296,24 +291,33 @@ def masked_logsumexp(
     >>> print(ml.masked_logsumexp(np.asarray([1000.0, np.nan]), np.asarray([True, False])))
     1000.0
     """
-    v = _values(x, mask, axis, keepdims)
-    empty = _check_empty(v, empty)
-    if v.has_empty_axis():
-        return v.total(v.x) + empty
+    v = _values(x, mask, axis, keepdims, None, empty)
     _, shift, total = _shifted(v)
     nothing = total == 0
     lse = v.xp.where(nothing, -math.inf, shift + v.xp.log(v.xp.where(nothing, 1.0, total)))
-    return v.unless_empty(lse if v.keepdims else v.xp.squeeze(lse, axis=v.axes), empty)
+    return v.unless_empty(lse if v.keepdims else v.xp.squeeze(lse, axis=v.axes))
 
 
 def _shifted(v: _Values) -> tuple[Array, Array, Array]:
     """x - shift, -inf where not kept; shift = max x; sum exp(x - shift): the last two with the axes kept."""
     xp = v.xp
     x = v.selected(v.x, -math.inf)
+    if v.has_empty_axis():
+        zeros = v.total(x, True)
+        return x, zeros, zeros
     shift = xp.stop_gradient(xp.max(x, axis=v.axes, keepdims=True))
     # An infinite or NaN shift would make inf - inf of the row; 0 leaves what it holds to show itself.
     shift = xp.where(xp.isfinite(shift), shift, 0.0)
     return x - shift, shift, v.total(xp.exp(x - shift), True)
+
+
+def _softmax_of(x: Any, mask: Any, axis: Any) -> tuple[_Values, Array, Array]:
+    """_values along one axis; x - max x, and the sum of its exponentials, 1 where that is of nothing."""
+    if axis is None or isinstance(axis, tuple):
+        fail(TypeError, "axis", describe(cast(object, axis)), "it must be one axis, an integer")
+    v = _values(x, mask, axis, True)
+    shifted, _, total = _shifted(v)
+    return v, shifted, v.xp.where(total == 0, 1.0, total)
 
 
 @on_arrays
@@ -335,11 +339,8 @@ def masked_softmax(x: Array, mask: Any = None, *, axis: int = -1) -> Array:
     [[0.5 0.5 0. ]
      [0.  0.  0. ]]
     """
-    v = _one_axis(x, mask, axis)
-    if v.has_empty_axis():
-        return v.x
-    shifted, _, total = _shifted(v)
-    return v.selected(v.xp.exp(shifted) / v.xp.where(total == 0, 1.0, total), 0.0)
+    v, shifted, total = _softmax_of(x, mask, axis)
+    return v.selected(v.xp.exp(shifted) / total, 0.0)
 
 
 @on_arrays
@@ -358,22 +359,8 @@ def masked_log_softmax(x: Array, mask: Any = None, *, axis: int = -1) -> Array:
     >>> print(ml.masked_log_softmax(np.asarray([2.0, np.inf]), np.asarray([True, False])))
     [  0. -inf]
     """
-    v = _one_axis(x, mask, axis)
-    if v.has_empty_axis():
-        return v.x
-    shifted, _, total = _shifted(v)
-    return v.selected(shifted - v.xp.log(v.xp.where(total == 0, 1.0, total)), -math.inf)
-
-
-def _check_empty(v: _Values, empty: Any) -> float:
-    value = _inputs.check_real("empty", empty)
-    return _inputs.check_held("empty", value, v.x.dtype, v.xp) if math.isfinite(value) else value
-
-
-def _one_axis(x: Any, mask: Any, axis: Any) -> _Values:
-    if axis is None or isinstance(axis, tuple):
-        _inputs.fail(TypeError, "axis", _inputs.describe(cast(object, axis)), "it must be one axis, an integer")
-    return _values(x, mask, axis, True)
+    v, shifted, total = _softmax_of(x, mask, axis)
+    return v.selected(shifted - v.xp.log(total), -math.inf)
 
 
 @on_arrays
@@ -382,7 +369,7 @@ def reduce(
     *,
     mask: Any = None,
     weights: Any = None,
-    reduction: _inputs.Reduction = "mean",
+    reduction: Reduction = "mean",
     denominator: Array | float | None = None,
 ) -> Array:
     """Reduce per-entry values, of any loss, as :func:`cross_entropy` reduces its own.
@@ -404,9 +391,10 @@ def reduce(
     >>> print(ml.reduce(values, mask=mask, reduction="mean_over_sequences"))  # (2 + 5) / 2
     3.5
     """
-    _inputs.check_reduction(reduction, denominator)
-    v = _values(values, mask, None, False, weights, "values")
-    divisor = None if denominator is None else _inputs.to_denominator(denominator, v.x.dtype, v.like)
+    check_choice(reduction=reduction)
+    v = _values(values, mask, None, False, weights, name="values")
+    if denominator is not None:
+        denominator = _arguments.to_denominator(denominator, reduction, v.like)
     # Where there is nothing to do, the caller's own array would be returned, and written to in place of the result.
     x = v.x * 1.0 if reduction == "none" and v.x is v.like.array else v.x
-    return reduce_entries(Entries(x, v.keep, v.weights, None), reduction, divisor, xp=v.xp)
+    return reduce_entries(Entries(x, v.keep, v.weights, None), reduction, denominator, xp=v.xp)

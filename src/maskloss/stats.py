@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, NoReturn
 
+from ._arguments import describe, fail
 from ._arrays import Array, namespace_of
-from ._inputs import describe, fail
-from ._reduce import quotient
+from ._math.reduce import quotient
 
 
 class LossStats(NamedTuple):

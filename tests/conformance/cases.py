@@ -1,9 +1,6 @@
 """All cases, by name."""
 
-import cases_functions
-import cases_labels
-import cases_numbers
-import cases_options
+from tests.conformance import cases_functions, cases_labels, cases_numbers, cases_options
 
 ALL = [*cases_options.CASES, *cases_labels.CASES, *cases_numbers.CASES, *cases_functions.CASES]
 CASES = {case.name: case for case in ALL}

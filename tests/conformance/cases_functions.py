@@ -3,7 +3,8 @@
 import functools
 
 import numpy as np
-from case import CLASSES, EVERY, HALF, MASK, REDUCTIONS, WEIGHTS, Case, X, Y, normal
+
+from tests.conformance.case import CLASSES, EVERY, HALF, MASK, REDUCTIONS, WEIGHTS, Case, X, Y, normal
 
 MODES = ("eager", "jit", "vmap")
 COMPILED = ("eager", "jit", "vmap", "compile")

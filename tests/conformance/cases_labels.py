@@ -1,7 +1,21 @@
 """Labels: dtypes, ignored ones, distributions, and whatever a masked entry may hold."""
 
 import numpy as np
-from case import CLASS_WEIGHTS, CLASSES, COMPILED, MASK, SOFT, WEIGHTS, Case, X, Y, integers, normal, one_hot
+
+from tests.conformance.case import (
+    CLASS_WEIGHTS,
+    CLASSES,
+    COMPILED,
+    MASK,
+    SOFT,
+    WEIGHTS,
+    Case,
+    X,
+    Y,
+    integers,
+    normal,
+    one_hot,
+)
 
 FORUM = np.array([[0.3797, 0.6203], [0.4363, 0.5637], [0.3797, 0.6203]])
 CANCELS = "lse is 0 = max + log z with z = 2 summed of 10 terms: 2 last places of z are 4 of a loss of 0.69 (XLA: 4.4)"

@@ -3,7 +3,8 @@
 import functools
 
 import numpy as np
-from case import (
+
+from tests.conformance.case import (
     CLASS_WEIGHTS,
     COMPILED,
     EVERY,

@@ -1,7 +1,22 @@
 """Every option alone and with others: reductions, weights, class weights, class masks, smoothing, z loss, softcap."""
 
 import numpy as np
-from case import ALLOWED, CLASS_WEIGHTS, CLASSES, COMPILED, MASK, REDUCTIONS, SOFT, WEIGHTS, Case, X, Y, normal, one_hot
+
+from tests.conformance.case import (
+    ALLOWED,
+    CLASS_WEIGHTS,
+    CLASSES,
+    COMPILED,
+    MASK,
+    REDUCTIONS,
+    SOFT,
+    WEIGHTS,
+    Case,
+    X,
+    Y,
+    normal,
+    one_hot,
+)
 
 BASE = {"logits": X, "labels": Y}
 KEPT = {**BASE, "mask": MASK}

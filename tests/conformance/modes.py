@@ -10,9 +10,9 @@ import importlib
 
 import numpy as np
 import pytest
-from runs import LINEAR, REDUCED, UPSTREAM, call, leaves, mapped, namespace, reduction_of, upstream_of
 
 import maskloss as ml
+from tests.conformance.runs import LINEAR, REDUCED, UPSTREAM, call, leaves, mapped, namespace, reduction_of, upstream_of
 
 
 def forward(case, arrays, **more):
@@ -192,11 +192,11 @@ def in_blocks(observe):
     """
 
     def mode(case, arrays):
-        stream = importlib.import_module("maskloss._stream")
+        stream = importlib.import_module("maskloss._engine.walk")
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(stream, "BLOCK_BYTES", 50)
             if observe is jax_jit:
-                rows = importlib.import_module("maskloss._jax")
+                rows = importlib.import_module("maskloss._bindings.jax_sums")
                 for name, value in {"BLOCK_BYTES": 50, "FOLD": 3, "LEAST_SKIPPED": 0, "LEAST_UNSHIFTED": 0}.items():
                     patch.setattr(rows, name, value)
                 # What was traced with other sizes.
@@ -219,7 +219,7 @@ def in_narrow_kernels(case, arrays):
     classes = case.inputs["logits"].shape[case.options.get("axis", -1)]
     narrow = next(size for most, size in ((32, 2), (4096, 64), (classes, 4096)) if classes <= most)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(importlib.import_module("maskloss._kernels.cross_entropy"), "MOST", narrow)
+        patch.setattr(importlib.import_module("maskloss._bindings.kernels"), "MOST", narrow)
         return in_kernels(case, arrays)
 
 

@@ -3,12 +3,13 @@
 import functools
 from typing import Any, NamedTuple
 
-import backends
 import numpy as np
-from cases import CASES
-from closeness import errors, summation
-from modes import MODES
-from runs import Run, is_array, is_linear, is_of_kernels, leaves, mapped, placed, reduction_of, wanted
+
+from tests import backends
+from tests.conformance.cases import CASES
+from tests.conformance.closeness import errors, summation
+from tests.conformance.modes import MODES
+from tests.conformance.runs import Run, is_array, is_linear, is_of_kernels, leaves, mapped, placed, reduction_of, wanted
 
 # What runs where two implementations are compared.
 COMPARED = ("blocks", "triton", "triton-blocks", "triton-linear")

@@ -4,16 +4,14 @@ import functools
 from typing import Any, NamedTuple
 
 import array_api_compat
-import backends
 import ml_dtypes  # noqa: F401  (names bfloat16 to NumPy)
 import numpy as np
-import reference
-import reference_masked
-from case import Case
-from cases import CASES
-from closeness import Expected, expected
 
 import maskloss as ml
+from tests import backends, reference, reference_masked
+from tests.conformance.case import Case
+from tests.conformance.cases import CASES
+from tests.conformance.closeness import Expected, expected
 
 POSITIONAL = {
     "cross_entropy": ("logits", "labels"),

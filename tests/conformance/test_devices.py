@@ -4,10 +4,11 @@ Gradients are within their bound of the truth on both, which test_gradients.py a
 """
 
 import numpy as np
-from backends import BACKENDS, missing
-from closeness import ulp
-from observed import bound_of, observe, reduction_in, want
-from observed import runs as runs_on
+
+from tests.backends import BACKENDS, missing
+from tests.conformance.closeness import ulp
+from tests.conformance.observed import bound_of, observe, reduction_in, want
+from tests.conformance.observed import runs as runs_on
 
 ON_CPU = {"torch-triton": "torch", "torch-cuda": "torch", "jax-gpu": "jax", "cupy": "numpy"}
 

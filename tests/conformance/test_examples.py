@@ -1,9 +1,10 @@
 """Two examples whose numbers are derived by hand: the reference must give them, and then every backend gives them."""
 
 import pytest
-from cases import CASES
-from reference import mp
-from runs import wanted
+
+from tests.conformance.cases import CASES
+from tests.conformance.runs import wanted
+from tests.reference import mp
 
 
 def value(name):

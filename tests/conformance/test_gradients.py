@@ -1,9 +1,9 @@
 """Gradients with respect to every floating argument, against formulas in 50 digits; exactly 0 where nothing is kept."""
 
-import observed
-from closeness import FORMATS, Expected
-from observed import belongs, bound_of, compare, observe, reduction_in, result_dtype, want
-from runs import REDUCED, UPSTREAM, leaves, wanted_gradients
+from tests.conformance import observed
+from tests.conformance.closeness import FORMATS, Expected
+from tests.conformance.observed import belongs, bound_of, compare, observe, reduction_in, result_dtype, want
+from tests.conformance.runs import REDUCED, UPSTREAM, leaves, wanted_gradients
 
 
 def runs(backend):

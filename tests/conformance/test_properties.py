@@ -1,16 +1,15 @@
 """Properties of drawn problems, on every chosen backend: against the reference, and what must change nothing."""
 
-import backends
 import hypothesis.extra.numpy as hnp
 import numpy as np
 import pytest
-import reference
-from closeness import errors, expected
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from runs import is_array
 
 import maskloss as ml
+from tests import backends, reference
+from tests.conformance.closeness import errors, expected
+from tests.conformance.runs import is_array
 
 # Few shapes: a tracer compiles each.
 SHAPES = ((), (4,), (1, 3), (2, 3))
@@ -72,10 +71,7 @@ def close(got, inputs, options):
 
 def check(backend, holds, **drawn):
     """holds(problem) on many problems; on JAX, which compiles each shape, on fewer and of one shape."""
-    if backend.shapes_only:
-        pytest.skip("holds no values")
-    if backend.name not in ("numpy", "strict-limited", "torch", "jax", "torch-cuda", "jax-gpu", "cupy"):
-        pytest.skip("one of each library is enough")
+    backends.named(backend, "numpy", "strict-limited", "torch", "jax", "torch-cuda", "jax-gpu", "cupy")
     if backend.library == "jax":
         drawn |= {"shapes": drawn.get("shapes", SHAPES)[-1:], "classes": (5,)}
     many = 10 if backend.library == "jax" else 40

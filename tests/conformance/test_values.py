@@ -1,8 +1,18 @@
 """Values: every case on every backend in every mode, against scalar loops in 50 digits, in units in the last place."""
 
-from closeness import expected, summation
-from observed import belongs, bound_of, compare, number_of_entries, observe, reduction_in, result_dtype, runs, want
-from reference import number
+from tests.conformance.closeness import expected, summation
+from tests.conformance.observed import (
+    belongs,
+    bound_of,
+    compare,
+    number_of_entries,
+    observe,
+    reduction_in,
+    result_dtype,
+    runs,
+    want,
+)
+from tests.reference import number
 
 __all__ = ["runs"]
 

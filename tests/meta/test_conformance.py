@@ -1,38 +1,31 @@
 """The conformance matrix can fail: a missing backend, a wrong digit, a wrong dtype, a changed input, a wrong loss."""
 
-import importlib.util
 import os
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-TESTS = Path(__file__).parents[1]
-sys.path.insert(0, str(TESTS / "conformance"))
-
-import backends  # noqa: E402
-import closeness  # noqa: E402
-import observed  # noqa: E402
-import runs  # noqa: E402
-import test_gradients  # noqa: E402
-import test_values  # noqa: E402
-from cases import CASES  # noqa: E402
-from reference import mp  # noqa: E402
-
-import maskloss  # noqa: E402
+import maskloss
+from docs.scripts import ROOT, conformance
+from tests import backends
+from tests.conformance import closeness, observed, runs, test_gradients, test_values
+from tests.conformance.cases import CASES
+from tests.reference import mp
 
 NUMPY = backends.BACKENDS["numpy"]
 
 
 def pytest_on(tmp_path, *arguments, absent=False):
     """pytest of a one-test file under the real conftest; with absent, a plugin says that every backend is missing."""
-    (tmp_path / "absent.py").write_text("import backends\nbackends.missing = lambda backend: 'taken away for a test'\n")
+    (tmp_path / "absent.py").write_text(
+        "from tests import backends\nbackends.missing = lambda backend: 'taken away for a test'\n"
+    )
     (tmp_path / "test_one.py").write_text("def test_one(backend):\n    assert backend.name\n")
-    (tmp_path / "conftest.py").write_text((TESTS / "conftest.py").read_text())
-    path = os.pathsep.join([str(TESTS), str(tmp_path)])
+    (tmp_path / "conftest.py").write_text((ROOT / "tests" / "conftest.py").read_text())
+    path = os.pathsep.join([str(ROOT), str(tmp_path)])
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "MASKLOSS"))}
     command = [sys.executable, "-m", "pytest", "-rs", "-p", "no:cacheprovider", "--rootdir", str(tmp_path), *arguments]
     return subprocess.run(
@@ -152,16 +145,8 @@ def test_a_wrong_gradient_fails(monkeypatch):
         test_gradients.test_gradients(run, lambda *row: None)
 
 
-def script():
-    path = TESTS.parent / "docs" / "scripts" / "conformance.py"
-    spec = importlib.util.spec_from_file_location("docs_conformance", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_the_committed_table_can_be_stale():
-    stale = script().stale
+    stale = conformance.stale
     row = {
         "function": "cross_entropy",
         "backend": "numpy",

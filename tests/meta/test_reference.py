@@ -4,8 +4,9 @@ import functools
 
 import numpy as np
 import pytest
-import reference as ref
-import reference_masked as refm
+
+from tests import reference as ref
+from tests import reference_masked as refm
 
 mp = ref.mp
 LOG3 = np.log(3.0)

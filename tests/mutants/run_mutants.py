@@ -1,6 +1,6 @@
 """Plants each defect of mutants.py into a copy of the source and expects the tests named beside it to fail.
 
-    python tests/mutants/run_mutants.py [NAME...]
+    python -m tests.mutants.run_mutants [NAME...]
 
 A mutant whose text is not in the source exactly once, whose tests do not run, or which its tests do not find, fails the
 run; so does a test that is red without any mutant.
@@ -18,8 +18,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
-from mutants import MUTANTS, Mutant
+from tests.mutants.mutants import MUTANTS, Mutant
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "maskloss"
@@ -28,17 +27,16 @@ TESTS_FAILED = 1  # pytest's exit code; 2 to 5 say that it could not run them
 
 def plant(mutant: Mutant, package: Path) -> str | None:
     """Applies the mutant to the package in place; returns why it cannot."""
-    file = package / mutant.file
-    if not file.exists():
-        return f"{mutant.file} does not exist"
-    source = file.read_text(encoding="utf-8")
-    if (count := source.count(mutant.text)) != 1:
-        return f"its text is in {mutant.file} {count} times, not once"
-    planted = source.replace(mutant.text, mutant.replacement)
+    sources = {file: file.read_text(encoding="utf-8") for file in package.rglob("*.py")}
+    files = [file for file, source in sources.items() for _ in range(source.count(mutant.text))]
+    if len(files) != 1:
+        return f"its text is in the source {len(files)} times, not once"
+    (file,) = files
+    planted = sources[file].replace(mutant.text, mutant.replacement)
     try:
         compile(planted, str(file), "exec")
     except SyntaxError as error:
-        return f"it leaves {mutant.file} no program: {error}"
+        return f"it leaves {file.name} no program: {error}"
     file.write_text(planted, encoding="utf-8")
     return None
 

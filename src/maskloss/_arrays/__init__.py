@@ -62,19 +62,22 @@ KINDS: list[tuple[Callable[[Any], bool], Callable[[], Namespace]]] = [
 ]
 _namespaces: dict[type, Namespace] = {}
 _torch: Any = None  # while nobody has imported it
+_torch_namespace: Any = None
 
 
 def namespace_of(x: object) -> Namespace | None:
     """The namespace of the library of `x`; None where `x` is no array of a library known here."""
-    global _torch
+    global _torch, _torch_namespace
     if _torch is None:
         # Kept: torch.compile, where it meets sys.modules, goes through all of it, and fails if an import comes between.
         _torch = sys.modules.get("torch")
     # torch first: array-api-compat's tests are behind lru_cache, and torch.compile warns of it when it traces them.
     if _torch is not None and isinstance(x, _torch.Tensor):
-        from .torch import xp
+        if _torch_namespace is None:
+            from .torch import xp
 
-        return xp
+            _torch_namespace = xp
+        return _torch_namespace
     kind = type(x)
     found = _namespaces.get(kind)
     if found is None:

@@ -8,9 +8,10 @@ from typing import Any, cast
 import numpy as np
 from array_api_compat import numpy as functions
 
-from .standard import Array, Namespace, flattens_by_strides, is_numpy_scalar
+from .standard import Array, Namespace, flattens_by_strides
 
 PRODUCT_ROWS = 1 << 12
+SCALAR: Any = np.generic
 
 
 class NumPyLike(Namespace):
@@ -97,7 +98,7 @@ def as_arrays(x: Any) -> Any:
         given: Any = cast(object, x)
         items = [as_arrays(item) for item in given]
         return type(given)(*items) if hasattr(given, "_fields") else tuple(items)
-    return np.asarray(x) if is_numpy_scalar(x) else x
+    return np.asarray(x) if isinstance(x, SCALAR) else x
 
 
 xp = NumPy("numpy", functions)

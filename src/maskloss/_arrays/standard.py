@@ -148,9 +148,11 @@ class Namespace:
 
     def moved_axis(self, x: Array, source: int, destination: int) -> Array:
         """moveaxis by permute_dims: torch.vmap has no rule for moveaxis of integers."""
+        if source % x.ndim == destination % x.ndim:
+            return x
         order = [axis for axis in range(x.ndim) if axis != source % x.ndim]
         order.insert(destination % x.ndim, source % x.ndim)
-        return x if order == sorted(order) else self.permute_dims(x, tuple(order))
+        return self.permute_dims(x, tuple(order))
 
     def of_rank(self, x: Array, ndim: int) -> Array:
         """One number per class, in as many axes as the logits have: JAX may be told to promote no ranks."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from ._arrays import Array, Namespace
+from .._arrays import Array, Namespace
 
 
 class Entries(NamedTuple):
@@ -70,7 +70,7 @@ def total_and_divisor(entries: Entries, reduction: str, *, xp: Namespace) -> tup
         total, divisor = sequence_sums(entries, xp=xp)
         kept = xp.any(by_sequence(kept_of(entries, xp=xp), xp=xp), axis=-1)
         return xp.sum_all(quotient(total, divisor, xp=xp)), xp.sum_all(xp.astype(kept, total.dtype))
-    each = weighted_losses(entries)
+    each = entries.losses if entries.weights is None else weighted_losses(entries)
     total = xp.sum_all(each)
     uniform = entries.keep is None and entries.weights is None and entries.masses is None
     if uniform or reduction == "mean_over_all":
@@ -124,14 +124,12 @@ def reduction_derivatives(
     if reduction == "mean_over_sequences":
         sequence_total, sequence_units = sequence_sums(entries, xp=xp)
         mean = quotient(sequence_total, sequence_units, xp=xp)
-        d_sequence_total = quotient(xp.ones_like(mean), sequence_units, xp=xp) * d_total
-        d_sequence_units = -quotient(mean, sequence_units, xp=xp) * d_total
+        d_sequence = quotient(xp.ones_like(mean), sequence_units, xp=xp), -quotient(mean, sequence_units, xp=xp)
         spread = by_sequence(zeros, xp=xp)
-        d_each = xp.reshape(spread + xp.expand_dims(d_sequence_total, axis=-1), zeros.shape)
-        d_unit = xp.reshape(spread + xp.expand_dims(d_sequence_units, axis=-1), zeros.shape)
+        d_each, d_unit = [xp.reshape(spread + xp.expand_dims(d * d_total, axis=-1), zeros.shape) for d in d_sequence]
     keep, weights, masses = entries.keep, entries.weights, entries.masses
     d_weights = d_each * entries.losses + (d_unit if masses is None else d_unit * masses)
     d_losses, d_masses = (d_each, d_unit) if weights is None else (d_each * weights, d_unit * weights)
     if keep is not None:
-        d_losses, d_weights, d_masses = (xp.where(keep, d, 0.0) for d in (d_losses, d_weights, d_masses))
+        d_losses, d_weights, d_masses = [xp.where(keep, d, 0.0) for d in (d_losses, d_weights, d_masses)]
     return value, Derivatives(d_losses, d_weights, d_masses, d_divisor)

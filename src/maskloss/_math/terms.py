@@ -14,11 +14,12 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from . import _linear, _rows, _stream
-from ._arrays import Array
-from ._call import Call, Options
-from ._inputs import Inputs
-from ._reduce import (
+from .._arrays import Array
+from .._call import Call, Options
+from .._inputs import Inputs
+from ..stats import LossStats
+from .reduce import (
+    Derivatives,
     Entries,
     as_array,
     count_kept,
@@ -27,13 +28,17 @@ from ._reduce import (
     total_and_divisor,
     weighted_losses,
 )
-from .stats import LossStats
+from .rows import Rows, is_largest, sum_of
+from .softmax import Forward, Upstream
+
+# Arguments around the logits that a loss has a derivative by.
+AROUND = frozenset(("labels", "weights", "class_weights", "denominator"))
 
 
 class Terms(NamedTuple):
     """loss = alpha nll + beta dot + ...; None: the term is absent (alpha, beta: 1 where its row term is present)."""
 
-    rows: _rows.Rows
+    rows: Rows
     alpha: Array | float | None
     beta: Array | float | None
     masses: Array | None  # m_i = sum_c w_c q_ic
@@ -47,9 +52,16 @@ def allowed_count(inputs: Inputs) -> Array | float:
     return xp.clip(xp.sum(xp.astype(inputs.class_mask, inputs.dtype), axis=-1), 1.0)
 
 
-def terms_of(inputs: Inputs, options: Options) -> Terms:
-    xp, eps, class_weights = inputs.xp, options.label_smoothing, inputs.class_weights
-    rows = _rows.Rows(inputs.logits, None, None, inputs.keep, inputs.class_mask, options.softcap, inputs.dtype)
+def rows_of(call: Call) -> Rows:
+    """Without labels and targets."""
+    inputs, options = call.inputs, call.options
+    given = inputs.keep, inputs.class_mask, None, options.softcap, inputs.dtype, options.z_loss > 0
+    return Rows(inputs.logits, None, None, *given)
+
+
+def terms_of(call: Call) -> Terms:
+    inputs, eps = call.inputs, call.options.label_smoothing
+    xp, class_weights, rows = inputs.xp, inputs.class_weights, rows_of(call)
     share = eps / allowed_count(inputs) if eps else None
     if inputs.distribution is None:
         masses = None
@@ -88,7 +100,7 @@ def is_one(factor: Array | float | None) -> bool:
     return isinstance(factor, float) and factor == 1.0
 
 
-def z_term(out: _rows.Forward, options: Options, inputs: Inputs) -> Array:
+def z_term(out: Forward, options: Options, inputs: Inputs) -> Array:
     """z_loss lse**2. Where lse is infinite it is replaced first: its derivative, 2 lse p, would be inf * 0."""
     xp, infinite = inputs.xp, inputs.xp.isinf(out.lse)
     lse = xp.where(infinite, 0.0, out.lse)
@@ -97,33 +109,35 @@ def z_term(out: _rows.Forward, options: Options, inputs: Inputs) -> Array:
 
 def nan_where_invalid(x: Array, inputs: Inputs) -> Array:
     """Multiplied, not selected: so the gradient of the whole entry is NaN as well."""
-    if inputs.invalid is None:
-        return x
-    return x * inputs.xp.where(inputs.invalid, math.nan, inputs.xp.ones_like(x))
+    return x if inputs.invalid is None else x * inputs.xp.where(inputs.invalid, math.nan, inputs.xp.ones_like(x))
 
 
-def entries_of(inputs: Inputs, options: Options, terms: Terms, out: _rows.Forward) -> Entries:
+def entries_of(call: Call, terms: Terms, out: Forward) -> Entries:
+    inputs, options = call.inputs, call.options
     xp = inputs.xp
     nll = dot = None
     if out.nll is not None:
         nll = out.nll if is_one(terms.alpha) else terms.alpha * weighed_nll(out.nll, terms.alpha, inputs)
     if out.dot is not None:
         dot = out.dot if is_one(terms.beta) else terms.beta * out.dot
-    losses = _rows.sum_of(nll, dot, z_term(out, options, inputs) if options.z_loss else None)
-    losses = nan_where_invalid(losses, inputs)
+    losses = nll if dot is None else sum_of(nll, dot)
+    if options.z_loss:
+        losses = losses + z_term(out, options, inputs)
+    if inputs.invalid is not None:
+        losses = nan_where_invalid(losses, inputs)
     if inputs.keep is not None:
         losses = xp.where(inputs.keep, losses, 0.0)
     return Entries(losses, inputs.keep, inputs.weights, terms.masses)
 
 
-def loss_of(call: Call, terms: Terms, out: _rows.Forward, right: Array | None) -> Any:
+def loss_of(call: Call, terms: Terms, out: Forward, right: Array | None) -> Any:
     """The loss, and beside it the statistics where `right` is given (see stats_of)."""
-    entries = entries_of(call.inputs, call.options, terms, out)
+    entries = entries_of(call, terms, out)
     loss = reduce_entries(entries, call.reduction, call.denominator, xp=call.inputs.xp)
     return loss if right is None else (loss, stats_of(call, entries, out, right))
 
 
-def stats_of(call: Call, entries: Entries, out: _rows.Forward, right: Array) -> LossStats:
+def stats_of(call: Call, entries: Entries, out: Forward, right: Array) -> LossStats:
     """`right` says of each entry whether its arg-max is the answer."""
     inputs, options, xp = call.inputs, call.options, call.inputs.xp
     total, divisor = total_and_divisor(entries, call.reduction, xp=xp)
@@ -149,21 +163,24 @@ def answers_of(inputs: Inputs) -> Array:
     return xp.argmax(distribution, axis=-1)
 
 
-def right_of(inputs: Inputs) -> Array:
-    rows = _rows.Rows(inputs.logits, None, None, None, inputs.class_mask, None, inputs.dtype)
-    return _rows.is_largest(rows, answers_of(inputs), xp=inputs.xp)
+def right_of(inputs: Inputs, answers: Array) -> Array:
+    """Whether the arg-max of each entry's logits is its answer."""
+    rows = Rows(inputs.logits, None, None, None, inputs.class_mask, None, None, inputs.dtype, False)
+    return is_largest(rows, answers, xp=inputs.xp)
 
 
 def sum_to(x: Array, shape: tuple[int, ...], inputs: Inputs) -> Array:
     """The adjoint of broadcasting from `shape`."""
+    if tuple(x.shape) == shape:
+        return x
     lead = x.ndim - len(shape)
     axes = tuple(range(lead)) + tuple(lead + i for i, n in enumerate(shape) if n == 1 != x.shape[lead + i])
     for axis in reversed(axes):
         x = inputs.xp.long_sum(x, axis=axis)
-    return inputs.xp.reshape(x, shape) if axes else x
+    return inputs.xp.reshape(x, shape)
 
 
-def upstream_of(call: Call, terms: Terms) -> _rows.Upstream:
+def upstream_of(call: Call, terms: Terms) -> Upstream:
     """The derivative of a scalar loss with respect to what a walk over the classes gives, which is known before it:
 
     the loss is linear in the entries' losses.
@@ -175,46 +192,36 @@ def upstream_of(call: Call, terms: Terms) -> _rows.Upstream:
     g = nan_where_invalid(derivatives.losses, inputs)
     nll = None if terms.rows.labels is None else g * terms.alpha
     dot = None if terms.rows.targets is None else g * terms.beta
-    return _rows.Upstream(nll, dot, 2.0 * z_loss * g if z_loss else None)
+    return Upstream(nll, dot, 2.0 * z_loss * g if z_loss else None)
 
 
-def value_and_gradients(call: Call, wanted: frozenset[str]) -> tuple[Array, dict[str, Array], LossStats | None]:
-    """The analytic derivative of the whole loss, for libraries without one. The chain rule over the module's equations:
+def adjoints(
+    call: Call, terms: Terms, out: Forward, d: Derivatives, d_targets: Array, wanted: frozenset[str]
+) -> dict[str, Array]:
+    """From the derivatives of the reduction and of the rows to those of the arguments around the logits.
 
-    with g = dL/dloss   dL/dnll = alpha g       dL/ddot = beta g       dL/dlse = 2 z_loss lse g
+    With g = dL/dloss and the chain rule over the module's equations:
+
     class indices       dL/dw_y = (1 - eps) nll g + dL/dm       dL/dw_c = dL/dt_c
     distributions       dL/dq_c = w_c ((1 - eps) dL/dt_c + dL/dm)       dL/dw_c = (t_c / w_c) dL/dt_c + q_c dL/dm
     """
-    inputs, options, projection = call.inputs, call.options, call.projection
-    xp, eps = inputs.xp, options.label_smoothing
-    terms = terms_of(inputs, options)
-    upstream = upstream_of(call, terms)
-    wants_targets = bool(wanted & {"class_weights", "labels"})
-    targets_too = wants_targets and upstream.dot is not None
-    d_targets: Array
-    if projection is None:
-        out, d_logits, d_targets = _stream.forward_and_backward(terms.rows, upstream, targets_too=targets_too, xp=xp)
-        gradients, right = {"logits": d_logits}, right_of(inputs) if call.with_stats else None
-    else:
-        parts = wanted | {"targets"} if targets_too else wanted
-        answers = answers_of(inputs) if call.with_stats else None
-        out, right, made = _linear.forward_and_backward(projection, terms.rows, upstream, parts, answers, xp=xp)
-        gradients, d_targets = {**made}, made.get("targets")
-    entries = entries_of(inputs, options, terms, out)
-    value, d = reduction_derivatives(entries, call.reduction, call.denominator, xp=xp)
-    g = nan_where_invalid(d.losses, inputs)
-    gradients |= {"weights": d.weights, "denominator": d.denominator}
+    inputs, eps, xp = call.inputs, call.options.label_smoothing, call.inputs.xp
+    gradients = {"weights": d.weights, "denominator": d.denominator}
     class_weights, q = inputs.class_weights, inputs.distribution
-    if wants_targets and q is not None:
+    of_classes: Array = 1.0 if class_weights is None else class_weights
+    if not wanted & {"class_weights", "labels"}:
+        return gradients
+    if q is not None:
         d_masses = xp.expand_dims(d.masses, axis=-1)
-        d_q = ((1.0 - eps) * d_targets + d_masses) * (1.0 if class_weights is None else class_weights)
+        d_q = ((1.0 - eps) * d_targets + d_masses) * of_classes
         gradients["labels"] = d_q if inputs.class_mask is None else xp.where(inputs.class_mask, d_q, 0.0)
         if class_weights is not None:
-            unweighted: Array = terms_of(inputs._replace(class_weights=None), options).rows.targets
+            unweighted: Array = terms_of(call._replace(inputs=inputs._replace(class_weights=None))).rows.targets
             gradients["class_weights"] = sum_to(unweighted * d_targets + q * d_masses, class_weights.shape, inputs)
-    elif wants_targets and inputs.labels is not None and class_weights is not None:
+    elif inputs.labels is not None and class_weights is not None:
         d_label = d.masses
         if out.nll is not None:
+            g = nan_where_invalid(d.losses, inputs)
             d_label = d_label + (1.0 - eps) * weighed_nll(out.nll, terms.alpha, inputs) * g
         classes = xp.class_indices(class_weights, inputs.labels.dtype)
         at_label = classes == xp.expand_dims(inputs.labels, axis=-1)
@@ -222,4 +229,4 @@ def value_and_gradients(call: Call, wanted: frozenset[str]) -> tuple[Array, dict
         if d_targets is not None:
             d_weights = d_weights + sum_to(d_targets, class_weights.shape, inputs)
         gradients["class_weights"] = d_weights
-    return value, gradients, None if right is None else stats_of(call, entries, out, right)
+    return gradients

@@ -1,4 +1,4 @@
-"""What is measured: the cases as data, their arrays, and how near two answers must be."""
+"""What is measured: the cases as data, their arrays, and the least work that each is."""
 
 import zlib
 from typing import NamedTuple
@@ -8,7 +8,7 @@ import numpy as np
 BERT, LLAMA, SMALL, NARROW = (2048, 30522), (512, 128256), (256, 1000), (8192, 32)
 SHOWN = (BERT, LLAMA, SMALL, NARROW)
 OTHERS = ((1024, 50257), (256, 256000), (333, 9973))
-DIRECTIONS = ("forward", "forward + backward")
+DIRECTIONS = FORWARD, BOTH = ("forward", "forward + backward")
 DTYPES = ("float32", "bfloat16", "float64")
 FRACTIONS = (100, 70, 50, 15, 2, 0)
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float64": 8}
@@ -26,24 +26,30 @@ class Case(NamedTuple):
     logits: str = "normal"  # "peaked": one class stands out by 20, the label's or another
     reduction: str = "mean"  # "none" has random weights as its upstream gradient
     upstream: float = 1.0
+    features: int | None = None  # of a projection, whose loss it then is
+    cold: bool = False  # the cache is emptied before each call
 
 
 class Arrays(NamedTuple):
     """What every provider is given: `ignored` are the labels with NO_LABEL where the mask is False."""
 
-    logits: object
+    inputs: tuple  # the logits; of a projection, hidden and kernel
     labels: object
     mask: object
     ignored: object
     upstream: object
 
 
+def sizes_of(case):
+    return [str(n) for n in (case.rows, case.features, case.classes) if n]
+
+
 def name_of(case):
     kept = "no mask" if case.kept is None else f"{case.kept} % kept"
-    parts = [f"{case.rows}x{case.classes}", case.dtype, kept]
+    parts = ["x".join(sizes_of(case)), case.dtype, kept]
     parts += [case.layout] * (case.layout != "scattered") + [case.logits] * (case.logits != "normal")
     parts += ["none"] * (case.reduction != "mean") + [f"upstream {case.upstream:g}"] * (case.upstream != 1)
-    return ", ".join(parts)
+    return ", ".join(parts + ["cold cache"] * case.cold)
 
 
 def mask_of(case, rng):
@@ -61,33 +67,39 @@ def mask_of(case, rng):
 
 
 def arrays_of(case):
-    """NumPy arrays, the logits in float32: each group makes its own of them."""
+    """NumPy arrays, the inputs in float32: each library makes its own of them."""
     rng = np.random.default_rng(zlib.crc32(name_of(case).encode()))
     mask = None if case.kept is None else mask_of(case, rng)
     entries = (case.rows,) if mask is None else mask.shape
     # Repeated with a prime period, since to draw 62 million numbers takes longer than to measure with them.
-    logits = np.resize(rng.standard_normal(1_000_003, dtype=np.float32), (*entries, case.classes))
+    some = rng.standard_normal(1_000_003, dtype=np.float32)
     labels = rng.integers(0, case.classes, entries)
+    if case.features:
+        kernel = np.resize(some[::-1] / np.float32(case.features**0.5), (case.classes, case.features))
+        inputs = np.resize(some, (case.rows, case.features)), kernel
+    else:
+        inputs = (np.resize(some, (*entries, case.classes)),)
     if case.logits == "peaked":
-        flat, peaks = logits.reshape(-1, case.classes), labels.reshape(-1)
+        flat, peaks = inputs[0].reshape(-1, case.classes), labels.reshape(-1)
         flat[np.arange(case.rows), (peaks + np.arange(case.rows) % 2) % case.classes] += 20
     ignored = labels if mask is None else np.where(mask, labels, NO_LABEL)
     upstream = rng.standard_normal(entries, dtype=np.float32) if case.reduction == "none" else None
-    return Arrays(logits, labels, mask, ignored, upstream)
+    return Arrays(inputs, labels, mask, ignored, upstream)
 
 
 def kept_rows(case, mask):
     return case.rows if mask is None else int(mask.sum())
 
 
-def least_bytes(case, mask, direction):
-    """What must be read, and what written: the kept logits once, and the dense gradient."""
+def least_work(case, mask, direction):
+    """What no implementation does without: the kept logits read once, the dense gradient written once.
+
+    Of a projection, whose loss and gradients they are, the operations of three products of kept rows.
+    """
+    if case.features:
+        return {"operations": 6 * kept_rows(case, mask) * case.features * case.classes}
     size = case.classes * ITEMSIZE[case.dtype]
-    return kept_rows(case, mask) * size, case.rows * size * (direction != "forward")
-
-
-def applies_always(case, direction):
-    return True
+    return {"read": kept_rows(case, mask) * size, "write": case.rows * size * (direction != FORWARD)}
 
 
 def shown():

@@ -22,9 +22,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from . import _rows
-from ._arrays import Namespace, is_static
-from ._arrays.jax import xp
+from .._arrays import Namespace, is_static
+from .._arrays.jax import xp
+from .._engine.unshifted import GREATEST_RATIO, TOTALS
+from .._math import softmax
+from .._math.rows import RowFunction, Rows
+from .._math.softmax import SOFTMAX, Forward
 
 # XLA's CPU backend sums up to this many numbers in one vectorized walk, fused with the exponential; longer rows it
 # splits in a way that is eight times slower (512 x 128256, jaxlib 0.10.2). They are folded to at most this length.
@@ -37,33 +40,37 @@ BLOCK_BYTES = 1 << 20
 LEAST_UNSHIFTED = 1 << 16
 
 
-def uncovered(rows: _rows.Rows) -> str | None:
+def uncovered(function: RowFunction, rows: Rows) -> str | None:
     alone = rows.labels is not None and rows.targets is rows.class_mask is rows.softcap is None
     # A projection, whose rows have no logits, has its own loop for all of them.
-    if alone or rows.logits is None:
+    if rows.logits is None or (alone and function is SOFTMAX):
         return None
     return "with JAX it covers class indices without class_mask, label_smoothing and softcap"
 
 
-def forward(rows: _rows.Rows, *, lse_too: bool, xp: Namespace) -> _rows.Forward:
-    """_rows.forward, where class indices alone are asked for; of all else its expression."""
-    if uncovered(rows) is not None:
-        return _rows.forward(rows, lse_too=lse_too, xp=xp)
+def forward(rows: Rows, xp: Namespace) -> Forward:
+    """softmax.forward, where class indices alone are asked for; of all else its expression."""
+    if uncovered(SOFTMAX, rows) is not None:
+        return softmax.forward(rows, xp)
     x = rows.logits.astype(rows.dtype)
     lse, total, shift = sums(x, rows.keep)
     label_logits = xp.take_label(x, rows.labels)
     if rows.keep is not None:
         label_logits = jnp.where(rows.keep, label_logits, 0.0)
     nll = with_derivative_of(lse - label_logits, label_costs(total, label_logits, shift))
-    return _rows.Forward(nll, None, lse if lse_too else None, total, shift)
+    return Forward(nll, None, lse if rows.with_lse else None, total, shift)
 
 
 def label_costs(total: Any, label_logits: Any, shift: Any) -> Any:
     """lse - x_y = log(total / exp(x_y - shift)), or log(total) - (x_y - shift) where that quotient is out of range."""
     # total holds exp(x_y - shift), but rounded otherwise: without the maximum a loss of 0 could be negative.
     ratio = jnp.maximum(total / jnp.exp(label_logits - shift), 1.0)
-    far = _rows.label_costs(total, label_logits, shift, xp=xp)
-    return jnp.where(ratio <= _rows.GREATEST_RATIO, jnp.log(ratio), far)
+    far = jnp.log(softmax.positive(total, xp=xp)) - (label_logits - shift)
+    return jnp.where(ratio <= GREATEST_RATIO, jnp.log(ratio), far)
+
+
+def log_sum_exp(total: Any, shift: Any) -> Any:
+    return jnp.where(total == 0, -math.inf, shift + jnp.log(softmax.positive(total, xp=xp)))
 
 
 @jax.custom_jvp
@@ -82,7 +89,7 @@ def _(primals: Any, tangents: Any) -> Any:
 def sums(x: Any, keep: Any) -> tuple[Any, Any, Any]:
     """lse, total and shift of each row, the last two constants; 0, 1 and 0 where not kept."""
     total, shift = where_it_pays(x, keep, lambda: total_and_shift(x, keep), lambda: walked(x, keep, p_too=False)[1:])
-    return _rows.log_sum_exp(total, shift, xp=xp), total, shift
+    return log_sum_exp(total, shift), total, shift
 
 
 @sums.defjvp
@@ -99,11 +106,11 @@ def probabilities(x: Any, keep: Any) -> tuple[Any, Any, Any, Any]:
 
     def plain() -> tuple[Any, Any, Any]:
         total, shift = total_and_shift(x, keep)
-        p = jnp.exp(x - shift[..., None]) * (1.0 / _rows.positive(total, xp=xp))[..., None]
+        p = jnp.exp(x - shift[..., None]) * (1.0 / softmax.positive(total, xp=xp))[..., None]
         return p if keep is None else jnp.where(keep[..., None], p, 0.0), total, shift
 
     p, total, shift = where_it_pays(x, keep, plain, lambda: walked(x, keep, p_too=True))
-    return p, _rows.log_sum_exp(total, shift, xp=xp), total, shift
+    return p, log_sum_exp(total, shift), total, shift
 
 
 @probabilities.defjvp
@@ -134,7 +141,7 @@ def where_it_pays(x: Any, keep: Any, plain: Any, skipping: Any) -> Any:
 def total_and_shift(x: Any, keep: Any) -> tuple[Any, Any]:
     """Without an array of the terms. As in the engine, the shift is 0 where the totals are then in range."""
     if on_one_cpu() and is_static(*x.shape) and x.size >= LEAST_UNSHIFTED:
-        low, high = _rows.TOTALS[x.dtype.name]
+        low, high = TOTALS[x.dtype == jnp.float64]
         total = folded_total(x)
         in_range = (low <= total) & (total <= high)
         in_range = jnp.all(in_range if keep is None else in_range | ~keep)
@@ -167,7 +174,7 @@ def folded_total(x: Any) -> Any:
 def shifted(x: Any) -> tuple[Any, Any]:
     parts = fold_of(x.shape[-1]) if on_one_cpu() and is_static(*x.shape) else 1
     parted = folded(x, parts)
-    shift = finite_max(parted)
+    shift = softmax.finite_max(parted, xp=xp)
     total = jnp.sum(jnp.exp(parted - shift[..., None]), axis=-1)
     if parts == 1:
         return total, shift
@@ -176,32 +183,23 @@ def shifted(x: Any) -> tuple[Any, Any]:
     return jnp.sum(totals * jnp.exp(shifts - shift[..., None]), axis=-1), shift
 
 
-def finite_max(x: Any) -> Any:
-    largest = _rows.LARGEST[x.dtype.name]
-    return jnp.clip(jnp.max(x, axis=-1), -largest, largest)
-
-
 def walked(x: Any, keep: Any, *, p_too: bool) -> tuple[Any, Any, Any]:
     """p (None if not asked for), totals and shifts, in blocks of kept rows: as many as there are at run time."""
     entries, classes = x.shape[:-1], x.shape[-1]
     count = math.prod(entries)
-    flat, keep = x.reshape(count, classes), keep.reshape(count)
+    flat = x.reshape(count, classes)
     length = max(1, min(count, BLOCK_BYTES // (x.dtype.itemsize * classes)))
-    kept = jnp.sum(keep)
-    # Kept rows first; filled to whole blocks with the row behind the last, which is read clipped and written nowhere.
-    order = jnp.argsort(~keep, stable=True)
-    order = jnp.where(jnp.arange(count) < kept, order, count)
-    order = jnp.concatenate([order, jnp.full((-count % length,), count, order.dtype)])
+    order, kept = kept_first(keep, count, length)
 
     def block(state: Any) -> Any:
         start, p, total, shift = state
         places = lax.dynamic_slice(order, (start,), (length,))
         taken = flat.at[places].get(mode="clip")
         if p_too:
-            block_shift = finite_max(taken)
+            block_shift = softmax.finite_max(taken, xp=xp)
             terms = jnp.exp(taken - block_shift[:, None])
             block_total = jnp.sum(terms, axis=-1)
-            block_p = terms * (1.0 / _rows.positive(block_total, xp=xp))[:, None]
+            block_p = terms * (1.0 / softmax.positive(block_total, xp=xp))[:, None]
             p = p.at[places].set(block_p, mode="drop")
         else:
             block_total, block_shift = shifted(taken)
@@ -213,6 +211,19 @@ def walked(x: Any, keep: Any, *, p_too: bool) -> tuple[Any, Any, Any]:
     made = varying_alike((zeros, jnp.ones(count, x.dtype), jnp.zeros(count, x.dtype)), (x, keep))
     _, p, total, shift = lax.while_loop(lambda state: state[0] < kept, block, (0, *made))
     return p if p is None else p.reshape(x.shape), total.reshape(entries), shift.reshape(entries)
+
+
+def kept_first(keep: Any, count: int, length: int) -> tuple[Any, Any]:
+    """The places of the kept rows, then up to whole blocks the place behind the last row, and how many are kept.
+
+    That place is read clipped, or as zeros, and written nowhere.
+    """
+    order, kept = jnp.arange(count), count
+    if keep is not None:
+        keep = keep.reshape(count)
+        kept = jnp.sum(keep)
+        order = jnp.where(order < kept, jnp.argsort(~keep, stable=True), count)
+    return jnp.concatenate([order, jnp.full((-count % length or length,), count, order.dtype)]), kept
 
 
 def varying_alike(made: Any, given: Any) -> Any:

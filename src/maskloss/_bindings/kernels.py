@@ -1,6 +1,6 @@
-"""_stream.forward and backward as Triton kernels, for CUDA tensors; for those of the CPU under TRITON_INTERPRET=1.
+"""Cross-entropy in Triton kernels, for CUDA tensors; for those of the CPU under TRITON_INTERPRET=1.
 
-A program takes a row and walks its classes in blocks, in the symbols of _rows, with the running shift m and
+A program takes a row and walks its classes in blocks, in the symbols of softmax.py, with the running shift m and
 
     s = sum_c exp(x_c - m)        T = sum_c t_c        a = sum_c t_c (x_c - m)
 
@@ -27,18 +27,24 @@ import torch
 import triton
 import triton.language as tl
 
-from .. import _rows
-from .._arrays import Array
+from .._arrays import Array, Namespace
 from .._arrays.torch import xp
+from .._engine.lanes import Lane
+from .._engine.unshifted import UNSHIFTED
+from .._math.rows import RowFunction, Rows
+from .._math.softmax import LARGEST as LARGEST_NUMBERS
+from .._math.softmax import SOFTMAX, Forward
 
-LARGEST = tl.constexpr(_rows.LARGEST["float32"])
+LARGEST = tl.constexpr(LARGEST_NUMBERS["float32"])
 # Numbers of a row that a program holds at a time, and how many of them each warp does. Not yet measured on a GPU.
 MOST, PER_WARP = 4096, 512
 
 
-def uncovered(rows: _rows.Rows) -> str | None:
+def uncovered(function: RowFunction, rows: Rows) -> str | None:
     """Why these kernels cannot compute the rows."""
-    covered = rows.labels is not None and rows.class_mask is None and rows.dtype is torch.float32
+    covered = (
+        function is SOFTMAX and rows.labels is not None and rows.class_mask is None and rows.dtype is torch.float32
+    )
     if covered and (rows.targets is None or rows.targets.ndim == 1):
         return None
     accepted = "its kernels cover class indices without class_mask, in float32, bfloat16 and float16"
@@ -182,12 +188,12 @@ def backward_kernel(
     tl.store(d_logits + row * d_row_stride + c, d.to(d_logits.dtype.element_ty), mask=inside)
 
 
-def forward(rows: _rows.Rows, *, lse_too: bool) -> _rows.Forward:
-    """_rows.forward; 0 where not kept."""
+def forward(rows: Rows, xp: Namespace) -> Forward:
+    """0 where not kept."""
     x: Any = rows.logits
     nll, dot, lse, total, shift = (
         torch.empty(x.shape[:-1], dtype=torch.float32, device=x.device) if asked else None
-        for asked in (True, rows.targets is not None, lse_too, True, True)
+        for asked in (True, rows.targets is not None, rows.with_lse, True, True)
     )
     arrays = (*places_of(x), contiguous(rows.labels), contiguous(rows.targets), contiguous(rows.keep))
     with on_device(x):
@@ -201,26 +207,21 @@ def forward(rows: _rows.Rows, *, lse_too: bool) -> _rows.Forward:
             **sizes_of(x.shape[-1]),
             enable_fp_fusion=False,
         )
-    return _rows.Forward(nll, dot, lse, total, shift)
+    return Forward(nll, dot, lse, total, shift)
 
 
 def backward(
-    rows: _rows.Rows,
-    total: Array,
-    shift: Array,
-    g_nll: Array | None,
-    g_dot: Array | None,
-    g_lse: Array | None,
-    *,
-    d_logits: Array | None = None,
-) -> Array:
-    """The gradient of the logits, in their dtype; `d_logits`, of shape (rows, C), is where it goes."""
+    rows: Rows, out: Forward, g: Any, *, targets_too: bool, xp: Namespace, d_logits: Array | None = None
+) -> tuple[Array, Array | None]:
+    if targets_too:
+        return UNSHIFTED.backward(rows, out, g, targets_too=True, xp=xp, d_logits=d_logits)
+    g_nll, g_dot, g_lse = g
     x: Any = rows.logits
     classes, count = x.shape[-1], math.prod(x.shape[:-1])
     d: Any = torch.empty((count, classes), dtype=x.dtype, device=x.device) if d_logits is None else d_logits
     targets: Any = contiguous(rows.targets) if g_dot is not None else None
     arrays = (contiguous(rows.labels), targets, None if targets is None else targets.sum(), contiguous(rows.keep))
-    per_row = [contiguous(part) for part in (total, shift, g_nll, g_dot, g_lse)]
+    per_row = [contiguous(part) for part in (out.total, out.shift, g_nll, g_dot, g_lse)]
     sizes = sizes_of(classes)
     with on_device(x):
         backward_kernel[(count * triton.cdiv(classes, sizes["BLOCK"]),)](
@@ -235,7 +236,7 @@ def backward(
             **sizes,
             enable_fp_fusion=False,
         )
-    return d.reshape(x.shape)
+    return d.reshape(x.shape), None
 
 
 def places_of(x: Any) -> tuple[Any, Any]:
@@ -268,3 +269,6 @@ def sizes_of(classes: int) -> dict[str, int]:
 def on_device(x: Any) -> Any:
     """Triton launches on the current device."""
     return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
+
+
+LANE = Lane(SOFTMAX, forward, backward)

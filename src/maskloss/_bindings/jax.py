@@ -1,0 +1,57 @@
+"""The binding of JAX: sums with a derivative of their own, and a projection in a loop of run-time length."""
+
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# (JAX's own annotations are partial.)
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from .._arrays import Namespace, is_static
+from .._engine import projection as chunked
+from .._engine.lanes import Lane
+from .._engine.projection import Projection
+from .._math.rows import RowFunction, Rows
+from .._math.softmax import SOFTMAX
+from . import jax_loop, jax_sums
+from .way import Way
+
+small_loss = None
+
+
+def lane_of(function: RowFunction) -> Lane:
+    """JAX differentiates forward itself, and compiles blocks of its own."""
+    forward = jax_sums.forward if function is SOFTMAX else function.forward
+    return Lane(function, forward, function.backward)
+
+
+WAYS = {"analytic": Way(lane_of, jax_sums.uncovered)}
+
+
+def of_logits(lane: Lane, rows: Rows, *, xp: Namespace) -> Any:
+    return lane.forward(rows, xp)
+
+
+def of_projection(
+    lane: Lane, projection: Projection, rows: Rows, *, answers: Any, known: Callable[[], Any] | None, xp: Namespace
+) -> tuple[Any, Any]:
+    why = why_whole(projection.hidden)
+    if why is not None:
+        return chunked.from_all_logits(projection, rows, lane.forward, why, answers=answers, xp=xp)
+    return jax_loop.of_projection(lane, projection, rows, answers, None if known is None else known())
+
+
+def why_whole(hidden: Any) -> str | None:
+    """Why all logits are made at once; None: they are not."""
+    if 0 in hidden.shape[:-1]:
+        return ""
+    if jax.device_count() > 1:
+        return f"chunks would gather the rows, which may lie on all of the {jax.device_count()} devices that JAX sees"
+    return None if is_static(*hidden.shape) else "the number of rows is a symbol"
+
+
+def value_and_grad(of_values: Callable[..., Any], values: list[Any], has_aux: bool) -> tuple[Any, list[Any]]:
+    return jax.value_and_grad(of_values, has_aux=has_aux)(values)

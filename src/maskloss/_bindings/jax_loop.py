@@ -1,0 +1,328 @@
+"""A projection for JAX: chunks of kept rows in a loop of run-time length, with a derivative of its own.
+
+Reverse mode alone: jax.custom_vjp refuses jvp, and the loop a derivative of the derivative.
+"""
+
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportUnknownLambdaType=false
+# (JAX's own annotations are partial.)
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.custom_derivatives import SymbolicZero
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from .._arrays.jax import xp
+from .._engine import projection as chunked
+from .._engine.lanes import Lane
+from .._engine.projection import Projection
+from .._math.rows import Rows, is_largest
+from .jax_sums import kept_first, varying_alike
+
+# Of the kernel's gradient: the product of a whole chunk would need as much memory again.
+TILE = 1 << 12
+
+
+IN_CHUNKS = (
+    "a linear loss of JAX in chunks has no {}; pass implementation='autodiff' to linear_cross_entropy,"
+    " or hidden @ kernel.T to entropy or label_log_probs"
+)
+
+
+def guard(name: str, *, evaluated: str = "", transposed: str = "") -> Any:
+    """The identity, to go through where a derivative is linear: an error where it is evaluated, or transposed.
+
+    JAX itself says of jax.custom_vjp and of lax.while_loop what they lack, but not what to do.
+    """
+    primitive = Primitive(name)
+
+    def evaluate(x: Any) -> Any:
+        if evaluated:
+            raise TypeError(IN_CHUNKS.format(evaluated))
+        return x
+
+    def transpose(cotangent: Any, _: Any) -> Any:
+        if transposed:
+            raise TypeError(IN_CHUNKS.format(transposed))
+        return [cotangent]
+
+    primitive.def_impl(evaluate)
+    primitive.def_abstract_eval(lambda x: x)
+    mlir.register_lowering(primitive, mlir.lower_fun(evaluate, multiple_results=False))
+    ad.deflinear2(primitive, transpose)
+    batching.defvectorized(primitive)
+
+    @jax.custom_jvp
+    def identity(x: Any) -> Any:
+        return x
+
+    @identity.defjvp
+    def _(primals: Any, tangents: Any) -> Any:
+        return primals[0], primitive.bind(tangents[0])
+
+    def guarded(tree: Any) -> Any:
+        return jax.tree.map(lambda x: identity(x) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
+
+    return guarded
+
+
+only_transposed = guard("only_transposed", evaluated="forward derivative (jvp)")
+only_evaluated = guard("only_evaluated", transposed="reverse derivative of its reverse derivative")
+
+
+class Static(NamedTuple):
+    lane: Lane
+    softcap: float | None
+    dtype: Any
+    chunk_size: int | None
+
+
+class Arrays(NamedTuple):
+    """Without a derivative."""
+
+    labels: Any
+    keep: Any
+    class_mask: Any
+    answers: Any
+    known: Any
+
+
+def of_projection(lane: Lane, projection: Projection, rows: Rows, answers: Any, known: Any) -> tuple[Any, Any]:
+    """What the lane gives of each entry, but what its backward needs alone, and whether its arg-max is its answer."""
+    hidden, kernel, bias, chunk_size = projection
+    static = Static(lane, rows.softcap, rows.dtype, chunk_size)
+    arrays = Arrays(rows.labels, rows.keep, rows.class_mask, answers, lax.stop_gradient(known))
+    given = {"hidden": hidden, "kernel": kernel, "bias": bias, "targets": rows.targets}
+    values, right = run(static, *varying_alike((only_transposed(given), arrays), (given, arrays)))
+    out = lane.function.out
+    return out._make((*values, *[None] * (len(out._fields) - len(values)))), right
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def in_chunks(static: Static, given: Any, arrays: Arrays) -> Any:
+    out, right, _ = forward(static, given, arrays._replace(known=None), ())
+    return values_of(static, out), right
+
+
+def values_of(static: Static, out: Any) -> tuple[Any, ...]:
+    return tuple(out[: static.lane.function.differentiable])
+
+
+def in_chunks_forward(static: Static, given: Any, arrays: Any) -> Any:
+    parts = tuple(name for name, x in given.items() if x is not None and x.perturbed)
+    given, arrays = jax.tree.map(lambda x: x.value, (given, arrays), is_leaf=lambda x: hasattr(x, "perturbed"))
+    known, function = arrays.known, static.lane.function
+    out, right, made = forward(static, given, arrays, parts if known is not None else ())
+    expected = None if known is None else function.upstream(known, out, xp)
+    wanted = dict.fromkeys(parts)  # as keys, since only arrays can be leaves
+    return (values_of(static, out), right), (given, arrays, function.needed(out), expected, made, wanted)
+
+
+def in_chunks_backward(static: Static, residuals: Any, gradients: Any) -> Any:
+    given, arrays, out, expected, made, wanted = residuals
+    g = tuple(None if x is None or type(x) is SymbolicZero else x for x in gradients[0])
+    parts = tuple(wanted)
+    start = same = None
+    if expected is not None and [k is None for k in expected] == [x is None for x in g]:
+        factor, same = proportion(expected, g)
+        # The loop adds to it, in its memory, where it runs at all. lax.cond would hold the gradients twice.
+        start = {name: jnp.where(same, made[name] * factor, 0.0).astype(made[name].dtype) for name in parts}
+    arrays = arrays._replace(answers=None, known=None)
+    results = only_evaluated(backward(static, given, arrays, parts, out, g, start, same))
+    return {name: results[name].astype(x.dtype) if name in parts else None for name, x in given.items()}, None
+
+
+in_chunks.defvjp(in_chunks_forward, in_chunks_backward, symbolic_zeros=True)
+
+# Eagerly, shard_map has no rule for symbolic zeros (NotImplementedError, jax 0.10.2).
+run: Any = jax.jit(in_chunks, static_argnums=0)
+
+
+def proportion(known: Any, given: Any) -> tuple[Any, Any]:
+    """A number, and whether the gradients given are the known ones times it, to rounding."""
+    k, g = (jnp.concatenate([x.reshape(-1) for x in parts if x is not None]) for parts in (known, given))
+    at = jnp.argmax(jnp.abs(k))
+    factor = jnp.where(k[at] == 0, 1.0, g[at] / jnp.where(k[at] == 0, 1.0, k[at]))
+    within = 16 * jnp.finfo(k.dtype).eps * jnp.abs(factor * k)
+    return factor, jnp.all(jnp.abs(g - factor * k) <= within)
+
+
+class Chunks(NamedTuple):
+    """The kept rows of a projection, a chunk at a time."""
+
+    static: Static
+    given: dict[str, Any]  # hidden, kernel, bias and targets, the kernel and bias in the dtype of the computation
+    table: dict[str, Any]  # what a row has of its own
+    order: Any
+    kept: Any  # how many
+    length: int
+
+    @property
+    def entries(self) -> tuple[int, ...]:
+        return self.given["hidden"].shape[:-1]
+
+    def of_entries(self) -> bool:
+        """Whether each entry has targets of its own."""
+        return self.table["targets"] is not None
+
+
+def chunks_of(static: Static, given: Any, arrays: Arrays, more: Any) -> Chunks:
+    """`more` is what else there is of each entry."""
+    hidden, targets, dtype = given["hidden"], given["targets"], static.dtype
+    entries, count = hidden.shape[:-1], math.prod(hidden.shape[:-1])
+    cast: dict[str, Any] = {
+        name: None if given[name] is None else given[name].astype(dtype) for name in ("kernel", "bias")
+    }
+    classes = cast["kernel"].shape[0]
+    projection = Projection(hidden, cast["kernel"], cast["bias"], static.chunk_size)
+    on_cpu = jax.default_backend() == "cpu"
+    length = chunked.chunk_length(projection, count, dtype.dtype.itemsize, on_cpu=on_cpu, share=1.5)
+
+    def flat(x: Any, *tail: int) -> Any:
+        return None if x is None else jnp.broadcast_to(x, (*entries, *tail)).reshape(count, *tail)
+
+    table = {
+        "hidden": flat(hidden, hidden.shape[-1]),
+        "targets": flat(targets, classes) if targets is not None and targets.ndim == hidden.ndim else None,
+        "class_mask": flat(arrays.class_mask, classes),
+        "labels": flat(arrays.labels),
+        "answers": flat(arrays.answers),
+        "more": jax.tree.map(flat, more),
+    }
+    return Chunks(static, {**given, **cast}, table, *kept_first(arrays.keep, count, length), length)
+
+
+def chunk_of(chunks: Chunks, places: Any) -> tuple[Any, Any, Rows]:
+    """What the table has of these places, their hidden states, and their rows."""
+    static, kernel, bias = chunks.static, chunks.given["kernel"], chunks.given["bias"]
+    taken = jax.tree.map(lambda x: x.at[places].get(mode="fill", fill_value=0), chunks.table)
+    hidden = taken["hidden"].astype(static.dtype)
+    logits = hidden @ kernel.T
+    if bias is not None:
+        # In a row behind the last, a large bias would become 0 * inf.
+        logits = logits + jnp.where((places < math.prod(chunks.entries))[:, None], bias[None, :], 0.0)
+    targets = taken["targets"] if chunks.of_entries() else chunks.given["targets"]
+    # With lse, through which alone the derivative of a backward reaches total.
+    rest = None, static.softcap, static.dtype, True
+    return taken, hidden, Rows(logits, taken["labels"], targets, None, taken["class_mask"], *rest)
+
+
+def looped(chunks: Chunks, body: Callable[[Any, Any], Any], state: Any, *, skip: Any = None) -> Any:
+    """The body on all chunks; on none where `skip`."""
+    length, kept = chunks.length, chunks.kept
+    # A chunk costs the same however few kept rows are left for it: the last of them go into short ones.
+    lengths = (length,) if isinstance(kept, int) else (length, -(-length // 4))
+    kept = kept if skip is None else jnp.where(skip, 0, kept)
+
+    def chunk(length: int, state: Any) -> Any:
+        return state[0] + length, body(lax.dynamic_slice(chunks.order, (state[0],), (length,)), state[1])
+
+    state = (0, varying_alike(state, (chunks.given, chunks.table, chunks.order)))
+    for rows_of_chunk in lengths:
+        # Half of a long chunk or less, which two or three short ones hold, ends within the order's last long one.
+        left = 0 if rows_of_chunk == lengths[-1] else length // 2
+        state = lax.while_loop(lambda state, n=left: kept - state[0] > n, partial(chunk, rows_of_chunk), state)
+    return state[1]
+
+
+@partial(jax.jit, static_argnums=(0, 3))
+def forward(static: Static, given: Any, arrays: Arrays, parts: tuple[str, ...]) -> tuple[Any, Any, Any]:
+    """What each entry gives, whether its arg-max is its answer, and the gradients of the parts, of arrays.known."""
+    chunks, lane = chunks_of(static, given, arrays, arrays.known), static.lane
+    count = math.prod(chunks.entries)
+
+    def found_at(places: Any) -> tuple[Any, ...]:
+        taken, hidden, rows = chunk_of(chunks, places)
+        right = None if arrays.answers is None else is_largest(rows, taken["answers"], xp=xp)
+        return (lane.forward(rows, xp), right), taken, hidden, rows
+
+    def body(places: Any, state: Any) -> Any:
+        (new, taken, hidden, rows), (found, made) = found_at(places), state
+        found = jax.tree.map(lambda x, new: x.at[places].set(new, mode="drop"), found, new)
+        if parts:
+            g = lane.function.upstream(taken["more"], new[0], xp)
+            made = added(chunks, made, places, hidden, rows, new[0], g)
+        return found, made
+
+    shapes = jax.eval_shape(lambda places: found_at(places)[0], chunks.order[: chunks.length])
+    found = jax.tree.map(lambda x: jnp.zeros(count, x.dtype), shapes)
+    # Of gradients that wait for a factor a narrow dtype would lose digits, or all.
+    found, made = looped(chunks, body, (found, empty_gradients(chunks, parts, static.dtype)))
+    out, right = jax.tree.map(lambda x: x.reshape(chunks.entries), found)
+    return out, right, in_their_shapes(chunks, made)
+
+
+@partial(jax.jit, static_argnums=(0, 3))
+def backward(
+    static: Static, given: Any, arrays: Arrays, parts: tuple[str, ...], out: Any, g: Any, start: Any, skip: Any
+) -> dict[str, Any]:
+    """The gradients of the parts, added to those in `start`, which are all where `skip`; None: there are none."""
+    chunks = chunks_of(static, given, arrays, (out, g))
+
+    def body(places: Any, made: Any) -> Any:
+        taken, hidden, rows = chunk_of(chunks, places)
+        return added(chunks, made, places, hidden, rows, *taken["more"])
+
+    made = empty_gradients(chunks, parts, None)
+    if start is not None:
+        made = {name: start[name].reshape(x.shape) for name, x in made.items()}
+    return in_their_shapes(chunks, looped(chunks, body, made, skip=skip))
+
+
+def empty_gradients(chunks: Chunks, parts: tuple[str, ...], dtype: Any) -> dict[str, Any]:
+    """In the dtype given; None: in their own, those of the kernel and the bias, sums, in that of the computation."""
+    likes = {**chunks.given, "hidden": chunks.table["hidden"]}
+    if chunks.of_entries():
+        likes["targets"] = chunks.table["targets"]
+    return {name: jnp.zeros_like(likes[name], dtype=dtype) for name in parts}
+
+
+def in_their_shapes(chunks: Chunks, gradients: dict[str, Any]) -> dict[str, Any]:
+    return {name: x.reshape(chunks.given[name].shape) for name, x in gradients.items()}
+
+
+def added(
+    chunks: Chunks, gradients: dict[str, Any], places: Any, hidden: Any, rows: Rows, out: Any, g: Any
+) -> dict[str, Any]:
+    """The gradients with those of a chunk."""
+    function, gradients = chunks.static.lane.function, dict(gradients)
+    out = function.restated(out, xp)
+    d_logits, d_targets = function.backward(rows, out, g, targets_too="targets" in gradients, xp=xp)
+    if "hidden" in gradients:
+        d_hidden = (d_logits @ chunks.given["kernel"]).astype(gradients["hidden"].dtype)
+        gradients["hidden"] = gradients["hidden"].at[places].set(d_hidden, mode="drop")
+    if "kernel" in gradients:
+        gradients["kernel"] = add_product(gradients["kernel"], d_logits, hidden)
+    if "bias" in gradients:
+        gradients["bias"] = gradients["bias"] + xp.long_sum(d_logits, axis=0)
+    if d_targets is not None and chunks.of_entries():
+        gradients["targets"] = gradients["targets"].at[places].set(d_targets, mode="drop")
+    elif d_targets is not None:
+        gradients["targets"] = gradients["targets"] + xp.long_sum(d_targets, axis=0)
+    return gradients
+
+
+def add_product(total: Any, a: Any, b: Any) -> Any:
+    """total + a^T b, a tile of its rows at a time; the last tile is moved back to end with the rows."""
+    classes = total.shape[0]
+    if classes <= TILE:
+        return total + a.T @ b
+
+    def tile(i: Any, total: Any) -> Any:
+        start = jnp.minimum(i * TILE, classes - TILE)
+        columns = lax.dynamic_slice(a, (0, start), (a.shape[0], TILE))
+        # Columns that an earlier tile had.
+        columns = jnp.where(jnp.arange(TILE) + start >= i * TILE, columns, 0.0)
+        rows = lax.dynamic_slice(total, (start, 0), (TILE, total.shape[1])) + columns.T @ b
+        return lax.dynamic_update_slice(total, rows, (start, 0))
+
+    return lax.fori_loop(0, -(-classes // TILE), tile, total)

@@ -1,0 +1,287 @@
+"""Row functions as torch.autograd.Functions, which keep their inputs and what little the backward needs of each row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from .._arguments import fail
+from .._arrays import Namespace
+from .._arrays.torch import applied, as_asked, has_tangent, in_forward_mode, product, xp
+from .._engine import projection as chunked
+from .._engine.lanes import Lane
+from .._engine.projection import Projection
+from .._engine.unshifted import lane_of
+from .._engine.walk import located
+from .._math.rows import RowFunction, Rows
+from .torch_small import small_loss as small_loss
+from .way import Way
+
+Tensor = Any
+
+# Of Rows, in this order: what autograd saves, and the rest.
+TENSORS = ("logits", "targets", "labels", "keep", "class_mask", "kept")
+OTHERS = ("softcap", "dtype", "with_lse", "for_backward")
+PARTS = ("hidden", "kernel", "bias", "targets")
+# Why all logits are made at once.
+TRACED = "torch.compile, torch.func, forward mode and other tracers take one expression"
+SECOND = "a gradient that is differentiated again, or batched, is one expression"
+
+
+def flattened(rows: Rows) -> list[Any]:
+    return [getattr(rows, name) for name in (*TENSORS, *OTHERS)]
+
+
+def rows_from(values: Sequence[Any]) -> Rows:
+    return Rows(**dict(zip((*TENSORS, *OTHERS), values, strict=True)))
+
+
+def differentiated(*tensors: Tensor | None) -> bool:
+    """Whether a derivative with respect to one may be asked for, backward or forward (a dual tensor)."""
+    grad = torch.is_grad_enabled()
+    return any(x is not None and ((grad and x.requires_grad) or has_tangent(x)) for x in tensors)
+
+
+def is_again(g: Sequence[Tensor | None]) -> bool:
+    """Whether a gradient is differentiated again, or batched, and needs operations that can be."""
+    return torch.is_grad_enabled() or in_forward_mode() or any(x is not None and xp.is_tracer(x) for x in g)
+
+
+class _Rows(torch.autograd.Function):
+    """For torch.func: the plain expressions, as what runs may be a transformation of them."""
+
+    # vmap is derived from forward, backward and jvp, which are plain torch operations.
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(lane: Lane, *inputs: Any) -> tuple[Any, ...]:
+        return tuple(lane.function.forward(rows_from(inputs), xp))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+        ctx.lane, *tensors = inputs[: 1 + len(TENSORS)]
+        ctx.others = inputs[1 + len(TENSORS) :]
+        function = ctx.lane.function
+        ctx.mark_non_differentiable(*(x for x in output[function.differentiable :] if x is not None))
+        # lse is saved as an output that has a derivative of its own, not as a number: double backward is exact so.
+        saved = function.needed(output)
+        ctx.save_for_backward(*tensors, *saved)
+        ctx.save_for_forward(*tensors, *saved)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
+        rows, out, function = *_saved(ctx), ctx.lane.function
+        g = gradients[: function.differentiable]
+        if all(x is None for x in g):
+            return (None,) * (1 + len(TENSORS) + len(OTHERS))
+        targets_too = ctx.needs_input_grad[1 + TENSORS.index("targets")]
+        if is_again(g):
+            out = function.restated(out, xp)
+            d_logits, d_targets = function.backward(rows, out, g, targets_too=targets_too, xp=xp)
+        else:
+            d_logits, d_targets = ctx.lane.backward(rows, out, g, targets_too=targets_too, xp=xp)
+        if d_targets is not None:
+            targets: Tensor = rows.targets
+            d_targets = d_targets.sum_to_size(targets.shape)
+        logits: Tensor = rows.logits
+        return None, d_logits.to(logits.dtype), d_targets, *[None] * (len(TENSORS) - 2 + len(OTHERS))
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> tuple[Any, ...]:
+        rows, out, function = *_saved(ctx), ctx.lane.function
+        found = function.tangents(rows, out, *tangents[1:3], xp)
+        return (*found, *[None] * (len(out) - function.differentiable))
+
+
+class _Blocks(_Rows):
+    """The same through the engine. With a setup_context, apply would bind its arguments by inspect.signature: 20 us."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        lane, *values = inputs
+        output = tuple(map(_owned, lane.forward(rows_from(values), xp)))
+        _Rows.setup_context(ctx, inputs, output)
+        return output
+
+    setup_context = torch.autograd.Function.setup_context
+
+
+def _owned(x: Tensor | None) -> Tensor | None:
+    """autograd refuses to modify in place what a Function made as a view."""
+    return x.clone() if x is not None and x._is_view() else x
+
+
+def _saved(ctx: Any) -> tuple[Rows, Any]:
+    saved = ctx.saved_tensors
+    return rows_from((*saved[: len(TENSORS)], *ctx.others)), ctx.lane.function.out._make(saved[len(TENSORS) :])
+
+
+def of_logits(lane: Lane, rows: Rows, *, xp: Namespace) -> Any:
+    """The lane with its backward as its derivative."""
+    variables = [x for x in (rows.logits, rows.targets) if x is not None]
+    is_traced, is_variable = any(xp.is_tracer(x) for x in variables), differentiated(*variables)
+    if not is_traced:
+        rows = located(rows, rows.logits, xp=xp)
+        if not is_variable:
+            return lane.forward(rows, xp)
+    # With lse, whose own derivative a second one needs.
+    rows = rows._replace(with_lse=True, for_backward=True)
+    return lane.function.out._make(applied(_Rows if is_traced else _Blocks, lane, *flattened(rows)))
+
+
+class _Chunks(torch.autograd.Function):
+    """The engine on chunks of logits, of which none is kept.
+
+    Where the upstream gradient is known before the loss, the gradients are made beside it: three products in all. A
+    backward with another upstream gradient makes the logits again.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, lane: Lane, known: Any, chunk_size: int | None, answers: Any, *inputs: Any) -> Any:
+        ctx.lane, ctx.chunk_size, ctx.others = lane, chunk_size, inputs[3 + len(TENSORS) :]
+        tensors = inputs[: 3 + len(TENSORS)]
+        projection, rows = _projected(ctx, tensors)
+        ctx.made = None
+        if known is None:
+            out, right = chunked.forward(lane, projection, rows, answers=answers, xp=xp)
+        else:
+            parts = _needed(ctx)
+            out, right, made = chunked.both(lane, projection, rows, known, parts, answers=answers, xp=xp)
+            ctx.made = lane.function.upstream(known, out, xp), made
+        ctx.save_for_backward(*tensors, *lane.function.needed(out))
+        values = [*map(_owned, out[: lane.function.differentiable])]
+        if right is not None:
+            ctx.mark_non_differentiable(right)
+        ctx.set_materialize_grads(False)
+        return *values, right
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        g = gradients[:-1]
+        nothing = (None,) * (7 + len(TENSORS) + len(OTHERS))
+        if all(x is None for x in g):
+            return nothing
+        saved = ctx.saved_tensors  # once: checkpoint counts
+        tensors, out = saved[: 3 + len(TENSORS)], saved[3 + len(TENSORS) :]
+        (projection, rows), parts = _projected(ctx, tensors), _needed(ctx)
+        # Not kept for a second backward: what autograd adds to a gradient of a parameter would be added to these.
+        made, ctx.made = ctx.made, None
+        results: dict[str, Tensor]
+        if is_again(g):
+            results = _plain_gradients(ctx.lane.function, projection, rows, g)
+        elif made and xp.may_wait(projection.hidden) and (factor := _factor(made[0], g)) is not None:
+            results = made[1] if factor == 1 else {name: g.mul_(factor) for name, g in made[1].items()}
+        else:
+            with as_asked(projection.hidden):
+                out = ctx.lane.function.out._make(out)
+                results = chunked.backward(ctx.lane, projection, rows, out, g, parts, xp=xp)
+        given: dict[str, Tensor] = {**projection._asdict(), "targets": rows.targets}
+        d = [results[name].to(given[name].dtype) if name in parts else None for name in PARTS]
+        return *[None] * 4, *d[:3], None, d[3], *nothing[9:]
+
+
+def _projected(ctx: Any, tensors: Sequence[Any]) -> tuple[Projection, Rows]:
+    hidden, kernel, bias, *rest = tensors
+    return Projection(hidden, kernel, bias, ctx.chunk_size), rows_from((*rest, *ctx.others))
+
+
+def _needed(ctx: Any) -> set[str]:
+    hidden, kernel, bias, _, targets = ctx.needs_input_grad[4:9]
+    return {name for name, needed in zip(PARTS, (hidden, kernel, bias, targets), strict=True) if needed}
+
+
+def _factor(known: Any, given: Any) -> float | None:
+    """The number by which the gradients given are the known ones, to rounding; None where there is none."""
+    if any((k is None) is not (g is None) for k, g in zip(known, given, strict=True)):
+        return None
+    k, g = (torch.cat([x.reshape(-1) for x in parts if x is not None]).double() for parts in (known, given))
+    square = torch.dot(k, k).item()
+    factor = torch.dot(k, g).item() / square if square else 1.0
+    epsilon = torch.finfo(next(x.dtype for x in given if x is not None)).eps
+    return factor if bool(((g - factor * k).abs() <= 8 * epsilon * (factor * k).abs()).all()) else None
+
+
+def _plain_gradients(function: RowFunction, projection: Projection, rows: Rows, g: Any) -> dict[str, Tensor]:
+    """As one expression of all the logits, which can be differentiated again, or batched."""
+    rows = chunked.with_all_logits(projection, rows, SECOND, xp=xp)
+    out = function.forward(rows._replace(with_lse=False), xp)
+    d_logits, d_targets = function.backward(rows, out, g, targets_too=rows.targets is not None, xp=xp)
+    hidden = chunked.selected_hidden(projection.hidden, rows.keep, rows.dtype, xp=xp)
+    flat: Tensor = d_logits.reshape(-1, d_logits.shape[-1])
+    results = {
+        "hidden": product(d_logits, projection.kernel.to(rows.dtype)),
+        "kernel": product(flat.mT, hidden.reshape(-1, hidden.shape[-1])),
+        "bias": flat.sum(0),
+    }
+    if d_targets is not None:
+        targets: Tensor = rows.targets
+        results["targets"] = d_targets.sum_to_size(targets.shape)
+    return results
+
+
+def of_projection(
+    lane: Lane,
+    projection: Projection,
+    rows: Rows,
+    *,
+    answers: Tensor | None,
+    known: Callable[[], Any] | None,
+    xp: Namespace,
+) -> tuple[Any, Tensor | None]:
+    """The lane in chunks, with its derivative."""
+    hidden, kernel, bias, chunk_size = projection
+    variables = [x for x in (hidden, kernel, bias, rows.targets) if x is not None]
+    if in_forward_mode() or any(xp.is_tracer(x) for x in variables):
+
+        def of_rows(rows: Rows, xp: Namespace) -> Any:
+            return of_logits(lane, rows, xp=xp)
+
+        return chunked.from_all_logits(projection, rows, of_rows, TRACED, answers=answers, xp=xp)
+    rows = located(rows, hidden, waits=True, xp=xp)
+    with as_asked(hidden):
+        if not differentiated(*variables):
+            return chunked.forward(lane, projection, rows, answers=answers, xp=xp)
+        rows = rows._replace(for_backward=True)
+        with torch.no_grad():
+            before = None if known is None else known()
+        *values, right = applied(_Chunks, lane, before, chunk_size, answers, hidden, kernel, bias, *flattened(rows))
+    out = lane.function.out
+    return out._make((*values, *[None] * (len(out._fields) - len(values)))), right
+
+
+def kernels() -> Any:
+    try:
+        from . import kernels
+    except ImportError as error:
+        raise ImportError(
+            "implementation is 'triton'; the package triton is not installed: pip install triton"
+        ) from error
+    return kernels
+
+
+def lane_of_kernels(function: RowFunction) -> Lane:
+    return kernels().LANE
+
+
+def uncovered_by_kernels(function: RowFunction, rows: Rows) -> str | None:
+    return kernels().uncovered(function, rows)
+
+
+WAYS = {"analytic": Way(lane_of), "triton": Way(lane_of_kernels, uncovered_by_kernels)}
+
+
+def value_and_grad(of_values: Callable[..., Any], values: list[Any], has_aux: bool) -> tuple[Any, list[Any]]:
+    if torch.is_inference_mode_enabled():
+        fail(
+            ValueError, "value_and_grad", "inside torch.inference_mode", "no gradient is made there; use torch.no_grad"
+        )
+    variables = [value.detach().requires_grad_() for value in values]
+    with torch.enable_grad():
+        result = of_values(variables)
+        # An argument that the loss does not depend on has the gradient 0, as in JAX.
+        gradients = torch.autograd.grad(result[0] if has_aux else result, variables, materialize_grads=True)
+    tree: Any = vars(torch.utils)["_pytree"]
+    return tree.tree_map_only(torch.Tensor, torch.Tensor.detach, result), list(gradients)

@@ -1,0 +1,247 @@
+"""Which rows are visited, in what blocks, and where what is computed of them goes.
+
+On a CPU the plain expression spends its time on fresh memory, a page fault per 4 KiB of each temporary. Here nothing of
+the logits' size is made but their gradient; what is not kept is never read.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from .._arrays import Array, Namespace
+from .._math.rows import Rows
+
+# Of logits in the dtype of the computation, per block. Measured on two cores with 2 MiB of L2 each: 0.5 MB is lost to
+# the overhead of the calls, 8 MB to the cache. An accelerator wants few calls; it has not been measured on one.
+BLOCK_BYTES = 1 << 21
+ACCELERATOR_BLOCK_BYTES = 1 << 26
+
+_held = threading.local()
+
+
+class Table(NamedTuple):
+    """The visited rows of an array (entries..., C)."""
+
+    array: Array  # (rows, C) where a view of that shape exists, else (entries..., C)
+    places: tuple[Array, ...] | None  # of each visited row, per axis; None: all rows, in order
+
+
+class Visit(NamedTuple):
+    """The visited rows, and what belongs to them beside their logits."""
+
+    rows: Rows  # as they were given
+    entries: tuple[int, ...]
+    kept: Array | None  # the places of the visited among the flattened entries; None: all, in order
+    visited: int
+    in_order: bool  # all are visited, and one axis
+    labels: Array | None
+    targets: Table | Array | None  # an array: one row for all
+    keep: Array | None  # what is left to select by
+    class_mask: Table | None
+
+
+class Walk(NamedTuple):
+    """A visit of logits that are there, in blocks."""
+
+    visit: Visit
+    logits: Table
+    on_cpu: bool  # Python may look at the numbers
+    wide: bool  # it computes in float64
+    length: int  # rows of a block
+    held: tuple[Any, Array, Array] | None  # for give_back
+    workspace: Array | None
+    is_plain: bool  # the logits enter the softmax as they are, and a workspace is there to compute in
+
+
+def located(rows: Rows, like: Array, *, waits: bool = False, xp: Namespace) -> Rows:
+    """The rows with the places of the kept ones, where Python may read them: once for a forward and its backward.
+
+    Elsewhere than in NumPy's and torch's memory, how many are kept is known after a sync, or never.
+    """
+    if rows.keep is None or rows.kept is not None:
+        return rows
+    if not xp.may_wait(like) or not (waits or xp.reads_without_sync(like)):
+        return rows
+    kept = xp.nonzero(rows.keep if rows.keep.ndim == 1 else xp.reshape(rows.keep, (-1,)))[0]
+    return rows._replace(keep=None) if kept.shape[0] == math.prod(rows.keep.shape) else rows._replace(kept=kept)
+
+
+def visit_of(rows: Rows, entries: tuple[int, ...], *, xp: Namespace) -> Visit:
+    kept, targets, class_mask = rows.kept, rows.targets, rows.class_mask
+    if targets is not None and targets.ndim > 1:
+        targets = table_of(targets, kept, xp=xp)
+    labels, in_order = rows.labels, kept is None and len(entries) == 1
+    return Visit(
+        rows,
+        entries,
+        kept,
+        math.prod(entries) if kept is None else kept.shape[0],
+        in_order,
+        labels if labels is None or in_order else take_entries(labels, kept, xp=xp),
+        targets,
+        None if kept is not None or rows.keep is None else take_entries(rows.keep, None, xp=xp),
+        None if class_mask is None else table_of(class_mask, kept, xp=xp),
+    )
+
+
+def walk_of(rows: Rows, *, xp: Namespace) -> Walk:
+    """With a workspace, for give_back."""
+    logits: Array = rows.logits
+    *entries, classes = logits.shape
+    on_cpu = xp.reads_without_sync(logits)
+    rows = rows if rows.keep is None else located(rows, logits, waits=on_cpu, xp=xp)
+    visit = visit_of(rows, tuple(entries), xp=xp)
+    wide = rows.dtype == xp.float64
+    row_bytes = classes * (8 if wide else 4)
+    length = max(1, min(visit.visited, (BLOCK_BYTES if on_cpu else ACCELERATOR_BLOCK_BYTES) // row_bytes))
+    held = workspace = None
+    if xp.has_out and on_cpu:
+        held = taken_out(length, classes, rows.dtype, logits, xp=xp)
+        workspace = held[-1]
+    elif xp.has_out:
+        workspace = xp.empty((length, classes), dtype=rows.dtype, **xp.placement(logits))
+    is_plain = xp.has_out and visit.keep is rows.class_mask is rows.softcap is None
+    return Walk(visit, table_of(logits, visit.kept, xp=xp), on_cpu, wide, length, held, workspace, is_plain)
+
+
+def taken_out(length: int, classes: int, dtype: Any, like: Array, *, xp: Namespace) -> tuple[Any, Array, Array]:
+    """Last an array (length, classes) to compute in, in the memory of `like`; before it what give_back has to know.
+
+    Each thread keeps a block of each dtype: memory that is fresh in each call costs a page fault per 4 KiB, half of a
+    small loss. While in use it is taken out: a signal's handler may compute a loss meanwhile.
+    """
+    size, key = length * classes, (xp.name, dtype)
+    blocks: dict[Any, tuple[Array, Array]] = _held.__dict__
+    block, view = blocks.pop(key, (None, None))
+    if block is None or block.shape[0] < size:
+        block, view = xp.lasting_empty(size, dtype, like), None
+    if view is None or view.shape != (length, classes):
+        view = block[:size].reshape((length, classes))
+    return key, block, view
+
+
+def give_back(held: tuple[Any, Array, Array] | None) -> None:
+    """What was taken out, but for a row that is longer than a block."""
+    if held is not None:
+        key, block, view = held
+        if view.shape[0] > 1 or block.shape[0] > view.shape[1]:
+            blocks: dict[Any, tuple[Array, Array]] = _held.__dict__
+            blocks[key] = block, view
+
+
+def spans(visited: int, length: int) -> list[tuple[int, int]]:
+    """Start and stop of each block; of nothing, one block of no row."""
+    if visited <= length:
+        return [(0, visited)]
+    return [(start, min(start + length, visited)) for start in range(0, visited, length)]
+
+
+def take_entries(x: Array, kept: Array | None, *, xp: Namespace) -> Array:
+    """The visited ones of numbers per entry."""
+    x = x if x.ndim == 1 else xp.reshape(x, (-1,))
+    return x if kept is None else x[kept]
+
+
+def table_of(x: Array, kept: Array | None, *, xp: Namespace) -> Table:
+    entries = tuple(x.shape[:-1])
+    count = math.prod(entries)
+    if x.ndim == 2 or xp.flattens(x):
+        return Table(x if x.ndim == 2 else xp.reshape(x, (count, x.shape[-1])), None if kept is None else (kept,))
+    place = xp.arange(count, **xp.placement(x)) if kept is None else kept
+    places: list[Array] = []
+    for length in reversed(entries):
+        places.insert(0, place % length)
+        place = place // length
+    return Table(x, tuple(places))
+
+
+def block_of(table: Table, start: int, stop: int, out: Array | None, *, xp: Namespace) -> Array:
+    if table.places is None:
+        return table.array[start:stop, ...]
+    if len(table.places) == 1:
+        return xp.take_rows(table.array, table.places[0][start:stop], out=out)
+    return table.array[tuple(place[start:stop] for place in table.places)]
+
+
+def block_logits(walk: Walk, start: int, stop: int, *, xp: Namespace) -> tuple[Array, Array | None]:
+    """The logits from start to stop in the dtype of the computation, and the workspace, which may hold them."""
+    (array, places), out = walk.logits, None if walk.workspace is None else walk.workspace[: stop - start]
+    same = array.dtype == walk.visit.rows.dtype
+    into = out if same else None
+    logits = array[start:stop, ...] if places is None else block_of(walk.logits, start, stop, into, xp=xp)
+    if same or out is None:
+        return logits, out
+    out[...] = logits
+    return out, out
+
+
+def block_rows(visit: Visit, logits: Array, start: int, stop: int, *, xp: Namespace) -> Rows:
+    """These logits with what else belongs to the rows from start to stop."""
+    rows, targets, class_mask = visit.rows, visit.targets, visit.class_mask
+    return rows._replace(
+        logits=logits,
+        labels=None if visit.labels is None else visit.labels[start:stop],
+        targets=block_of(targets, start, stop, None, xp=xp) if isinstance(targets, Table) else targets,
+        keep=None if visit.keep is None else visit.keep[start:stop],
+        kept=None,
+        class_mask=None if class_mask is None else block_of(class_mask, start, stop, None, xp=xp),
+    )
+
+
+def rebuilt(parts: Any, values: list[Any]) -> Any:
+    return parts._make(values) if hasattr(parts, "_make") else tuple(values)
+
+
+def sliced(parts: Any, start: int, stop: int) -> Any:
+    """Those of these rows, of a tuple of numbers per visited row."""
+    return rebuilt(parts, [None if part is None else part[start:stop] for part in parts])
+
+
+def taken(parts: Any, kept: Array | None, *, xp: Namespace) -> Any:
+    """Those of the visited rows, of a tuple of numbers per entry."""
+    return rebuilt(parts, [None if part is None else take_entries(part, kept, xp=xp) for part in parts])
+
+
+def joined(visit: Visit, pieces: Sequence[Any], *, xp: Namespace) -> Any:
+    """Numbers per visited row, in blocks, as numbers per entry, 0 where not visited."""
+    parts = pieces[0] if len(pieces) == 1 else concat_blocks(pieces, xp=xp)
+    if visit.in_order:
+        return parts
+    return parts._make([None if part is None else to_entries(part, visit, xp=xp) for part in parts])
+
+
+def concat_blocks(pieces: Sequence[Any], *, xp: Namespace) -> Any:
+    """One NamedTuple of the blocks'; what is None for some is 0 there, as a shift that was not needed is."""
+    first, columns = pieces[0], [list(column) for column in zip(*pieces, strict=True)]
+    for column in columns:
+        given = [part is not None for part in column]
+        if any(given) and not all(given):
+            likes = [next(part for part in piece if part is not None) for piece in pieces]
+            column[:] = [xp.zeros_like(x) if part is None else part for part, x in zip(column, likes, strict=True)]
+    return first._make([None if column[0] is None else xp.concat(column) for column in columns])
+
+
+def to_entries(values: Array, visit: Visit, *, xp: Namespace) -> Array:
+    if visit.kept is not None:
+        full = xp.zeros((math.prod(visit.entries),), dtype=values.dtype, **xp.placement(values))
+        full[visit.kept] = values
+        values = full
+    return values if len(visit.entries) == 1 else xp.reshape(values, visit.entries)
+
+
+def gradient_like(logits: Array, kept: Array | None, *, xp: Namespace) -> Array:
+    """A row per entry, 0 where nothing will be written."""
+    shape = (math.prod(logits.shape[:-1]), logits.shape[-1])
+    if kept is None:
+        return xp.empty(shape, dtype=logits.dtype, **xp.placement(logits))
+    return xp.sparse_zeros(shape, logits.dtype, logits)
+
+
+def write_rows(array: Array, kept: Array | None, start: int, stop: int, block: Array, *, xp: Namespace) -> None:
+    if kept is None:
+        array[start:stop, ...] = block
+    else:
+        xp.put_rows(array, kept[start:stop], block)
