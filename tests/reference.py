@@ -201,7 +201,7 @@ def over(a, b):
 
 
 def reduced(shape, records, *, reduction="mean", denominator=None, upstream=1):
-    """The value, its scale, the condition of its divisors, the statistics, and the partial derivatives
+    """The value, its scale, the condition of its divisors, the statistics, and the partial derivatives:
 
     a_i = dL/d loss_i, b_i = dL/d w_i and c_i = dL/d m_i (each with the scale of b), and dL/d denominator.
     """

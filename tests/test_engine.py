@@ -76,6 +76,16 @@ def test_a_loss_is_divided_in_place(backend):
     assert x.grad.tolist() == [[-0.125, 0.125]]  # (1/2 - 1, 1/2) / 4
 
 
+def test_a_traced_entropy_can_be_saved(backend, tmp_path):
+    """An autograd.Function could not: what is traced is the expression."""
+    of_library(backend, "torch")
+    torch = importlib.import_module("torch")
+    x = torch.randn(2, 3)
+    torch.jit.save(torch.jit.trace(ml.entropy, x), str(tmp_path / "entropy.pt"))
+    torch.testing.assert_close(torch.jit.load(str(tmp_path / "entropy.pt"))(x), ml.entropy(x))
+    torch.testing.assert_close(torch.func.functionalize(ml.entropy)(x), ml.entropy(x))
+
+
 def test_a_trace_chooses_nothing(backend):
     """torch.jit.trace records one way through; run on other logits it must be right there too."""
     of_library(backend, "torch")

@@ -23,9 +23,10 @@ MACHINES = 1.0
 
 
 def measured(names, for_pytest):
-    """The rows of a run of tests/conformance, which must pass: a process for JAX, whose time is compilation, one for
+    """The rows of a run of tests/conformance, which must pass.
 
-    Triton's interpreter, which is there for a whole process or not at all, and one for the rest.
+    A process for JAX, whose time is compilation, one for Triton's interpreter, which is there for a whole process or
+    not at all, and one for the rest.
     """
     parts = defaultdict(list)
     for name in names:

@@ -12,9 +12,10 @@ COMPILED = ("eager", "autodiff", "jit", "vmap", "compile")
 
 
 class Case(NamedTuple):
-    """Floating inputs are given in float64 and cast to each dtype; under half precision all but logits, soft labels
+    """Floating inputs are given in float64 and cast to each dtype.
 
-    and values to float32. Inputs are arrays (or Python numbers to be given as they are), options are not arrays.
+    Under half precision all but logits, soft labels and values are cast to float32. Inputs are arrays (or Python
+    numbers to be given as they are), options are not arrays.
     """
 
     name: str

@@ -198,9 +198,10 @@ def examples():
 
 
 def masked_lm():
-    """Three sentences of 2, 3 and 1 masked tokens, padded to 3, over 10 words; p(label) is 1/2, 1/4 | 1/2, 1/8, 1/8 |
+    """Three sentences of 2, 3 and 1 masked tokens, padded to 3, over 10 words.
 
-    1/16 and the other 9 words share the rest equally, so lse = 0 and a loss is a multiple of log 2.
+    p(label) is 1/2, 1/4 | 1/2, 1/8, 1/8 | 1/16 and the other 9 words share the rest equally, so lse = 0 and a loss is
+    a multiple of log 2.
     """
     powers = np.array([[1, 2, 1], [1, 3, 3], [4, 1, 1]])
     mask = np.array([[1, 1, 0], [1, 1, 1], [1, 0, 0]], dtype=bool)

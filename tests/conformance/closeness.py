@@ -39,9 +39,10 @@ def expected(values, scales):
 
 
 def ulp(scale, dtype):
-    """The last place of numbers of that size; never below that of the smallest normal number, for float32 and float64
+    """The last place of numbers of that size; never below that of the smallest normal number.
 
-    times 1 / eps: a subnormal result may be flushed to 0, which loses up to the smallest normal number.
+    For float32 and float64 that times 1 / eps: a subnormal result may be flushed to 0, which loses up to the smallest
+    normal number.
     """
     bits, lowest, _ = FORMATS[dtype]
     exponent = np.frexp(np.where(np.isfinite(scale), scale, 1.0))[1] - 1

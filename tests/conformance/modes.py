@@ -186,9 +186,9 @@ def jax_vmap(case, arrays):
 
 
 def in_blocks(observe):
-    """The engine in blocks of two rows of five classes, and of one row, larger than a block, of more; JAX skips what
+    """The engine in blocks of two rows of five classes, and of one row, larger than a block, of more.
 
-    is not kept, and takes the folded and unshifted sums, however small.
+    JAX skips what is not kept, and takes the folded and unshifted sums, however small.
     """
 
     def mode(case, arrays):

@@ -19,7 +19,7 @@ FLOORS = (
     ("_inputs", "_math.softmax", "_math.reduce", "_engine.walk"),
     ("_math.entropy", "_engine.lanes", "stats", "reductions"),
     ("_engine.unshifted", "_engine.projection"),
-    ("_call", "_bindings.way", "_bindings.torch_small", "_bindings.jax_sums", "_bindings.kernels"),
+    ("_call", "_bindings.torch_small", "_bindings.jax_sums", "_bindings.kernels"),
     ("_math.terms", "_bindings.jax_loop"),
     ("_bindings.eager", "_bindings.torch", "_bindings.jax"),
     ("_bindings",),

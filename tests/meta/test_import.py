@@ -99,3 +99,17 @@ def test_runs_without_the_other_libraries(library):
 def test_absence_can_fail():
     with pytest.raises(subprocess.CalledProcessError):
         run(ALONE.format(absent={"numpy"}, setup=BACKENDS["numpy"]))
+
+
+def test_a_dtype_of_jax_decides_on_no_other_array():
+    """array-api-compat takes a NumPy array of float0, JAX's gradient of integers, for one of JAX."""
+    if importlib.util.find_spec("jax") is None:
+        pytest.skip("JAX is not installed")
+    program = """
+import jax, numpy as np, maskloss as ml
+try:
+    ml.entropy(np.zeros(3, jax.dtypes.float0))
+except TypeError:
+    print(ml.entropy(np.zeros(2)).round(6))
+"""
+    assert run(program) == "0.693147\n"

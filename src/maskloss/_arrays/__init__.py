@@ -25,6 +25,12 @@ HALVES = frozenset(("float16", "bfloat16"))
 FLOATS = HALVES | {"float32", "float64"}
 
 
+def is_numpy(x: object) -> bool:
+    """Of whatever dtype: array-api-compat takes NumPy's arrays of JAX's float0 for JAX's, and types are remembered."""
+    kind = type(x)
+    return (kind.__module__ == "numpy" and kind.__name__ == "ndarray") or is_numpy_array(x)
+
+
 def is_strict_array(x: object) -> bool:
     return type(x).__module__.partition(".")[0] == "array_api_strict"
 
@@ -55,7 +61,7 @@ def strict_namespace() -> Namespace:
 
 # How each library but torch is recognised, and where its namespace is.
 KINDS: list[tuple[Callable[[Any], bool], Callable[[], Namespace]]] = [
-    (is_numpy_array, numpy_namespace),
+    (is_numpy, numpy_namespace),
     (is_jax_array, jax_namespace),
     (is_cupy_array, cupy_namespace),
     (is_strict_array, strict_namespace),

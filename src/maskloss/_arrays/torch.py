@@ -80,10 +80,7 @@ class Torch(Namespace):
         return like.new_full(shape, value, dtype=dtype)
 
     def sparse_zeros(self, shape: tuple[int, int], dtype: Any, like: Array) -> Array:
-        """Where the kernel can keep those that are not written to, it does: torch writes each of its own zeros, which
-
-        for a gradient takes longer than all its rest.
-        """
+        """Kept by the kernel where not written to: torch writes its own, for longer than all else of a gradient."""
         size = math.prod(shape) * dtype.itemsize
         if like.device.type == "cpu" and hasattr(mmap, "MAP_ANONYMOUS") and size >= SPARSE_BYTES:
             with contextlib.suppress(OSError):  # out of memory: torch says so in its own way

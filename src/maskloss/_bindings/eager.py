@@ -8,14 +8,13 @@ from .._arrays import Array, Namespace
 from .._call import Call
 from .._engine import lanes
 from .._engine import projection as chunked
-from .._engine.lanes import Lane
+from .._engine.lanes import Lane, Way
 from .._engine.projection import Projection
 from .._engine.unshifted import UNSHIFTED, lane_of
 from .._math import terms
 from .._math.reduce import reduce_entries, reduction_derivatives
 from .._math.rows import Rows
 from ..stats import LossStats
-from .way import Way
 
 WAYS = {"analytic": Way(lane_of)}
 small_loss = value_and_grad = None

@@ -12,12 +12,11 @@ import jax
 
 from .._arrays import Namespace, is_static
 from .._engine import projection as chunked
-from .._engine.lanes import Lane
+from .._engine.lanes import Lane, Way
 from .._engine.projection import Projection
 from .._math.rows import RowFunction, Rows
 from .._math.softmax import SOFTMAX
 from . import jax_loop, jax_sums
-from .way import Way
 
 small_loss = None
 

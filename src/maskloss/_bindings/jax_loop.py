@@ -83,6 +83,7 @@ class Static(NamedTuple):
     lane: Lane
     softcap: float | None
     dtype: Any
+    with_lse: bool  # among what is given, and not for the backward alone
     chunk_size: int | None
 
 
@@ -99,7 +100,7 @@ class Arrays(NamedTuple):
 def of_projection(lane: Lane, projection: Projection, rows: Rows, answers: Any, known: Any) -> tuple[Any, Any]:
     """What the lane gives of each entry, but what its backward needs alone, and whether its arg-max is its answer."""
     hidden, kernel, bias, chunk_size = projection
-    static = Static(lane, rows.softcap, rows.dtype, chunk_size)
+    static = Static(lane, rows.softcap, rows.dtype, rows.with_lse, chunk_size)
     arrays = Arrays(rows.labels, rows.keep, rows.class_mask, answers, lax.stop_gradient(known))
     given = {"hidden": hidden, "kernel": kernel, "bias": bias, "targets": rows.targets}
     values, right = run(static, *varying_alike((only_transposed(given), arrays), (given, arrays)))
@@ -114,6 +115,8 @@ def in_chunks(static: Static, given: Any, arrays: Arrays) -> Any:
 
 
 def values_of(static: Static, out: Any) -> tuple[Any, ...]:
+    if not static.with_lse and hasattr(out, "lse"):
+        out = out._replace(lse=None)
     return tuple(out[: static.lane.function.differentiable])
 
 

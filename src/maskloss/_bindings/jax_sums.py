@@ -123,10 +123,7 @@ def _(primals: Any, tangents: Any) -> Any:
 
 
 def on_one_cpu() -> bool:
-    """Where a choice at run time costs nothing. On several devices the rows may lie on all, and a loop over them would
-
-    gather them.
-    """
+    """Where a choice at run time costs nothing: over rows that lie on several devices, a loop would gather them."""
     return jax.default_backend() == "cpu" and jax.device_count() == 1
 
 

@@ -53,7 +53,7 @@ def uncovered(function: RowFunction, rows: Rows) -> str | None:
 
 @triton.jit
 def tanh(z):
-    """(1 - e) / (1 + e) with e = exp(-2 |z|); near 0, where that cancels, Lambert's continued fraction
+    """(1 - e) / (1 + e) with e = exp(-2 |z|); near 0, where that cancels, Lambert's continued fraction:
 
     z / (1 + z^2 / (3 + z^2 / (5 + z^2 / (7 + z^2 / 9)))), whose error for |z| < 1/2 is 1e-10 of it.
     """
@@ -191,34 +191,33 @@ def backward_kernel(
 def forward(rows: Rows, xp: Namespace) -> Forward:
     """0 where not kept."""
     x: Any = rows.logits
+    count, classes = math.prod(x.shape[:-1]), x.shape[-1]
     nll, dot, lse, total, shift = (
         torch.empty(x.shape[:-1], dtype=torch.float32, device=x.device) if asked else None
         for asked in (True, rows.targets is not None, rows.with_lse, True, True)
     )
+    out = Forward(nll, dot, lse, total, shift)
+    if not count:
+        return out
     arrays = (*places_of(x), contiguous(rows.labels), contiguous(rows.targets), contiguous(rows.keep))
+    sizes = (*strides_of(x), classes, rows.softcap)
     with on_device(x):
         # Contraction would round differently from one compiler, or one kernel, to the next.
-        forward_kernel[(math.prod(x.shape[:-1]),)](
-            *arrays,
-            *(nll, dot, lse, total, shift),
-            *strides_of(x),
-            x.shape[-1],
-            rows.softcap,
-            **sizes_of(x.shape[-1]),
-            enable_fp_fusion=False,
-        )
-    return Forward(nll, dot, lse, total, shift)
+        forward_kernel[(count,)](*arrays, *out, *sizes, **sizes_of(classes), enable_fp_fusion=False)
+    return out
 
 
 def backward(
     rows: Rows, out: Forward, g: Any, *, targets_too: bool, xp: Namespace, d_logits: Array | None = None
 ) -> tuple[Array, Array | None]:
-    if targets_too:
+    if targets_too and g[1] is not None:
         return UNSHIFTED.backward(rows, out, g, targets_too=True, xp=xp, d_logits=d_logits)
     g_nll, g_dot, g_lse = g
     x: Any = rows.logits
     classes, count = x.shape[-1], math.prod(x.shape[:-1])
     d: Any = torch.empty((count, classes), dtype=x.dtype, device=x.device) if d_logits is None else d_logits
+    if not count:
+        return d.reshape(x.shape), None
     targets: Any = contiguous(rows.targets) if g_dot is not None else None
     arrays = (contiguous(rows.labels), targets, None if targets is None else targets.sum(), contiguous(rows.keep))
     per_row = [contiguous(part) for part in (out.total, out.shift, g_nll, g_dot, g_lse)]

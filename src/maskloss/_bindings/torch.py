@@ -11,13 +11,12 @@ from .._arguments import fail
 from .._arrays import Namespace
 from .._arrays.torch import applied, as_asked, has_tangent, in_forward_mode, product, xp
 from .._engine import projection as chunked
-from .._engine.lanes import Lane
+from .._engine.lanes import Lane, Way
 from .._engine.projection import Projection
 from .._engine.unshifted import lane_of
 from .._engine.walk import located
 from .._math.rows import RowFunction, Rows
 from .torch_small import small_loss as small_loss
-from .way import Way
 
 Tensor = Any
 
@@ -123,6 +122,8 @@ def of_logits(lane: Lane, rows: Rows, *, xp: Namespace) -> Any:
     """The lane with its backward as its derivative."""
     variables = [x for x in (rows.logits, rows.targets) if x is not None]
     is_traced, is_variable = any(xp.is_tracer(x) for x in variables), differentiated(*variables)
+    if is_traced and lane.function.traced_plainly:
+        return lane.function.forward(rows, xp)
     if not is_traced:
         rows = located(rows, rows.logits, xp=xp)
         if not is_variable:

@@ -41,6 +41,18 @@ class Lane(NamedTuple):
     both: Callable[..., tuple[Any, Array] | None] | None = None
 
 
+def covers_all(function: RowFunction, rows: Rows) -> None:
+    return None
+
+
+class Way(NamedTuple):
+    """What an implementation is to the functions that call it: a row of data with its callables."""
+
+    lane_of: Callable[[RowFunction], Lane]
+    # Why it cannot; the rows of a projection have no logits.
+    uncovered: Callable[[RowFunction, Rows], str | None] = covers_all
+
+
 @functools.cache
 def in_blocks(function: RowFunction) -> Lane:
     """Of any row function, block by block."""

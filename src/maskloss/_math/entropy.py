@@ -31,7 +31,7 @@ def backward(
 
 
 def tangents(rows: Rows, out: Value, t_logits: Array | None, t_targets: None, xp: Namespace) -> tuple[Array]:
-    each = xp.ones(rows.logits.shape[:-1], dtype=rows.dtype, **xp.placement(rows.logits))
+    each = xp.filled(rows.logits.shape[:-1], 1.0, rows.dtype, rows.logits)
     d_logits, _ = backward(rows, out, (each,), targets_too=False, xp=xp)
     # A tangent may hold NaN where nothing is kept.
     t_logits = through_selection(xp.astype(t_logits, rows.dtype, copy=False), None, rows, xp=xp)

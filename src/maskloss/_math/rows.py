@@ -59,6 +59,7 @@ class RowFunction(NamedTuple):
     forward: Callable[..., Any]
     backward: Callable[..., tuple[Array, Array | None]]
     tangents: Callable[..., tuple[Array | None, ...]]
+    traced_plainly: bool = True  # where forward is traced, its own differentiation will do
     differentiable: int = 1  # numbers of `out`
     needed_from: int = 1  # the first that backward needs
     upstream: Callable[[Any, Any, Any], Any] = as_known  # (known, out, xp) -> g, of what is known of it before the loss

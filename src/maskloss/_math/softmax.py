@@ -107,10 +107,10 @@ def sums(x: Array, rows: Rows, *, xp: Namespace, into: Array | None = None, look
         moment = xp.long_sum(targets * away)
         if bool(xp.all(xp.isfinite(moment))):
             return Sums(shift, total, xp.broadcast_to(xp.long_sum(targets), total.shape), moment)
-    # As in costs: 0 * inf is 0; and t_c as well, for its derivative.
+    # As in costs: 0 * inf is 0. In mass t_c is 0 for its derivative, which is then 0 in both.
     weightless = xp.isinf(away) & (targets == 0)
-    targets = xp.where(weightless, 0.0, targets)
-    return Sums(shift, total, xp.long_sum(targets), xp.long_sum(targets * xp.where(weightless, 0.0, away)))
+    mass = xp.long_sum(xp.where(weightless, 0.0, targets))
+    return Sums(shift, total, mass, xp.long_sum(targets * xp.where(weightless, 0.0, away)))
 
 
 def merged(first: Sums, second: Sums, *, xp: Namespace) -> Sums:
@@ -208,5 +208,13 @@ def tangents(
 
 
 SOFTMAX = RowFunction(
-    Forward, forward, backward, tangents, differentiable=3, needed_from=2, upstream=upstream, restated=restated
+    Forward,
+    forward,
+    backward,
+    tangents,
+    traced_plainly=False,
+    differentiable=3,
+    needed_from=2,
+    upstream=upstream,
+    restated=restated,
 )

@@ -181,10 +181,7 @@ def sum_to(x: Array, shape: tuple[int, ...], inputs: Inputs) -> Array:
 
 
 def upstream_of(call: Call, terms: Terms) -> Upstream:
-    """The derivative of a scalar loss with respect to what a walk over the classes gives, which is known before it:
-
-    the loss is linear in the entries' losses.
-    """
+    """The derivative of a scalar loss by what a walk over the classes gives: linear in that, it is known before."""
     inputs, z_loss, xp = call.inputs, call.options.z_loss, call.inputs.xp
     losses = xp.filled(inputs.entries, 0.0, inputs.dtype, inputs.like.array)
     entries = Entries(losses, inputs.keep, inputs.weights, terms.masses)
