@@ -744,3 +744,31 @@ def test_a_graph_that_is_captured_is_not_waited_for(backend, monkeypatch):
     monkeypatch.setattr(binding, "_factor", None)
     for x, y in zip(gradients(), expected, strict=True):
         torch.testing.assert_close(x, y, rtol=1e-12, atol=1e-15)
+
+
+def test_jax_whatever_was_differentiated_before(backend):
+    """The same call by other arguments, within other transformations: JAX keeps what it traced of each."""
+    if backend.name not in ("jax", "jax-x32"):
+        pytest.skip("for JAX")
+    jax = importlib.import_module("jax")
+    with settings(backend):
+        rng = np.random.default_rng(0)
+        h, k = (jax.numpy.asarray(rng.normal(size=shape).astype(np.float32)) for shape in ((3, 4, 2), (5, 2)))
+        y = jax.numpy.asarray(rng.integers(0, 5, (3, 4)))
+
+        def loss(h, k, y, chunk_size=2):
+            return ml.linear_cross_entropy(h, k, y, chunk_size=chunk_size)
+
+        def scanned(h, k):
+            return jax.lax.scan(lambda total, x: (total + loss(x[0], k, x[1]), None), 0.0, (h, y))[0]
+
+        def plain(h, k):
+            return ml.cross_entropy(h @ k.T, y, reduction="sum") / 4
+
+        jax.clear_caches()
+        expected = jax.grad(plain, (0, 1))(h, k)
+        of_hidden = jax.vmap(jax.grad(loss), (0, None, 0))
+        of_both = jax.grad(lambda h, k: jax.vmap(loss, (0, None, 0))(h, k, y).sum(), (0, 1))
+        for found in (jax.grad(scanned, (0, 1))(h, k), (of_hidden(h, k, y),), of_both(h, k)):
+            for a, b in zip(found, expected, strict=False):
+                np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)

@@ -126,14 +126,17 @@ def in_chunks_forward(static: Static, given: Any, arrays: Any) -> Any:
     known, function = arrays.known, static.lane.function
     out, right, made = forward(static, given, arrays, parts if known is not None else ())
     expected = None if known is None else function.upstream(known, out, xp)
-    wanted = dict.fromkeys(parts)  # as keys, since only arrays can be leaves
+    # Of one structure whatever is differentiated: under jit, JAX may run a backward with the residuals of a forward
+    # that it traced for other arguments (jax 0.10.2). What is not, has no length.
+    wanted = {name: jnp.zeros(int(name in parts)) for name in given}
+    made = {name: made.get(name, jnp.zeros(0)) for name in given}
     return (values_of(static, out), right), (given, arrays, function.needed(out), expected, made, wanted)
 
 
 def in_chunks_backward(static: Static, residuals: Any, gradients: Any) -> Any:
     given, arrays, out, expected, made, wanted = residuals
     g = tuple(None if x is None or type(x) is SymbolicZero else x for x in gradients[0])
-    parts = tuple(wanted)
+    parts = tuple(name for name, x in wanted.items() if x.shape[0])
     start = same = None
     if expected is not None and [k is None for k in expected] == [x is None for x in g]:
         factor, same = proportion(expected, g)
