@@ -929,4 +929,35 @@ MUTANTS = [
         values("softcap-50.0", backend="torch-triton", mode="triton"),
         "torch-triton",
     ),
+    # The house.
+    Mutant(
+        "residuals by what is differentiated",
+        "made = {name: made.get(name, jnp.zeros(0)) for name in given}",
+        "made = dict(made)",
+        "under jit JAX runs a backward with the residuals of another pattern",
+        ("tests/test_linear.py::test_jax_whatever_was_differentiated_before",),
+        "jax",
+    ),
+    Mutant(
+        "float0 decides on NumPy",
+        "(is_numpy, numpy_namespace),",
+        "(is_numpy_array, numpy_namespace),",
+        "the first NumPy array decides on all, and one of float0 is JAX's to array-api-compat",
+        ("tests/meta/test_import.py::test_a_dtype_of_jax_decides_on_no_other_array",),
+    ),
+    Mutant(
+        "a Function where torch traces",
+        "traced_plainly: bool = True",
+        "traced_plainly: bool = False",
+        "a traced entropy cannot be saved",
+        ("tests/test_engine.py::test_a_traced_entropy_can_be_saved",),
+        "torch",
+    ),
+    Mutant(
+        "parts of a row with a shift each",
+        "total = total + part.total * xp.exp(change)",
+        "total = total + part.total",
+        "sums of parts are added as if they had one shift",
+        ("tests/test_sums_merge.py",),
+    ),
 ]
