@@ -69,10 +69,6 @@ def label_costs(total: Any, label_logits: Any, shift: Any) -> Any:
     return jnp.where(ratio <= GREATEST_RATIO, jnp.log(ratio), far)
 
 
-def log_sum_exp(total: Any, shift: Any) -> Any:
-    return jnp.where(total == 0, -math.inf, shift + jnp.log(softmax.positive(total, xp=xp)))
-
-
 @jax.custom_jvp
 def with_derivative_of(formula: Any, value: Any) -> Any:
     """The value, which is the formula's but for rounding; the derivative is the formula's."""
@@ -89,7 +85,7 @@ def _(primals: Any, tangents: Any) -> Any:
 def sums(x: Any, keep: Any) -> tuple[Any, Any, Any]:
     """lse, total and shift of each row, the last two constants; 0, 1 and 0 where not kept."""
     total, shift = where_it_pays(x, keep, lambda: total_and_shift(x, keep), lambda: walked(x, keep, p_too=False)[1:])
-    return log_sum_exp(total, shift), total, shift
+    return softmax.log_sum_exp(total, shift, xp=xp), total, shift
 
 
 @sums.defjvp
@@ -110,7 +106,7 @@ def probabilities(x: Any, keep: Any) -> tuple[Any, Any, Any, Any]:
         return p if keep is None else jnp.where(keep[..., None], p, 0.0), total, shift
 
     p, total, shift = where_it_pays(x, keep, plain, lambda: walked(x, keep, p_too=True))
-    return p, log_sum_exp(total, shift), total, shift
+    return p, softmax.log_sum_exp(total, shift, xp=xp), total, shift
 
 
 @probabilities.defjvp

@@ -20,21 +20,12 @@ from .torch_small import small_loss as small_loss
 
 Tensor = Any
 
-# Of Rows, in this order: what autograd saves, and the rest.
-TENSORS = ("logits", "targets", "labels", "keep", "class_mask", "kept")
-OTHERS = ("softcap", "dtype", "with_lse", "for_backward")
+# The first fields of Rows, which autograd saves; the rest are none.
+TENSORS = 1 + Rows._fields.index("kept")
 PARTS = ("hidden", "kernel", "bias", "targets")
 # Why all logits are made at once.
 TRACED = "torch.compile, torch.func, forward mode and other tracers take one expression"
 SECOND = "a gradient that is differentiated again, or batched, is one expression"
-
-
-def flattened(rows: Rows) -> list[Any]:
-    return [getattr(rows, name) for name in (*TENSORS, *OTHERS)]
-
-
-def rows_from(values: Sequence[Any]) -> Rows:
-    return Rows(**dict(zip((*TENSORS, *OTHERS), values, strict=True)))
 
 
 def differentiated(*tensors: Tensor | None) -> bool:
@@ -56,12 +47,12 @@ class _Rows(torch.autograd.Function):
 
     @staticmethod
     def forward(lane: Lane, *inputs: Any) -> tuple[Any, ...]:
-        return tuple(lane.function.forward(rows_from(inputs), xp))
+        return tuple(lane.function.forward(Rows(*inputs), xp))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-        ctx.lane, *tensors = inputs[: 1 + len(TENSORS)]
-        ctx.others = inputs[1 + len(TENSORS) :]
+        ctx.lane, *tensors = inputs[: 1 + TENSORS]
+        ctx.others = inputs[1 + TENSORS :]
         function = ctx.lane.function
         ctx.mark_non_differentiable(*(x for x in output[function.differentiable :] if x is not None))
         # lse is saved as an output that has a derivative of its own, not as a number: double backward is exact so.
@@ -75,8 +66,8 @@ class _Rows(torch.autograd.Function):
         rows, out, function = *_saved(ctx), ctx.lane.function
         g = gradients[: function.differentiable]
         if all(x is None for x in g):
-            return (None,) * (1 + len(TENSORS) + len(OTHERS))
-        targets_too = ctx.needs_input_grad[1 + TENSORS.index("targets")]
+            return (None,) * (1 + len(rows))
+        _, _, _, targets_too, *_ = ctx.needs_input_grad
         if is_again(g):
             out = function.restated(out, xp)
             d_logits, d_targets = function.backward(rows, out, g, targets_too=targets_too, xp=xp)
@@ -86,12 +77,13 @@ class _Rows(torch.autograd.Function):
             targets: Tensor = rows.targets
             d_targets = d_targets.sum_to_size(targets.shape)
         logits: Tensor = rows.logits
-        return None, d_logits.to(logits.dtype), d_targets, *[None] * (len(TENSORS) - 2 + len(OTHERS))
+        return None, d_logits.to(logits.dtype), None, d_targets, *[None] * (len(rows) - 3)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Any, ...]:
         rows, out, function = *_saved(ctx), ctx.lane.function
-        found = function.tangents(rows, out, *tangents[1:3], xp)
+        _, t_logits, _, t_targets, *_ = tangents
+        found = function.tangents(rows, out, t_logits, t_targets, xp)
         return (*found, *[None] * (len(out) - function.differentiable))
 
 
@@ -101,7 +93,7 @@ class _Blocks(_Rows):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         lane, *values = inputs
-        output = tuple(map(_owned, lane.forward(rows_from(values), xp)))
+        output = tuple(map(_owned, lane.forward(Rows(*values), xp)))
         _Rows.setup_context(ctx, inputs, output)
         return output
 
@@ -115,7 +107,7 @@ def _owned(x: Tensor | None) -> Tensor | None:
 
 def _saved(ctx: Any) -> tuple[Rows, Any]:
     saved = ctx.saved_tensors
-    return rows_from((*saved[: len(TENSORS)], *ctx.others)), ctx.lane.function.out._make(saved[len(TENSORS) :])
+    return Rows(*saved[:TENSORS], *ctx.others), ctx.lane.function.out._make(saved[TENSORS:])
 
 
 def of_logits(lane: Lane, rows: Rows, *, xp: Namespace) -> Any:
@@ -130,7 +122,7 @@ def of_logits(lane: Lane, rows: Rows, *, xp: Namespace) -> Any:
             return lane.forward(rows, xp)
     # With lse, whose own derivative a second one needs.
     rows = rows._replace(with_lse=True, for_backward=True)
-    return lane.function.out._make(applied(_Rows if is_traced else _Blocks, lane, *flattened(rows)))
+    return lane.function.out._make(applied(_Rows if is_traced else _Blocks, lane, *rows))
 
 
 class _Chunks(torch.autograd.Function):
@@ -142,8 +134,8 @@ class _Chunks(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, lane: Lane, known: Any, chunk_size: int | None, answers: Any, *inputs: Any) -> Any:
-        ctx.lane, ctx.chunk_size, ctx.others = lane, chunk_size, inputs[3 + len(TENSORS) :]
-        tensors = inputs[: 3 + len(TENSORS)]
+        ctx.lane, ctx.chunk_size, ctx.others = lane, chunk_size, inputs[3 + TENSORS :]
+        tensors = inputs[: 3 + TENSORS]
         projection, rows = _projected(ctx, tensors)
         ctx.made = None
         if known is None:
@@ -162,11 +154,11 @@ class _Chunks(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         g = gradients[:-1]
-        nothing = (None,) * (7 + len(TENSORS) + len(OTHERS))
+        nothing = (None,) * len(ctx.needs_input_grad)
         if all(x is None for x in g):
             return nothing
         saved = ctx.saved_tensors  # once: checkpoint counts
-        tensors, out = saved[: 3 + len(TENSORS)], saved[3 + len(TENSORS) :]
+        tensors, out = saved[: 3 + TENSORS], saved[3 + TENSORS :]
         (projection, rows), parts = _projected(ctx, tensors), _needed(ctx)
         # Not kept for a second backward: what autograd adds to a gradient of a parameter would be added to these.
         made, ctx.made = ctx.made, None
@@ -181,16 +173,16 @@ class _Chunks(torch.autograd.Function):
                 results = chunked.backward(ctx.lane, projection, rows, out, g, parts, xp=xp)
         given: dict[str, Tensor] = {**projection._asdict(), "targets": rows.targets}
         d = [results[name].to(given[name].dtype) if name in parts else None for name in PARTS]
-        return *[None] * 4, *d[:3], None, d[3], *nothing[9:]
+        return *nothing[:4], *d[:3], None, None, d[3], *nothing[10:]
 
 
 def _projected(ctx: Any, tensors: Sequence[Any]) -> tuple[Projection, Rows]:
     hidden, kernel, bias, *rest = tensors
-    return Projection(hidden, kernel, bias, ctx.chunk_size), rows_from((*rest, *ctx.others))
+    return Projection(hidden, kernel, bias, ctx.chunk_size), Rows(*rest, *ctx.others)
 
 
 def _needed(ctx: Any) -> set[str]:
-    hidden, kernel, bias, _, targets = ctx.needs_input_grad[4:9]
+    hidden, kernel, bias, _, _, targets = ctx.needs_input_grad[4:10]
     return {name for name, needed in zip(PARTS, (hidden, kernel, bias, targets), strict=True) if needed}
 
 
@@ -248,7 +240,7 @@ def of_projection(
         rows = rows._replace(for_backward=True)
         with torch.no_grad():
             before = None if known is None else known()
-        *values, right = applied(_Chunks, lane, before, chunk_size, answers, hidden, kernel, bias, *flattened(rows))
+        *values, right = applied(_Chunks, lane, before, chunk_size, answers, hidden, kernel, bias, *rows)
     out = lane.function.out
     return out._make((*values, *[None] * (len(out._fields) - len(values)))), right
 

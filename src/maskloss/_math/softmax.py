@@ -86,6 +86,10 @@ def positive(total: Array, *, xp: Namespace) -> Array:
     return xp.where(total == 0, 1.0, total)
 
 
+def log_sum_exp(total: Array, shift: Array, *, xp: Namespace) -> Array:
+    return xp.where(total == 0, -math.inf, shift + xp.log(positive(total, xp=xp)))
+
+
 def costs(x: Array, targets: Array, total: Array, shift: Array, *, xp: Namespace) -> Array:
     """lse - x_c, and 0 where it is infinite but weighs nothing (t_c = 0): 0 * inf is 0 in a distribution.
 
@@ -133,7 +137,7 @@ def finished(sums: Sums, label_logits: Array | None, rows: Rows, *, xp: Namespac
     log_sum = xp.log(positive(total, xp=xp))
     nll = None if label_logits is None else log_sum - (label_logits - shift)
     dot = None if mass is None else mass * log_sum - moment
-    lse = xp.where(total == 0, -math.inf, shift + log_sum) if rows.with_lse else None
+    lse = log_sum_exp(total, shift, xp=xp) if rows.with_lse else None
     return Forward(nll, dot, lse, total, shift)
 
 
