@@ -15,7 +15,7 @@ from maskloss import _bindings, _call
 from maskloss._arrays import on_arrays
 from maskloss._inputs import Given
 from maskloss._math import terms
-from maskloss._math.rows import RowFunction, Value, selected_logits, selected_targets, through_selection
+from maskloss._math.rows import RowFunction, Value, registered, selected_logits, selected_targets, through_selection
 from tests.backends import asarray, of_library, settings, to_numpy
 
 
@@ -40,7 +40,7 @@ def tangents(rows, out, t_logits, t_targets, xp):
     return (xp.sum(sum(terms), axis=-1),)
 
 
-BINARY = RowFunction(Value, forward, backward, tangents)
+BINARY = registered(RowFunction("binary", Value, forward, backward, tangents))
 
 
 @on_arrays

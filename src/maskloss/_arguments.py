@@ -70,6 +70,8 @@ def check_choice(**given: Any) -> None:
 
 def number_of(value: Any) -> Any:
     """What a Python number or a NumPy scalar (which array-api-compat takes for an array) holds; None of all else."""
+    if type(value) in (int, float, bool):
+        return value
     if hasattr(value, "__len__"):
         return None
     return value.item() if is_numpy_scalar(value) else value if isinstance(value, Real) else None
@@ -370,9 +372,7 @@ def choose_implementation(implementation: Any, like: Like) -> str:
 
 def reason_not_run(implementation: str, like: Like) -> str | None:
     missing, xp = IMPLEMENTATIONS[implementation].missing, like.xp
-    compiled, on_cpu = missing.get(f"{xp.name} compiled"), missing.get(f"{xp.name} cpu")
+    on_cpu = missing.get(f"{xp.name} cpu")
     if xp.name in missing:
         return missing[xp.name]
-    if compiled and xp.is_compiling():
-        return compiled
     return on_cpu if on_cpu and not xp.takes_kernels(like.array) else None

@@ -38,7 +38,6 @@ BACKENDS = (
 
 NO_AUTODIFF = "the library has no automatic differentiation; ml.value_and_grad covers cross_entropy and its linear form"
 NO_TRACER = "the library has no tracer"
-NO_FUNCTION = "torch.compile takes no autograd.Function with a jvp; it fuses the expression itself"
 
 VALUE_ONLY = (
     *("label_log_probs", "linear_label_log_probs", "entropy", "linear_entropy", "reduce"),
@@ -57,8 +56,7 @@ MISSING = {
 
 IMPLEMENTATIONS = {
     "analytic": Implementation(
-        "the analytic forward and backward pair, on kept rows; keeps two numbers a row (JAX: the softmax)",
-        {"torch compiled": NO_FUNCTION},
+        "the analytic forward and backward pair, on kept rows; keeps two numbers a row (JAX: the softmax)", {}
     ),
     "autodiff": Implementation("one array-API expression, differentiated by the framework", {}),
     "triton": Implementation(
@@ -67,7 +65,6 @@ IMPLEMENTATIONS = {
         {
             **dict.fromkeys(("numpy", "jax", "cupy", "array_api_strict"), "its kernels take PyTorch tensors"),
             "torch cpu": "its kernels take CUDA tensors (under TRITON_INTERPRET=1, for tests, those of the CPU)",
-            "torch compiled": NO_FUNCTION,
         },
     ),
 }

@@ -45,6 +45,8 @@ class Namespace:
         Its functions compute into `out`, and its arrays are written to in place.
     is_eager : bool
         What is computed outside a tracer has a value there and then.
+    fuses : bool
+        It traces for a compiler that makes one walk of many functions, and differentiates nothing.
     gathers_classes : bool
         It takes single classes from an axis that may lie on several devices.
     welcome : tuple of str
@@ -53,6 +55,7 @@ class Namespace:
 
     has_out = False
     is_eager = True
+    fuses = False
     gathers_classes = True
     welcome: tuple[str, ...] = ()
 
@@ -81,10 +84,6 @@ class Namespace:
 
     def is_tracer(self, x: Array) -> bool:
         """Whether `x` stands for values that do not exist yet: jit, compile, export, vmap, fake and meta tensors."""
-        return False
-
-    def is_compiling(self) -> bool:
-        """Inside torch.compile or torch.export."""
         return False
 
     def reads_without_sync(self, x: Array) -> bool:

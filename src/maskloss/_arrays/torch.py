@@ -50,9 +50,6 @@ class Torch(Namespace):
             or (internals._C._len_torch_dispatch_stack() > 0 and is_made_fx())
         )
 
-    def is_compiling(self) -> bool:
-        return torch.compiler.is_compiling()
-
     def reads_without_sync(self, x: Array) -> bool:
         return not self.is_tracer(x) and x.device.type == "cpu"
 
@@ -146,6 +143,10 @@ class Torch(Namespace):
         with warnings.catch_warnings():  # of shapes that are looked at, which decide on errors alone
             warnings.simplefilter("ignore", internals.jit.TracerWarning)
             return function(*args, **kwargs)
+
+
+class Fused(Torch):
+    fuses = True
 
 
 def is_distributed(x: Array) -> bool:
@@ -253,4 +254,4 @@ def product(a: Array, b: Array) -> Array:
     return function.apply(a, b) if torch.compiler.is_compiling() else applied(_Product, a, b)
 
 
-xp = Torch("torch", functions)
+xp, fused = Torch("torch", functions), Fused("torch", functions)

@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from .._arguments import choose_implementation, fail, reason_not_run
+from .._arguments import choose_implementation, fail
 from .._arrays import Array, Namespace
 from .._call import Call
 from .._capabilities import LIBRARIES
 from .._engine import projection as chunked
 from .._math import terms
 from .._math.entropy import ENTROPY
-from .._math.rows import RowFunction, Rows
+from .._math.rows import Found, RowFunction, Rows
 from .._math.softmax import SOFTMAX
 from . import eager
 
@@ -43,10 +43,8 @@ def binding_of(xp: Namespace) -> Any:
     return eager if found is None else found()
 
 
-def run(
-    call: Call, function: RowFunction, rows: Rows, *, answers: Array | None = None, known: Any = None
-) -> tuple[Any, Array | None]:
-    """What the function gives of each entry, and whether its arg-max is its answer.
+def run(call: Call, function: RowFunction, rows: Rows, *, answers: Array | None = None, known: Any = None) -> Found:
+    """What the function gives of each entry.
 
     `known` gives what is known of the upstream gradient before the loss, where a scalar loss is made of it.
     """
@@ -54,8 +52,8 @@ def run(
     name = choose_implementation(call.implementation, inputs.like)
     if name == "autodiff":
         if projection is None:
-            return function.forward(rows, xp), None
-        why = "'autodiff' is one expression" if call.implementation else reason_not_run("analytic", inputs.like) or ""
+            return Found(function.forward(rows, xp))
+        why = "'autodiff' is one expression"
         return chunked.from_all_logits(projection, rows, function.forward, why, answers=answers, xp=xp)
     binding = binding_of(xp)
     way = binding.WAYS.get(name)
@@ -65,7 +63,7 @@ def run(
     if why is not None:
         fail(ValueError, "implementation", repr(call.implementation), why)
     if projection is None:
-        return binding.of_logits(way.lane_of(function), rows, xp=xp), None
+        return Found(binding.of_logits(way.lane_of(function), rows, xp=xp))
     return binding.of_projection(way.lane_of(function), projection, rows, answers=answers, known=known, xp=xp)
 
 
@@ -73,21 +71,21 @@ def loss(call: Call) -> Any:
     inputs, parts = call.inputs, terms.terms_of(call)
     answers = terms.answers_of(inputs) if call.with_stats else None
     known = None if call.reduction == "none" else lambda: terms.upstream_of(call, parts)
-    out, right = run(call, SOFTMAX, parts.rows, answers=answers, known=known)
+    found = run(call, SOFTMAX, parts.rows, answers=answers, known=known)
     if call.with_stats and call.projection is None:
-        right = terms.right_of(inputs, answers)
-    return terms.loss_of(call, parts, out, right)
+        found = found._replace(right=terms.right_of(inputs, answers))
+    return terms.loss_of(call, parts, found)
 
 
 def log_probs(call: Call) -> Array:
     parts = terms.terms_of(call)
     # 0 - loss, not -loss: what is not kept is 0, not -0.
-    return 0.0 - terms.entries_of(call, parts, run(call, SOFTMAX, parts.rows)[0]).losses
+    return 0.0 - terms.entries_of(call, parts, run(call, SOFTMAX, parts.rows).out).losses
 
 
 def values(call: Call, function: RowFunction, rows: Rows) -> Array:
     """What a function of one number a row gives of each entry; 0 where not kept."""
-    keep, value = call.inputs.keep, run(call, function, rows)[0].value
+    keep, value = call.inputs.keep, run(call, function, rows).out.value
     return value if keep is None else call.inputs.xp.where(keep, value, 0.0)
 
 

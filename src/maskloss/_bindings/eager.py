@@ -13,7 +13,7 @@ from .._engine.projection import Projection
 from .._engine.unshifted import UNSHIFTED, lane_of
 from .._math import terms
 from .._math.reduce import reduce_entries, reduction_derivatives
-from .._math.rows import Rows
+from .._math.rows import Found, Rows
 from ..stats import LossStats
 
 WAYS = {"analytic": Way(lane_of)}
@@ -26,8 +26,8 @@ def of_logits(lane: Lane, rows: Rows, *, xp: Namespace) -> Any:
 
 def of_projection(
     lane: Lane, projection: Projection, rows: Rows, *, answers: Array | None, known: Any, xp: Namespace
-) -> tuple[Any, Array | None]:
-    return chunked.forward(lane, projection, rows, answers=answers, xp=xp)
+) -> Found:
+    return Found(*chunked.forward(lane, projection, rows, answers=answers, xp=xp))
 
 
 def value_and_gradients(call: Call, wanted: frozenset[str]) -> tuple[Array, dict[str, Array], LossStats | None]:

@@ -14,7 +14,7 @@ from .._arrays import Namespace, is_static
 from .._engine import projection as chunked
 from .._engine.lanes import Lane, Way
 from .._engine.projection import Projection
-from .._math.rows import RowFunction, Rows
+from .._math.rows import Found, RowFunction, Rows
 from .._math.softmax import SOFTMAX
 from . import jax_loop, jax_sums
 
@@ -24,7 +24,7 @@ small_loss = None
 def lane_of(function: RowFunction) -> Lane:
     """JAX differentiates forward itself, and compiles blocks of its own."""
     forward = jax_sums.forward if function is SOFTMAX else function.forward
-    return Lane(function, forward, function.backward)
+    return Lane("analytic", function, forward, function.backward)
 
 
 WAYS = {"analytic": Way(lane_of, jax_sums.uncovered)}
@@ -36,11 +36,11 @@ def of_logits(lane: Lane, rows: Rows, *, xp: Namespace) -> Any:
 
 def of_projection(
     lane: Lane, projection: Projection, rows: Rows, *, answers: Any, known: Callable[[], Any] | None, xp: Namespace
-) -> tuple[Any, Any]:
+) -> Found:
     why = why_whole(projection.hidden)
     if why is not None:
         return chunked.from_all_logits(projection, rows, lane.forward, why, answers=answers, xp=xp)
-    return jax_loop.of_projection(lane, projection, rows, answers, None if known is None else known())
+    return Found(*jax_loop.of_projection(lane, projection, rows, answers, None if known is None else known()))
 
 
 def why_whole(hidden: Any) -> str | None:

@@ -270,4 +270,4 @@ def on_device(x: Any) -> Any:
     return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
 
 
-LANE = Lane(SOFTMAX, forward, backward)
+LANE = Lane("triton", SOFTMAX, forward, backward)

@@ -3,28 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from .._arguments import fail
 from .._arrays import Namespace
-from .._arrays.torch import applied, as_asked, has_tangent, in_forward_mode, product, xp
+from .._arrays.torch import (
+    applied,
+    as_asked,
+    fused,
+    has_tangent,
+    in_forward_mode,
+    in_transform,
+    is_distributed,
+    product,
+    xp,
+)
 from .._engine import projection as chunked
-from .._engine.lanes import Lane, Way
+from .._engine.lanes import Lane
 from .._engine.projection import Projection
-from .._engine.unshifted import lane_of
 from .._engine.walk import located
-from .._math.rows import RowFunction, Rows
+from .._math.rows import Found, RowFunction, Rows
+from . import torch_operators
+from .torch_operators import PARTS
+from .torch_operators import WAYS as WAYS
 from .torch_small import small_loss as small_loss
 
 Tensor = Any
 
 # The first fields of Rows, which autograd saves; the rest are none.
 TENSORS = 1 + Rows._fields.index("kept")
-PARTS = ("hidden", "kernel", "bias", "targets")
+# Fewer logits than these the compiler's one walk over all has passed before an operator has found the kept ones.
+LEAST_SKIPPED = 1 << 22
 # Why all logits are made at once.
-TRACED = "torch.compile, torch.func, forward mode and other tracers take one expression"
+TRACED = "torch.func, forward mode, DTensor and other tracers take one expression"
 SECOND = "a gradient that is differentiated again, or batched, is one expression"
 
 
@@ -32,6 +45,13 @@ def differentiated(*tensors: Tensor | None) -> bool:
     """Whether a derivative with respect to one may be asked for, backward or forward (a dual tensor)."""
     grad = torch.is_grad_enabled()
     return any(x is not None and ((grad and x.requires_grad) or has_tangent(x)) for x in tensors)
+
+
+def takes_operators(*tensors: Tensor) -> bool:
+    """Whether these are what a compiler traces, of which no transformation, and no DTensor, is made."""
+    if not torch.compiler.is_compiling() or in_transform() or in_forward_mode():
+        return False
+    return not any(is_distributed(x) for x in tensors)
 
 
 def is_again(g: Sequence[Tensor | None]) -> bool:
@@ -110,9 +130,45 @@ def _saved(ctx: Any) -> tuple[Rows, Any]:
     return Rows(*saved[:TENSORS], *ctx.others), ctx.lane.function.out._make(saved[TENSORS:])
 
 
+class _Traced(torch.autograd.Function):
+    """For torch.compile: both expressions, of which the backward keeps the logits, and no other array of their size."""
+
+    @staticmethod
+    def forward(ctx: Any, function: RowFunction, *inputs: Any) -> tuple[Any, ...]:
+        out = function.forward(Rows(*inputs), fused)
+        ctx.function, ctx.others = function, inputs[TENSORS:]
+        ctx.mark_non_differentiable(*(x for x in out[function.differentiable :] if x is not None))
+        ctx.save_for_backward(*inputs[:TENSORS], *function.needed(out))
+        ctx.set_materialize_grads(False)
+        return tuple(out)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
+        function, saved = ctx.function, ctx.saved_tensors
+        rows, out = Rows(*saved[:TENSORS], *ctx.others), function.out._make(saved[TENSORS:])
+        g = gradients[: function.differentiable]
+        logits, targets = saved[0], saved[2]
+        d_logits, d_targets = function.backward(rows, out, g, targets_too=ctx.needs_input_grad[3], xp=xp)
+        d_targets = None if d_targets is None else d_targets.sum_to_size(targets.shape)
+        return None, d_logits.to(logits.dtype), None, d_targets, *[None] * (len(rows) - 3)
+
+
+def compiled(lane: Lane, rows: Rows, variables: Sequence[Tensor]) -> Any:
+    """The operator where a mask may spare work, else expressions, which the compiler makes one walk of."""
+    function, traced = lane.function, cast(Any, _Traced)
+    if not takes_operators(*variables):
+        return function.forward(rows, xp)
+    spares = rows.keep is not None and rows.logits.numel() >= LEAST_SKIPPED
+    if spares or lane.way != "analytic":
+        return torch_operators.of_logits(lane, rows, with_derivative=differentiated(*variables))
+    return function.forward(rows, xp) if function.traced_plainly else function.out._make(traced.apply(function, *rows))
+
+
 def of_logits(lane: Lane, rows: Rows, *, xp: Namespace) -> Any:
     """The lane with its backward as its derivative."""
     variables = [x for x in (rows.logits, rows.targets) if x is not None]
+    if torch.compiler.is_compiling():
+        return compiled(lane, rows, variables)
     is_traced, is_variable = any(xp.is_tracer(x) for x in variables), differentiated(*variables)
     if is_traced and lane.function.traced_plainly:
         return lane.function.forward(rows, xp)
@@ -223,10 +279,15 @@ def of_projection(
     answers: Tensor | None,
     known: Callable[[], Any] | None,
     xp: Namespace,
-) -> tuple[Any, Tensor | None]:
+) -> Found:
     """The lane in chunks, with its derivative."""
     hidden, kernel, bias, chunk_size = projection
     variables = [x for x in (hidden, kernel, bias, rows.targets) if x is not None]
+    if takes_operators(*variables):
+        named = zip(PARTS, (hidden, kernel, bias, rows.targets), strict=True)
+        parts = ",".join(name for name, x in named if x is not None and x.requires_grad)
+        parts = parts if torch.is_grad_enabled() else ""
+        return torch_operators.of_projection(lane, projection, rows, answers, known, parts)
     if in_forward_mode() or any(xp.is_tracer(x) for x in variables):
 
         def of_rows(rows: Rows, xp: Namespace) -> Any:
@@ -236,34 +297,13 @@ def of_projection(
     rows = located(rows, hidden, waits=True, xp=xp)
     with as_asked(hidden):
         if not differentiated(*variables):
-            return chunked.forward(lane, projection, rows, answers=answers, xp=xp)
+            return Found(*chunked.forward(lane, projection, rows, answers=answers, xp=xp))
         rows = rows._replace(for_backward=True)
         with torch.no_grad():
             before = None if known is None else known()
         *values, right = applied(_Chunks, lane, before, chunk_size, answers, hidden, kernel, bias, *rows)
     out = lane.function.out
-    return out._make((*values, *[None] * (len(out._fields) - len(values)))), right
-
-
-def kernels() -> Any:
-    try:
-        from . import kernels
-    except ImportError as error:
-        raise ImportError(
-            "implementation is 'triton'; the package triton is not installed: pip install triton"
-        ) from error
-    return kernels
-
-
-def lane_of_kernels(function: RowFunction) -> Lane:
-    return kernels().LANE
-
-
-def uncovered_by_kernels(function: RowFunction, rows: Rows) -> str | None:
-    return kernels().uncovered(function, rows)
-
-
-WAYS = {"analytic": Way(lane_of), "triton": Way(lane_of_kernels, uncovered_by_kernels)}
+    return Found(out._make((*values, *[None] * (len(out._fields) - len(values)))), right)
 
 
 def value_and_grad(of_values: Callable[..., Any], values: list[Any], has_aux: bool) -> tuple[Any, list[Any]]:

@@ -34,6 +34,7 @@ class Lane(NamedTuple):
     visited, is where the gradient of the logits goes, in its dtype: it may be the logits. None: a new array of theirs.
     """
 
+    way: str  # the implementation
     function: RowFunction  # as one expression
     forward: Callable[..., Any]  # (rows, xp) -> out
     backward: Callable[..., tuple[Array, Array | None]]  # (rows, out, g, *, targets_too, xp, d_logits=None)
@@ -53,10 +54,9 @@ class Way(NamedTuple):
     uncovered: Callable[[RowFunction, Rows], str | None] = covers_all
 
 
-@functools.cache
 def in_blocks(function: RowFunction) -> Lane:
     """Of any row function, block by block."""
-    return Lane(function, functools.partial(forward, function), functools.partial(backward, function))
+    return Lane("analytic", function, functools.partial(forward, function), functools.partial(backward, function))
 
 
 def forward(function: RowFunction, rows: Rows, xp: Namespace) -> Any:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Set
 from typing import Any, NamedTuple
 
 from .._arrays import Array, Namespace
-from .._math.rows import Rows, Value, is_largest
+from .._math.rows import Found, Rows, Value, is_largest
 from . import lanes
 from .lanes import Lane, add_targets, empty_targets
 from .walk import (
@@ -155,10 +155,10 @@ def with_all_logits(projection: Projection, rows: Rows, why: str, *, xp: Namespa
 
 def from_all_logits(
     projection: Projection, rows: Rows, of_rows: Callable[..., Any], why: str, *, answers: Array | None, xp: Namespace
-) -> tuple[Any, Array | None]:
+) -> Found:
     """`forward`, by that of the rows with all their logits."""
     rows = with_all_logits(projection, rows, why, xp=xp)
-    return of_rows(rows, xp), None if answers is None else is_largest(rows, answers, xp=xp)
+    return Found(of_rows(rows, xp), None if answers is None else is_largest(rows, answers, xp=xp))
 
 
 def forward(

@@ -164,11 +164,12 @@ def backward(
 
 def both(rows: Rows, known: Upstream, *, xp: Namespace, d_logits: Array | None) -> tuple[Forward, Array] | None:
     """Each exponential is computed once: for class indices alone, in arrays that can be written to."""
-    covers = known.dot is known.squared_lse is rows.class_mask is rows.softcap is None and xp.has_out
-    if not covers or known.nll is None:
+    nll, dot, squared_lse = known
+    covers = dot is squared_lse is rows.class_mask is rows.softcap is None and xp.has_out
+    if not covers or nll is None:
         return None
     walk = walk_of(rows, xp=xp)
-    g = known.nll if walk.visit.in_order else take_entries(known.nll, walk.visit.kept, xp=xp)
+    g = nll if walk.visit.in_order else take_entries(nll, walk.visit.kept, xp=xp)
     if not walk.is_plain or (walk.on_cpu and not serves(g, walk.wide, xp=xp)):
         give_back(walk.held)
         return None
@@ -206,7 +207,7 @@ def finish_gradient(
         write_rows(d_logits, walk.visit.kept, start, stop, terms, xp=xp)
 
 
-UNSHIFTED = Lane(SOFTMAX, forward, backward, both)
+UNSHIFTED = Lane("analytic", SOFTMAX, forward, backward, both)
 
 
 def lane_of(function: RowFunction) -> Lane:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .._arrays import Array, Namespace
-from .rows import RowFunction, Rows, Value, selected_logits, through_selection
+from .rows import RowFunction, Rows, Value, registered, selected_logits, through_selection
 from .softmax import costs, exponentials, positive, shift_and_total
 
 
@@ -38,4 +38,4 @@ def tangents(rows: Rows, out: Value, t_logits: Array | None, t_targets: None, xp
     return (xp.sum(d_logits * t_logits, axis=-1),)
 
 
-ENTROPY = RowFunction(Value, forward, backward, tangents)
+ENTROPY = registered(RowFunction("entropy", Value, forward, backward, tangents))

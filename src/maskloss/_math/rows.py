@@ -38,6 +38,15 @@ class Value(NamedTuple):
     value: Array
 
 
+class Found(NamedTuple):
+    """What a run of a row function gives of each entry."""
+
+    out: Any  # of the function
+    right: Array | None = None  # whether the arg-max is the answer
+    constant: Any = None  # out without a derivative, where
+    zero: Array | None = None  # a number 0, has that of the loss that is made of it
+
+
 def as_known(known: Any, out: Any, xp: Namespace) -> Any:
     return known
 
@@ -55,6 +64,7 @@ class RowFunction(NamedTuple):
     not yet summed to their shape. tangents(rows, out, t_logits, t_targets, xp) is the derivative along these.
     """
 
+    name: str
     out: Any  # the NamedTuple
     forward: Callable[..., Any]
     backward: Callable[..., tuple[Array, Array | None]]
@@ -68,6 +78,14 @@ class RowFunction(NamedTuple):
     def needed(self, out: Any) -> Any:
         """What backward needs of it."""
         return self.out._make((*[None] * self.needed_from, *out[self.needed_from :]))
+
+
+FUNCTIONS: dict[str, RowFunction] = {}
+
+
+def registered(function: RowFunction) -> RowFunction:
+    """By its name, which is what an operator of a compiler can be given of it."""
+    return FUNCTIONS.setdefault(function.name, function)
 
 
 def allowed_of(rows: Rows, *, xp: Namespace) -> Array | None:

@@ -22,7 +22,7 @@ import math
 from typing import Any, NamedTuple
 
 from .._arrays import Array, Namespace, dtype_name
-from .rows import RowFunction, Rows, selected_logits, selected_targets, sum_of, through_selection
+from .rows import RowFunction, Rows, registered, selected_logits, selected_targets, sum_of, through_selection
 
 LARGEST = {"float32": 3.4028234663852886e38, "float64": 1.7976931348623157e308}
 
@@ -53,10 +53,11 @@ class Upstream(NamedTuple):
 
 
 def upstream(known: Upstream, out: Forward, xp: Namespace) -> tuple[Array | None, Array | None, Array | None]:
-    if known.squared_lse is None:
-        return known.nll, known.dot, None
+    nll, dot, squared_lse = known
+    if squared_lse is None:
+        return nll, dot, None
     # Where lse is infinite so is the loss, whatever the logits.
-    return known.nll, known.dot, known.squared_lse * xp.where(xp.isinf(out.lse), 0.0, out.lse)
+    return nll, dot, squared_lse * xp.where(xp.isinf(out.lse), 0.0, out.lse)
 
 
 def exponentials(x: Array, shift: Array | None, *, xp: Namespace, into: Array | None = None) -> Array:
@@ -73,8 +74,14 @@ def finite_max(x: Array, *, xp: Namespace) -> Array:
 
 
 def shift_and_total(x: Array, *, xp: Namespace, into: Array | None = None) -> tuple[Array, Array]:
-    shift = finite_max(x, xp=xp)
-    return shift, total_of(exponentials(x, shift, xp=xp, into=into), into, xp=xp)
+    if not xp.fuses:
+        shift = finite_max(x, xp=xp)
+        return shift, total_of(exponentials(x, shift, xp=xp, into=into), into, xp=xp)
+    # What is done to the maximum a compiler that fuses does again for each class: inf - inf is mended after.
+    shift, largest = xp.max(x, axis=-1), LARGEST[dtype_name(x)]
+    total = total_of(exponentials(x, shift, xp=xp), None, xp=xp)
+    total = xp.where(xp.isinf(shift), xp.where(shift > 0, math.inf, 0.0), total)
+    return xp.clip(shift, -largest, largest), total
 
 
 def total_of(terms: Array, into: Array | None, *, xp: Namespace) -> Array:
@@ -211,14 +218,17 @@ def tangents(
     return t_nll, t_dot, u
 
 
-SOFTMAX = RowFunction(
-    Forward,
-    forward,
-    backward,
-    tangents,
-    traced_plainly=False,
-    differentiable=3,
-    needed_from=2,
-    upstream=upstream,
-    restated=restated,
+SOFTMAX = registered(
+    RowFunction(
+        "softmax",
+        Forward,
+        forward,
+        backward,
+        tangents,
+        traced_plainly=False,
+        differentiable=3,
+        needed_from=2,
+        upstream=upstream,
+        restated=restated,
+    )
 )

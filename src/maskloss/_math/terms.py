@@ -28,7 +28,7 @@ from .reduce import (
     total_and_divisor,
     weighted_losses,
 )
-from .rows import Rows, is_largest, sum_of
+from .rows import Found, Rows, is_largest, sum_of
 from .softmax import Forward, Upstream
 
 # Arguments around the logits that a loss has a derivative by.
@@ -130,11 +130,13 @@ def entries_of(call: Call, terms: Terms, out: Forward) -> Entries:
     return Entries(losses, inputs.keep, inputs.weights, terms.masses)
 
 
-def loss_of(call: Call, terms: Terms, out: Forward, right: Array | None) -> Any:
-    """The loss, and beside it the statistics where `right` is given (see stats_of)."""
-    entries = entries_of(call, terms, out)
-    loss = reduce_entries(entries, call.reduction, call.denominator, xp=call.inputs.xp)
-    return loss if right is None else (loss, stats_of(call, entries, out, right))
+def loss_of(call: Call, terms: Terms, found: Found) -> Any:
+    """The loss, and beside it the statistics where it is known what is right (see stats_of)."""
+    entries = entries_of(call, terms, found.out)
+    in_loss = entries if found.constant is None else entries_of(call, terms, found.constant)
+    loss = reduce_entries(in_loss, call.reduction, call.denominator, xp=call.inputs.xp)
+    loss = loss if found.zero is None else loss + found.zero
+    return loss if found.right is None else (loss, stats_of(call, entries, found.out, found.right))
 
 
 def stats_of(call: Call, entries: Entries, out: Forward, right: Array) -> LossStats:
