@@ -57,6 +57,21 @@ def test_a_row_does_not_depend_on_the_others(backend, torch, options):
         assert same_bits(whole, other.contiguous())
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_compiled(backend, torch, masked):
+    """An operator for torch.compile: the same bits, as the kernels' order of sums is their own."""
+    logits, labels = rows(torch, backend)
+    options = {"mask": labels % 3 > 0} if masked else {}
+    leaf = logits.requires_grad_()
+
+    def loss(x):
+        return ml.cross_entropy(x, labels, implementation="triton", z_loss=0.1, reduction="none", **options)
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    for a, b in zip(*((f(leaf), torch.autograd.grad(f(leaf).sum(), leaf)[0]) for f in (compiled, loss)), strict=True):
+        assert same_bits(a.detach(), b.detach())
+
+
 def test_offsets_of_more_than_32_bits(backend, torch):
     """Three rows 2**30 elements apart; of the memory between them none is touched."""
     logits, labels = rows(torch, backend, 3, 9)
