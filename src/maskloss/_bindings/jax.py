@@ -40,15 +40,13 @@ def of_projection(
     why = why_whole(projection.hidden)
     if why is not None:
         return chunked.from_all_logits(projection, rows, lane.forward, why, answers=answers, xp=xp)
-    return Found(*jax_loop.of_projection(lane, projection, rows, answers, None if known is None else known()))
+    return jax_loop.of_projection(lane, projection, rows, answers, None if known is None else known())
 
 
 def why_whole(hidden: Any) -> str | None:
     """Why all logits are made at once; None: they are not."""
     if 0 in hidden.shape[:-1]:
         return ""
-    if jax.device_count() > 1:
-        return f"chunks would gather the rows, which may lie on all of the {jax.device_count()} devices that JAX sees"
     return None if is_static(*hidden.shape) else "the number of rows is a symbol"
 
 

@@ -25,9 +25,12 @@ from .._arrays.jax import xp
 from .._engine import projection as chunked
 from .._engine.lanes import Lane
 from .._engine.projection import Projection
-from .._math.rows import Rows, is_largest
+from .._math.rows import Found, Rows, is_largest, sum_of
+from .jax_partition import Over, in_parts, layout_of_rows, names_over, structure_of
 from .jax_sums import kept_first, varying_alike
 
+# What has a row for each entry; of targets where they have one.
+SPLIT = ("hidden", "targets")
 # Of the kernel's gradient: the product of a whole chunk would need as much memory again.
 TILE = 1 << 12
 
@@ -97,21 +100,23 @@ class Arrays(NamedTuple):
     known: Any
 
 
-def of_projection(lane: Lane, projection: Projection, rows: Rows, answers: Any, known: Any) -> tuple[Any, Any]:
+def of_projection(lane: Lane, projection: Projection, rows: Rows, answers: Any, known: Any) -> Found:
     """What the lane gives of each entry, but what its backward needs alone, and whether its arg-max is its answer."""
     hidden, kernel, bias, chunk_size = projection
     static = Static(lane, rows.softcap, rows.dtype, rows.with_lse, chunk_size)
-    arrays = Arrays(rows.labels, rows.keep, rows.class_mask, answers, lax.stop_gradient(known))
+    arrays = Arrays(rows.labels, rows.keep, rows.class_mask, answers, known)
     given = {"hidden": hidden, "kernel": kernel, "bias": bias, "targets": rows.targets}
-    values, right = run(static, *varying_alike((only_transposed(given), arrays), (given, arrays)))
-    out = lane.function.out
-    return out._make((*values, *[None] * (len(out._fields) - len(values)))), right
+    values, right, zero = run(static, *varying_alike((only_transposed(given), arrays), (given, arrays)))
+    fields = lane.function.out._fields
+    out = lane.function.out._make((*values, *[None] * (len(fields) - len(values))))
+    return Found(out, right) if known is None else Found(out, right, jax.tree.map(lax.stop_gradient, out), zero)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def in_chunks(static: Static, given: Any, arrays: Arrays) -> Any:
-    out, right, _ = forward(static, given, arrays._replace(known=None), ())
-    return values_of(static, out), right
+    """Of the lane, whether the arg-max is right, and a 0 whose gradients are those of the loss, as `known` has it."""
+    out, right, zero, _ = forward(static, given, arrays._replace(known=None), ())
+    return values_of(static, out), right, zero
 
 
 def values_of(static: Static, out: Any) -> tuple[Any, ...]:
@@ -123,43 +128,31 @@ def values_of(static: Static, out: Any) -> tuple[Any, ...]:
 def in_chunks_forward(static: Static, given: Any, arrays: Any) -> Any:
     parts = tuple(name for name, x in given.items() if x is not None and x.perturbed)
     given, arrays = jax.tree.map(lambda x: x.value, (given, arrays), is_leaf=lambda x: hasattr(x, "perturbed"))
-    known, function = arrays.known, static.lane.function
-    out, right, made = forward(static, given, arrays, parts if known is not None else ())
-    expected = None if known is None else function.upstream(known, out, xp)
+    out, right, zero, made = forward(static, given, arrays, parts if arrays.known is not None else ())
     # Of one structure whatever is differentiated: under jit, JAX may run a backward with the residuals of a forward
     # that it traced for other arguments (jax 0.10.2). What is not, has no length.
     wanted = {name: jnp.zeros(int(name in parts)) for name in given}
     made = {name: made.get(name, jnp.zeros(0)) for name in given}
-    return (values_of(static, out), right), (given, arrays, function.needed(out), expected, made, wanted)
+    return (values_of(static, out), right, zero), (given, arrays, static.lane.function.needed(out), made, wanted)
 
 
 def in_chunks_backward(static: Static, residuals: Any, gradients: Any) -> Any:
-    given, arrays, out, expected, made, wanted = residuals
+    given, arrays, out, made, wanted = residuals
     g = tuple(None if x is None or type(x) is SymbolicZero else x for x in gradients[0])
     parts = tuple(name for name, x in wanted.items() if x.shape[0])
-    start = same = None
-    if expected is not None and [k is None for k in expected] == [x is None for x in g]:
-        factor, same = proportion(expected, g)
-        # The loop adds to it, in its memory, where it runs at all. lax.cond would hold the gradients twice.
-        start = {name: jnp.where(same, made[name] * factor, 0.0).astype(made[name].dtype) for name in parts}
-    arrays = arrays._replace(answers=None, known=None)
-    results = only_evaluated(backward(static, given, arrays, parts, out, g, start, same))
-    return {name: results[name].astype(x.dtype) if name in parts else None for name, x in given.items()}, None
+    results: dict[str, Any] = {}
+    if any(x is not None for x in g):
+        results = backward(static, given, arrays._replace(answers=None, known=None), parts, out, g)
+    if arrays.known is not None and type(gradients[2]) is not SymbolicZero:
+        results = {name: sum_of(results.get(name), made[name] * gradients[2]) for name in parts}
+    results = only_evaluated(results)
+    return {name: results[name].astype(x.dtype) if name in results else None for name, x in given.items()}, None
 
 
 in_chunks.defvjp(in_chunks_forward, in_chunks_backward, symbolic_zeros=True)
 
 # Eagerly, shard_map has no rule for symbolic zeros (NotImplementedError, jax 0.10.2).
 run: Any = jax.jit(in_chunks, static_argnums=0)
-
-
-def proportion(known: Any, given: Any) -> tuple[Any, Any]:
-    """A number, and whether the gradients given are the known ones times it, to rounding."""
-    k, g = (jnp.concatenate([x.reshape(-1) for x in parts if x is not None]) for parts in (known, given))
-    at = jnp.argmax(jnp.abs(k))
-    factor = jnp.where(k[at] == 0, 1.0, g[at] / jnp.where(k[at] == 0, 1.0, k[at]))
-    within = 16 * jnp.finfo(k.dtype).eps * jnp.abs(factor * k)
-    return factor, jnp.all(jnp.abs(g - factor * k) <= within)
 
 
 class Chunks(NamedTuple):
@@ -175,6 +168,9 @@ class Chunks(NamedTuple):
     @property
     def entries(self) -> tuple[int, ...]:
         return self.given["hidden"].shape[:-1]
+
+    def is_whole(self, name: str) -> bool:
+        return name not in SPLIT or (name == "targets" and not self.of_entries())
 
     def of_entries(self) -> bool:
         """Whether each entry has targets of its own."""
@@ -222,12 +218,10 @@ def chunk_of(chunks: Chunks, places: Any) -> tuple[Any, Any, Rows]:
     return taken, hidden, Rows(logits, taken["labels"], targets, None, taken["class_mask"], *rest)
 
 
-def looped(chunks: Chunks, body: Callable[[Any, Any], Any], state: Any, *, skip: Any = None) -> Any:
-    """The body on all chunks; on none where `skip`."""
+def looped(chunks: Chunks, body: Callable[[Any, Any], Any], state: Any) -> Any:
     length, kept = chunks.length, chunks.kept
     # A chunk costs the same however few kept rows are left for it: the last of them go into short ones.
     lengths = (length,) if isinstance(kept, int) else (length, -(-length // 4))
-    kept = kept if skip is None else jnp.where(skip, 0, kept)
 
     def chunk(length: int, state: Any) -> Any:
         return state[0] + length, body(lax.dynamic_slice(chunks.order, (state[0],), (length,)), state[1])
@@ -241,8 +235,27 @@ def looped(chunks: Chunks, body: Callable[[Any, Any], Any], state: Any, *, skip:
 
 
 @partial(jax.jit, static_argnums=(0, 3))
-def forward(static: Static, given: Any, arrays: Arrays, parts: tuple[str, ...]) -> tuple[Any, Any, Any]:
-    """What each entry gives, whether its arg-max is its answer, and the gradients of the parts, of arrays.known."""
+def forward(static: Static, given: Any, arrays: Arrays, parts: tuple[str, ...]) -> tuple[Any, ...]:
+    """What each entry gives, whether its arg-max is its answer, a 0, and the gradients of the parts, of arrays.known."""
+    layouts, entries = layouts_of(given), given["hidden"].ndim - 1
+    of_rows = partial(layout_of_rows, entries)
+    function = partial(forward_of_part, static, parts)
+    results = structure_of(partial(function, {}), given, arrays)
+    per_entry = of_rows(given["hidden"][..., 0])
+    of_results = [*[per_entry] * (results.num_leaves - 1 - len(parts)), "", *(layouts[name] for name in sorted(parts))]
+    return in_parts(function, ((layouts, jax.tree.map(of_rows, arrays)), of_results), given, arrays)
+
+
+def layouts_of(given: Any) -> dict[str, Any]:
+    """The kernel, the bias and targets for all are whole on each device."""
+    entries = given["hidden"].ndim - 1
+    return {
+        name: None if x is None else layout_of_rows(entries if x.ndim > entries and name in SPLIT else 0, x)
+        for name, x in given.items()
+    }
+
+
+def forward_of_part(static: Static, parts: tuple[str, ...], over: Over, given: Any, arrays: Arrays) -> tuple[Any, ...]:
     chunks, lane = chunks_of(static, given, arrays, arrays.known), static.lane
     count = math.prod(chunks.entries)
 
@@ -264,24 +277,30 @@ def forward(static: Static, given: Any, arrays: Arrays, parts: tuple[str, ...]) 
     # Of gradients that wait for a factor a narrow dtype would lose digits, or all.
     found, made = looped(chunks, body, (found, empty_gradients(chunks, parts, static.dtype)))
     out, right = jax.tree.map(lambda x: x.reshape(chunks.entries), found)
-    return out, right, in_their_shapes(chunks, made)
+    # A part of the function: where that is mapped it is of each slice, as its gradients are.
+    zero = varying_alike(jnp.zeros((), static.dtype), (given, arrays))
+    return out, right, zero, in_their_shapes(chunks, made, over)
 
 
 @partial(jax.jit, static_argnums=(0, 3))
-def backward(
-    static: Static, given: Any, arrays: Arrays, parts: tuple[str, ...], out: Any, g: Any, start: Any, skip: Any
+def backward(static: Static, given: Any, arrays: Arrays, parts: tuple[str, ...], out: Any, g: Any) -> dict[str, Any]:
+    """The gradients of the parts."""
+    layouts, entries = layouts_of(given), given["hidden"].ndim - 1
+    of_rows = jax.tree.map(lambda x: layout_of_rows(entries, x), (arrays, out, g))
+    function = partial(backward_of_part, static, parts)
+    return in_parts(function, ((layouts, *of_rows), {name: layouts[name] for name in parts}), given, arrays, out, g)
+
+
+def backward_of_part(
+    static: Static, parts: tuple[str, ...], over: Over, given: Any, arrays: Arrays, out: Any, g: Any
 ) -> dict[str, Any]:
-    """The gradients of the parts, added to those in `start`, which are all where `skip`; None: there are none."""
     chunks = chunks_of(static, given, arrays, (out, g))
 
     def body(places: Any, made: Any) -> Any:
         taken, hidden, rows = chunk_of(chunks, places)
         return added(chunks, made, places, hidden, rows, *taken["more"])
 
-    made = empty_gradients(chunks, parts, None)
-    if start is not None:
-        made = {name: start[name].reshape(x.shape) for name, x in made.items()}
-    return in_their_shapes(chunks, looped(chunks, body, made, skip=skip))
+    return in_their_shapes(chunks, looped(chunks, body, empty_gradients(chunks, parts, None)), over)
 
 
 def empty_gradients(chunks: Chunks, parts: tuple[str, ...], dtype: Any) -> dict[str, Any]:
@@ -292,8 +311,13 @@ def empty_gradients(chunks: Chunks, parts: tuple[str, ...], dtype: Any) -> dict[
     return {name: jnp.zeros_like(likes[name], dtype=dtype) for name in parts}
 
 
-def in_their_shapes(chunks: Chunks, gradients: dict[str, Any]) -> dict[str, Any]:
-    return {name: x.reshape(chunks.given[name].shape) for name, x in gradients.items()}
+def in_their_shapes(chunks: Chunks, gradients: dict[str, Any], over: Over) -> dict[str, Any]:
+    """Those of what is whole on each device summed over all."""
+    split = names_over(over, "e")
+    return {
+        name: lax.psum(x, split) if split and chunks.is_whole(name) else x.reshape(chunks.given[name].shape)
+        for name, x in gradients.items()
+    }
 
 
 def added(
