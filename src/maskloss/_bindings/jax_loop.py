@@ -236,7 +236,7 @@ def looped(chunks: Chunks, body: Callable[[Any, Any], Any], state: Any) -> Any:
 
 @partial(jax.jit, static_argnums=(0, 3))
 def forward(static: Static, given: Any, arrays: Arrays, parts: tuple[str, ...]) -> tuple[Any, ...]:
-    """What each entry gives, whether its arg-max is its answer, a 0, and the gradients of the parts, of arrays.known."""
+    """What each entry gives, whether its arg-max is its answer, a 0, and the gradients of the parts by arrays.known."""
     layouts, entries = layouts_of(given), given["hidden"].ndim - 1
     of_rows = partial(layout_of_rows, entries)
     function = partial(forward_of_part, static, parts)
@@ -315,9 +315,16 @@ def in_their_shapes(chunks: Chunks, gradients: dict[str, Any], over: Over) -> di
     """Those of what is whole on each device summed over all."""
     split = names_over(over, "e")
     return {
-        name: lax.psum(x, split) if split and chunks.is_whole(name) else x.reshape(chunks.given[name].shape)
+        name: sum_over(x, split) if split and chunks.is_whole(name) else x.reshape(chunks.given[name].shape)
         for name, x in gradients.items()
     }
+
+
+def sum_over(x: Any, split: tuple[str, ...]) -> Any:
+    if jax.default_backend() != "cpu":
+        return lax.psum(x, split)
+    # XLA's all-reduce on a CPU writes to memory of its own (jaxlib 0.10.2), as large as all that it sums at a time.
+    return by_tiles(x, lambda rows, _: lax.psum(rows, split))
 
 
 def added(
@@ -342,17 +349,25 @@ def added(
 
 
 def add_product(total: Any, a: Any, b: Any) -> Any:
-    """total + a^T b, a tile of its rows at a time; the last tile is moved back to end with the rows."""
-    classes = total.shape[0]
-    if classes <= TILE:
-        return total + a.T @ b
+    """total + a^T b."""
 
-    def tile(i: Any, total: Any) -> Any:
-        start = jnp.minimum(i * TILE, classes - TILE)
-        columns = lax.dynamic_slice(a, (0, start), (a.shape[0], TILE))
-        # Columns that an earlier tile had.
-        columns = jnp.where(jnp.arange(TILE) + start >= i * TILE, columns, 0.0)
-        rows = lax.dynamic_slice(total, (start, 0), (TILE, total.shape[1])) + columns.T @ b
-        return lax.dynamic_update_slice(total, rows, (start, 0))
+    def added(rows: Any, start: Any) -> Any:
+        return rows + lax.dynamic_slice(a, (0, start), (a.shape[0], rows.shape[0])).T @ b
 
-    return lax.fori_loop(0, -(-classes // TILE), tile, total)
+    return by_tiles(total, added)
+
+
+def by_tiles(x: Any, function: Callable[[Any, Any], Any]) -> Any:
+    """function(rows, where they start) in the place of each tile of rows; the last is moved back, to end with them."""
+    length = x.shape[0]
+    if length <= TILE:
+        return function(x, 0)
+
+    def tile(i: Any, x: Any) -> Any:
+        start = jnp.minimum(i * TILE, length - TILE)
+        rows = lax.dynamic_slice_in_dim(x, start, TILE)
+        # Not those that an earlier tile had.
+        is_new = jnp.expand_dims(jnp.arange(TILE) + start >= i * TILE, tuple(range(1, x.ndim)))
+        return lax.dynamic_update_slice_in_dim(x, jnp.where(is_new, function(rows, start), rows), start, 0)
+
+    return lax.fori_loop(0, -(-length // TILE), tile, x)

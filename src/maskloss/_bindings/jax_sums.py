@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -28,6 +30,7 @@ from .._engine.unshifted import GREATEST_RATIO, TOTALS
 from .._math import softmax
 from .._math.rows import RowFunction, Rows
 from .._math.softmax import SOFTMAX, Forward
+from .jax_partition import Over, in_parts, layout_of_rows, names_over
 
 # XLA's CPU backend sums up to this many numbers in one vectorized walk, fused with the exponential; longer rows it
 # splits in a way that is eight times slower (512 x 128256, jaxlib 0.10.2). They are folded to at most this length.
@@ -52,9 +55,8 @@ def forward(rows: Rows, xp: Namespace) -> Forward:
     """softmax.forward, where class indices alone are asked for; of all else its expression."""
     if uncovered(SOFTMAX, rows) is not None:
         return softmax.forward(rows, xp)
-    x = rows.logits.astype(rows.dtype)
-    lse, total, shift = sums(x, rows.keep)
-    label_logits = xp.take_label(x, rows.labels)
+    lse, total, shift = sums(rows.dtype, rows.logits, rows.keep)
+    label_logits = xp.take_label(rows.logits, rows.labels).astype(rows.dtype)
     if rows.keep is not None:
         label_logits = jnp.where(rows.keep, label_logits, 0.0)
     nll = with_derivative_of(lse - label_logits, label_costs(total, label_logits, shift))
@@ -80,60 +82,98 @@ def _(primals: Any, tangents: Any) -> Any:
     return with_derivative_of(*primals), tangents[0]
 
 
-@jax.custom_jvp
-@jax.jit  # called eagerly, lax.cond would compile its branches in each call
-def sums(x: Any, keep: Any) -> tuple[Any, Any, Any]:
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+@partial(jax.jit, static_argnums=0)  # called eagerly, lax.cond would compile its branches in each call
+def sums(dtype: Any, x: Any, keep: Any) -> tuple[Any, Any, Any]:
     """lse, total and shift of each row, the last two constants; 0, 1 and 0 where not kept."""
-    total, shift = where_it_pays(x, keep, lambda: total_and_shift(x, keep), lambda: walked(x, keep, p_too=False)[1:])
+    total, shift = where_it_pays(partial(sums_of_part, dtype), x, keep)
     return softmax.log_sum_exp(total, shift, xp=xp), total, shift
 
 
 @sums.defjvp
-def _(primals: Any, tangents: Any) -> Any:
-    p, *given = probabilities(*primals)
-    u = jnp.sum(p * tangents[0], axis=-1)
+def _(dtype: Any, primals: Any, tangents: Any) -> Any:
+    p, *given = probabilities(dtype, *primals)
+    u = jnp.sum(p * tangents[0].astype(dtype), axis=-1)
     return tuple(given), (u, jnp.zeros_like(u), jnp.zeros_like(u))
 
 
-@jax.custom_jvp
-@jax.jit
-def probabilities(x: Any, keep: Any) -> tuple[Any, Any, Any, Any]:
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+@partial(jax.jit, static_argnums=0)
+def probabilities(dtype: Any, x: Any, keep: Any) -> tuple[Any, Any, Any, Any]:
     """p, 0 where not kept, and beside it what sums gives."""
-
-    def plain() -> tuple[Any, Any, Any]:
-        total, shift = total_and_shift(x, keep)
-        p = jnp.exp(x - shift[..., None]) * (1.0 / softmax.positive(total, xp=xp))[..., None]
-        return p if keep is None else jnp.where(keep[..., None], p, 0.0), total, shift
-
-    p, total, shift = where_it_pays(x, keep, plain, lambda: walked(x, keep, p_too=True))
+    p, total, shift = where_it_pays(partial(probabilities_of_part, dtype), x, keep)
     return p, softmax.log_sum_exp(total, shift, xp=xp), total, shift
 
 
 @probabilities.defjvp
-def _(primals: Any, tangents: Any) -> Any:
-    p, *given = probabilities(*primals)
+def _(dtype: Any, primals: Any, tangents: Any) -> Any:
+    p, *given = probabilities(dtype, *primals)
     # A tangent may hold NaN where nothing is kept.
-    t = tangents[0] if primals[1] is None else jnp.where(primals[1][..., None], tangents[0], 0.0)
+    t = tangents[0].astype(dtype)
+    t = t if primals[1] is None else jnp.where(primals[1][..., None], t, 0.0)
     u = jnp.sum(p * t, axis=-1)
     return (p, *given), (p * (t - u[..., None]), u, jnp.zeros_like(u), jnp.zeros_like(u))
 
 
-def on_one_cpu() -> bool:
-    """Where a choice at run time costs nothing: over rows that lie on several devices, a loop would gather them."""
-    return jax.default_backend() == "cpu" and jax.device_count() == 1
+def chooses(x: Any) -> bool:
+    """Where a choice at run time costs nothing."""
+    return jax.default_backend() == "cpu" and is_static(*x.shape) and x.size >= LEAST_UNSHIFTED
 
 
-def where_it_pays(x: Any, keep: Any, plain: Any, skipping: Any) -> Any:
-    """What pays, which is known at run time."""
+def where_it_pays(function: Callable[..., Any], x: Any, keep: Any) -> Any:
+    """On each device's own rows, and classes, where there is more to it than an expression."""
+    if not chooses(x):
+        return function({}, x, keep)
+    entries = x.ndim - 1
+    rows = layout_of_rows(entries, x[..., 0])
+    whole = layout_of_rows(entries, x, "c")
+    p = [whole] if function.func is probabilities_of_part else []
+    return in_parts(function, ((whole, None if keep is None else rows), [*p, rows, rows]), x, keep)
+
+
+def skips(x: Any, keep: Any, plain: Any, skipping: Any) -> Any:
     count = math.prod(x.shape[:-1])
-    if keep is None or not is_static(*x.shape) or x.size < LEAST_SKIPPED or count < 2 or not on_one_cpu():
+    if keep is None or not chooses(x) or x.size < LEAST_SKIPPED or count < 2:
         return plain()
     return lax.cond(jnp.sum(keep) < GREATEST_SHARE * count, skipping, plain)
 
 
+def sums_of_part(dtype: Any, over: Over, x: Any, keep: Any) -> tuple[Any, Any]:
+    def plain() -> tuple[Any, Any]:
+        return total_and_shift(x.astype(dtype), keep)
+
+    total, shift = skips(x, keep, plain, lambda: walked(dtype, x, keep, p_too=False)[1:])
+    return of_all_classes(over, total, shift, keep)[:2]
+
+
+def of_all_classes(over: Over, total: Any, shift: Any, keep: Any) -> tuple[Any, Any, Any]:
+    """Total and shift of the classes on every device, and what a term of this device's shift is to be multiplied by."""
+    split = names_over(over, "c")
+    if not split:
+        return total, shift, None
+    greatest = lax.pmax(shift, split)
+    change = jnp.exp(shift - greatest)
+    sum_of_all = lax.psum(total * change, split)
+    return (sum_of_all if keep is None else jnp.where(keep, sum_of_all, 1.0)), greatest, change
+
+
+def probabilities_of_part(dtype: Any, over: Over, x: Any, keep: Any) -> tuple[Any, Any, Any]:
+    def plain() -> tuple[Any, Any, Any]:
+        logits = x.astype(dtype)
+        total, shift = total_and_shift(logits, keep)
+        p = jnp.exp(logits - shift[..., None]) * (1.0 / softmax.positive(total, xp=xp))[..., None]
+        return p if keep is None else jnp.where(keep[..., None], p, 0.0), total, shift
+
+    p, part, shift = skips(x, keep, plain, lambda: walked(dtype, x, keep, p_too=True))
+    total, shift, change = of_all_classes(over, part, shift, keep)
+    if change is not None:
+        p = p * (part * change / softmax.positive(total, xp=xp))[..., None]
+    return p, total, shift
+
+
 def total_and_shift(x: Any, keep: Any) -> tuple[Any, Any]:
     """Without an array of the terms. As in the engine, the shift is 0 where the totals are then in range."""
-    if on_one_cpu() and is_static(*x.shape) and x.size >= LEAST_UNSHIFTED:
+    if chooses(x):
         low, high = TOTALS[x.dtype == jnp.float64]
         total = folded_total(x)
         in_range = (low <= total) & (total <= high)
@@ -165,7 +205,7 @@ def folded_total(x: Any) -> Any:
 
 
 def shifted(x: Any) -> tuple[Any, Any]:
-    parts = fold_of(x.shape[-1]) if on_one_cpu() and is_static(*x.shape) else 1
+    parts = fold_of(x.shape[-1]) if chooses(x) else 1
     parted = folded(x, parts)
     shift = softmax.finite_max(parted, xp=xp)
     total = jnp.sum(jnp.exp(parted - shift[..., None]), axis=-1)
@@ -176,18 +216,18 @@ def shifted(x: Any) -> tuple[Any, Any]:
     return jnp.sum(totals * jnp.exp(shifts - shift[..., None]), axis=-1), shift
 
 
-def walked(x: Any, keep: Any, *, p_too: bool) -> tuple[Any, Any, Any]:
+def walked(dtype: Any, x: Any, keep: Any, *, p_too: bool) -> tuple[Any, Any, Any]:
     """p (None if not asked for), totals and shifts, in blocks of kept rows: as many as there are at run time."""
     entries, classes = x.shape[:-1], x.shape[-1]
     count = math.prod(entries)
     flat = x.reshape(count, classes)
-    length = max(1, min(count, BLOCK_BYTES // (x.dtype.itemsize * classes)))
+    length = max(1, min(count, BLOCK_BYTES // (jnp.dtype(dtype).itemsize * classes)))
     order, kept = kept_first(keep, count, length)
 
     def block(state: Any) -> Any:
         start, p, total, shift = state
         places = lax.dynamic_slice(order, (start,), (length,))
-        taken = flat.at[places].get(mode="clip")
+        taken = flat.at[places].get(mode="clip").astype(dtype)
         if p_too:
             block_shift = softmax.finite_max(taken, xp=xp)
             terms = jnp.exp(taken - block_shift[:, None])
@@ -200,8 +240,8 @@ def walked(x: Any, keep: Any, *, p_too: bool) -> tuple[Any, Any, Any]:
         shift = shift.at[places].set(block_shift, mode="drop")
         return start + length, p, total, shift
 
-    zeros = jnp.zeros_like(flat) if p_too else None
-    made = varying_alike((zeros, jnp.ones(count, x.dtype), jnp.zeros(count, x.dtype)), (x, keep))
+    zeros = jnp.zeros_like(flat, dtype=dtype) if p_too else None
+    made = varying_alike((zeros, jnp.ones(count, dtype), jnp.zeros(count, dtype)), (x, keep))
     _, p, total, shift = lax.while_loop(lambda state: state[0] < kept, block, (0, *made))
     return p if p is None else p.reshape(x.shape), total.reshape(entries), shift.reshape(entries)
 
