@@ -67,6 +67,52 @@ batching.primitive_batchers[apply_p] = _batched
 ad.primitive_jvps[apply_p] = _differentiated
 
 
+linear_p = Primitive("maskloss_linear")
+linear_p.def_abstract_eval(lambda *_, plain, **__: plain.out_avals[0])
+mlir.register_lowering(linear_p, mlir.lower_fun(lambda *args, plain, **_: jaxpr_as_fun(plain)(*args)[0], False))
+
+
+def _evaluated(*args: Any, **params: Any) -> Any:
+    return jax.jit(partial(linear_p.bind, **params))(*args)
+
+
+def _mapped(args: Any, axes: Any, *, plain: Any, adjoint: Any) -> Any:
+    (*constants, t), (*of_constants, of_t) = args, axes
+    if of_t is None:
+        size = next(x.shape[axis] for x, axis in zip(constants, of_constants, strict=True) if axis is not None)
+        t, of_t = jax.numpy.broadcast_to(t, (size, *t.shape)), 0
+    function = jax.vmap(jaxpr_as_fun(plain), (*of_constants, of_t))
+    plain = jax.make_jaxpr(function)(*constants, t)
+    adjoint = jax.vmap(adjoint, (*of_constants, 0), of_t)
+    return linear_p.bind(*constants, t, plain=plain, adjoint=adjoint), 0
+
+
+def _transposed(g: Any, *args: Any, plain: Any, adjoint: Any) -> Any:
+    constants = args[:-1]
+    return *[None] * len(constants), adjoint(*constants, ad.instantiate_zeros(g))
+
+
+linear_p.def_impl(_evaluated)
+batching.primitive_batchers[linear_p] = _mapped
+ad.primitive_transposes[linear_p] = _transposed
+ad.primitive_jvps[linear_p] = lambda primals, tangents, **params: [
+    x[0] for x in _differentiated(primals, tangents, plain=params["plain"], split=None)
+]
+
+
+def linear(function: Callable[..., Any], adjoint: Callable[..., Any], constants: Any, t: Any) -> Any:
+    """function(*constants, t), linear in t, whose transpose is adjoint(constants, g)."""
+    leaves, tree = jax.tree.flatten(constants)
+
+    def plain(*args: Any) -> Any:
+        return function(*tree.unflatten(args[:-1]), args[-1])
+
+    def transpose(*args: Any) -> Any:
+        return adjoint(tree.unflatten(args[:-1]), args[-1])
+
+    return linear_p.bind(*leaves, t, plain=jax.make_jaxpr(plain)(*leaves, t), adjoint=transpose)
+
+
 def in_parts(function: Callable[..., Any], layouts: tuple[Any, Any], *args: Any) -> Any:
     """function({}, *args), or where arrays are split function(over, *parts of them); layouts of args and of results."""
     leaves, tree = jax.tree.flatten(args)

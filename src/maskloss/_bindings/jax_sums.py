@@ -1,11 +1,12 @@
-"""The rows' sums for JAX: of kept rows alone where most are not kept, with a derivative made in the same walk.
+"""The rows' sums for JAX: of kept rows alone where most are not kept, and so their derivative.
 
 With e_c = exp(x_c - shift), total = sum_c e_c and p_c = e_c / total, along dx
 
     d lse = sum_c p_c dx_c =: u        d p_c = p_c (dx_c - u)        d nll = u - dx_y
 
-whatever the shift and the total. Transposed by JAX, the gradient of the logits is p times a number a row, to any order:
-no number occurs that is far from p or from what comes from above.
+whatever the shift and the total. u is linear in dx, and its transpose gives, of a number g a row, the array g p_c. That
+is linear in g, and its transpose is u again: the two carry the derivatives of every order. No array of the logits' size
+is kept between them, and no number occurs that is far from p or from what comes from above.
 """
 
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -30,7 +31,7 @@ from .._engine.unshifted import GREATEST_RATIO, TOTALS
 from .._math import softmax
 from .._math.rows import RowFunction, Rows
 from .._math.softmax import SOFTMAX, Forward
-from .jax_partition import Over, in_parts, layout_of_rows, names_over
+from .jax_partition import Over, in_parts, layout_of_rows, linear, names_over
 
 # XLA's CPU backend sums up to this many numbers in one vectorized walk, fused with the exponential; longer rows it
 # splits in a way that is eight times slower (512 x 128256, jaxlib 0.10.2). They are folded to at most this length.
@@ -86,33 +87,73 @@ def _(primals: Any, tangents: Any) -> Any:
 @partial(jax.jit, static_argnums=0)  # called eagerly, lax.cond would compile its branches in each call
 def sums(dtype: Any, x: Any, keep: Any) -> tuple[Any, Any, Any]:
     """lse, total and shift of each row, the last two constants; 0, 1 and 0 where not kept."""
-    total, shift = where_it_pays(partial(sums_of_part, dtype), x, keep)
+    total, shift = where_it_pays(partial(sums_of_part, dtype), "", x, keep)
     return softmax.log_sum_exp(total, shift, xp=xp), total, shift
 
 
 @sums.defjvp
 def _(dtype: Any, primals: Any, tangents: Any) -> Any:
-    p, *given = probabilities(dtype, *primals)
-    u = jnp.sum(p * tangents[0].astype(dtype), axis=-1)
-    return tuple(given), (u, jnp.zeros_like(u), jnp.zeros_like(u))
+    lse, total, shift = sums(dtype, *primals)
+    u = dot(dtype, (*primals, total, shift), tangents[0])
+    return (lse, total, shift), (u, jnp.zeros_like(u), jnp.zeros_like(u))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-@partial(jax.jit, static_argnums=0)
-def probabilities(dtype: Any, x: Any, keep: Any) -> tuple[Any, Any, Any, Any]:
-    """p, 0 where not kept, and beside it what sums gives."""
-    p, total, shift = where_it_pays(partial(probabilities_of_part, dtype), x, keep)
-    return p, softmax.log_sum_exp(total, shift, xp=xp), total, shift
+def dot(dtype: Any, row: Any, t: Any) -> Any:
+    """sum_c p_c t_c; `row` is x, keep, and what sums gives of them."""
+
+    def plain(x: Any, keep: Any, total: Any, shift: Any, t: Any) -> Any:
+        p = jnp.exp(x.astype(dtype) - shift[..., None]) * (1.0 / softmax.positive(total, xp=xp))[..., None]
+        product = p * t.astype(dtype)
+        return jnp.sum(product if keep is None else jnp.where(keep[..., None], product, 0.0), axis=-1)
+
+    return linear(plain, lambda row, g: scaled(dtype, t.dtype, row, g), row, t)
 
 
-@probabilities.defjvp
+@dot.defjvp
 def _(dtype: Any, primals: Any, tangents: Any) -> Any:
-    p, *given = probabilities(dtype, *primals)
+    (row, t), (t_row, t_t) = primals, tangents
+    u, product = dot(dtype, row, t_row[0]), dot(dtype, row, t)
+    # p_c dx_c, of which p alone is taken where not kept.
+    t_x = t_row[0].astype(dtype) * t.astype(dtype)
+    return product, dot(dtype, row, t_t) + dot(dtype, row, t_x) - u * product
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def scaled(dtype: Any, to: Any, row: Any, g: Any) -> Any:
+    """g p_c, 0 where not kept, in the dtype `to`."""
+
+    def plain(x: Any, keep: Any, total: Any, shift: Any, g: Any) -> Any:
+        scale = 1.0 / softmax.positive(total, xp=xp)
+        return where_it_pays(partial(scaled_of_part, dtype, to), "c", x, keep, scale, shift, g)
+
+    return linear(plain, lambda row, t: dot(dtype, row, t), row, g)
+
+
+@scaled.defjvp
+def _(dtype: Any, to: Any, primals: Any, tangents: Any) -> Any:
+    (row, g), (t_row, t_g) = primals, tangents
+    keep = row[1]
+    value, u = scaled(dtype, to, row, g), dot(dtype, row, t_row[0])
     # A tangent may hold NaN where nothing is kept.
-    t = tangents[0].astype(dtype)
-    t = t if primals[1] is None else jnp.where(primals[1][..., None], t, 0.0)
-    u = jnp.sum(p * t, axis=-1)
-    return (p, *given), (p * (t - u[..., None]), u, jnp.zeros_like(u), jnp.zeros_like(u))
+    t_x = t_row[0].astype(dtype)
+    t_x = t_x if keep is None else jnp.where(keep[..., None], t_x, 0.0)
+    change = scaled(dtype, dtype, row, g) * (t_x - u[..., None])
+    return value, (scaled(dtype, dtype, row, t_g) + change).astype(to)
+
+
+def scaled_of_part(dtype: Any, to: Any, over: Over, x: Any, keep: Any, scale: Any, shift: Any, g: Any) -> Any:
+    def term(x: Any, scale: Any, shift: Any, g: Any) -> Any:
+        return (jnp.exp(x.astype(dtype) - shift[..., None]) * scale[..., None] * g[..., None]).astype(to)
+
+    def plain() -> Any:
+        terms = term(x, scale, shift, g)
+        return terms if keep is None else jnp.where(keep[..., None], terms, jnp.zeros((), to))
+
+    def skipping() -> Any:
+        return walked(dtype, x, keep, [scale, shift, g], lambda *taken: [term(*taken)], [jnp.zeros(x.shape, to)])[0]
+
+    return skips(dtype, x, keep, plain, skipping)
 
 
 def chooses(x: Any) -> bool:
@@ -120,68 +161,71 @@ def chooses(x: Any) -> bool:
     return jax.default_backend() == "cpu" and is_static(*x.shape) and x.size >= LEAST_UNSHIFTED
 
 
-def where_it_pays(function: Callable[..., Any], x: Any, keep: Any) -> Any:
-    """On each device's own rows, and classes, where there is more to it than an expression."""
-    if not chooses(x):
-        return function({}, x, keep)
-    entries = x.ndim - 1
-    rows = layout_of_rows(entries, x[..., 0])
-    whole = layout_of_rows(entries, x, "c")
-    p = [whole] if function.func is probabilities_of_part else []
-    return in_parts(function, ((whole, None if keep is None else rows), [*p, rows, rows]), x, keep)
+def where_it_pays(function: Callable[..., Any], classes: str, x: Any, keep: Any, *numbers: Any) -> Any:
+    """On each device's own rows, and classes, where there is more to it than an expression.
+
+    `classes`: the name of the class axis in the result, "" where that has none.
+    """
+    if not chooses(x) or (classes and not may_skip(numbers[0].dtype, x, keep)):
+        return function({}, x, keep, *numbers)
+    rows = layout_of_rows(x.ndim - 1, x[..., 0])
+    given = layout_of_rows(x.ndim - 1, x, "c"), None if keep is None else rows, *[rows] * len(numbers)
+    return in_parts(function, (given, given[0] if classes else [rows, rows]), x, keep, *numbers)
 
 
-def skips(x: Any, keep: Any, plain: Any, skipping: Any) -> Any:
-    count = math.prod(x.shape[:-1])
-    if keep is None or not chooses(x) or x.size < LEAST_SKIPPED or count < 2:
+def may_skip(dtype: Any, x: Any, keep: Any) -> bool:
+    return chooses(x) and x.ndim > 1 and x.size >= LEAST_SKIPPED and (keep is not None or is_wide(dtype))
+
+
+def is_wide(dtype: Any) -> bool:
+    """XLA's CPU backend fuses exponentials of float64 into their sum as one scalar loop, which is four times slower."""
+    return jnp.dtype(dtype) == jnp.float64
+
+
+def skips(dtype: Any, x: Any, keep: Any, plain: Any, skipping: Any) -> Any:
+    if not may_skip(dtype, x, keep):
         return plain()
-    return lax.cond(jnp.sum(keep) < GREATEST_SHARE * count, skipping, plain)
+    if is_wide(dtype):
+        return skipping()
+    return lax.cond(jnp.sum(keep) < GREATEST_SHARE * math.prod(x.shape[:-1]), skipping, plain)
 
 
-def sums_of_part(dtype: Any, over: Over, x: Any, keep: Any) -> tuple[Any, Any]:
-    def plain() -> tuple[Any, Any]:
-        return total_and_shift(x.astype(dtype), keep)
+def sums_of_part(dtype: Any, over: Over, x: Any, keep: Any) -> Any:
+    entries = x.shape[:-1]
 
-    total, shift = skips(x, keep, plain, lambda: walked(dtype, x, keep, p_too=False)[1:])
-    return of_all_classes(over, total, shift, keep)[:2]
+    def plain() -> Any:
+        return total_and_shift(dtype, x, keep)
+
+    def skipping() -> Any:
+        return walked(
+            dtype, x, keep, [], partial(shifted, dtype), [jnp.ones(entries, dtype), jnp.zeros(entries, dtype)]
+        )
+
+    total, shift = skips(dtype, x, keep, plain, skipping)
+    return of_all_classes(over, total, shift, keep)
 
 
-def of_all_classes(over: Over, total: Any, shift: Any, keep: Any) -> tuple[Any, Any, Any]:
-    """Total and shift of the classes on every device, and what a term of this device's shift is to be multiplied by."""
+def of_all_classes(over: Over, total: Any, shift: Any, keep: Any) -> list[Any]:
+    """Of the classes on every device."""
     split = names_over(over, "c")
     if not split:
-        return total, shift, None
+        return [total, shift]
     greatest = lax.pmax(shift, split)
-    change = jnp.exp(shift - greatest)
-    sum_of_all = lax.psum(total * change, split)
-    return (sum_of_all if keep is None else jnp.where(keep, sum_of_all, 1.0)), greatest, change
+    total = lax.psum(total * jnp.exp(shift - greatest), split)
+    return [total if keep is None else jnp.where(keep, total, 1.0), greatest]
 
 
-def probabilities_of_part(dtype: Any, over: Over, x: Any, keep: Any) -> tuple[Any, Any, Any]:
-    def plain() -> tuple[Any, Any, Any]:
-        logits = x.astype(dtype)
-        total, shift = total_and_shift(logits, keep)
-        p = jnp.exp(logits - shift[..., None]) * (1.0 / softmax.positive(total, xp=xp))[..., None]
-        return p if keep is None else jnp.where(keep[..., None], p, 0.0), total, shift
-
-    p, part, shift = skips(x, keep, plain, lambda: walked(dtype, x, keep, p_too=True))
-    total, shift, change = of_all_classes(over, part, shift, keep)
-    if change is not None:
-        p = p * (part * change / softmax.positive(total, xp=xp))[..., None]
-    return p, total, shift
-
-
-def total_and_shift(x: Any, keep: Any) -> tuple[Any, Any]:
+def total_and_shift(dtype: Any, x: Any, keep: Any) -> list[Any]:
     """Without an array of the terms. As in the engine, the shift is 0 where the totals are then in range."""
     if chooses(x):
-        low, high = TOTALS[x.dtype == jnp.float64]
-        total = folded_total(x)
+        low, high = TOTALS[is_wide(dtype)]
+        total = folded_total(dtype, x)
         in_range = (low <= total) & (total <= high)
         in_range = jnp.all(in_range if keep is None else in_range | ~keep)
-        total, shift = lax.cond(in_range, lambda: (total, jnp.zeros_like(total)), lambda: shifted(x))
+        total, shift = lax.cond(in_range, lambda: [total, jnp.zeros_like(total)], lambda: shifted(dtype, x))
     else:
-        total, shift = shifted(x)
-    return (total, shift) if keep is None else (jnp.where(keep, total, 1.0), jnp.where(keep, shift, 0.0))
+        total, shift = shifted(dtype, x)
+    return [total, shift] if keep is None else [jnp.where(keep, total, 1.0), jnp.where(keep, shift, 0.0)]
 
 
 def fold_of(classes: int) -> int:
@@ -198,52 +242,49 @@ def folded(x: Any, parts: int) -> Any:
     return lax.optimization_barrier(jnp.reshape(x, (-1, x.shape[-1] // parts)))
 
 
-def folded_total(x: Any) -> Any:
+def folded_total(dtype: Any, x: Any) -> Any:
     parts = fold_of(x.shape[-1])
-    total = jnp.sum(jnp.exp(folded(x, parts)), axis=-1)
+    total = jnp.sum(jnp.exp(folded(x, parts).astype(dtype)), axis=-1)
     return total if parts == 1 else jnp.sum(total.reshape(*x.shape[:-1], parts), axis=-1)
 
 
-def shifted(x: Any) -> tuple[Any, Any]:
+def shifted(dtype: Any, x: Any) -> list[Any]:
     parts = fold_of(x.shape[-1]) if chooses(x) else 1
     parted = folded(x, parts)
-    shift = softmax.finite_max(parted, xp=xp)
-    total = jnp.sum(jnp.exp(parted - shift[..., None]), axis=-1)
+    # Converted twice, within each walk: an array of it would be twice as large as the logits.
+    shift = softmax.finite_max(parted.astype(dtype), xp=xp)
+    terms = jnp.exp(parted.astype(dtype) - shift[..., None])
+    total = jnp.sum(lax.optimization_barrier(terms) if is_wide(dtype) else terms, axis=-1)
     if parts == 1:
-        return total, shift
+        return [total, shift]
     totals, shifts = (part.reshape(*x.shape[:-1], parts) for part in (total, shift))
     shift = jnp.max(shifts, axis=-1)
-    return jnp.sum(totals * jnp.exp(shifts - shift[..., None]), axis=-1), shift
+    return [jnp.sum(totals * jnp.exp(shifts - shift[..., None]), axis=-1), shift]
 
 
-def walked(dtype: Any, x: Any, keep: Any, *, p_too: bool) -> tuple[Any, Any, Any]:
-    """p (None if not asked for), totals and shifts, in blocks of kept rows: as many as there are at run time."""
-    entries, classes = x.shape[:-1], x.shape[-1]
+def walked(
+    dtype: Any, x: Any, keep: Any, numbers: list[Any], function: Callable[..., list[Any]], made: list[Any]
+) -> list[Any]:
+    """What the function gives of x and the numbers of each kept row in its place in `made`, in blocks of such rows.
+
+    As many blocks as there are at run time.
+    """
+    entries, classes, shapes = x.shape[:-1], x.shape[-1], [part.shape for part in made]
     count = math.prod(entries)
-    flat = x.reshape(count, classes)
+    tables = [x.reshape(count, classes), *(number.reshape(count) for number in numbers)]
     length = max(1, min(count, BLOCK_BYTES // (jnp.dtype(dtype).itemsize * classes)))
     order, kept = kept_first(keep, count, length)
 
     def block(state: Any) -> Any:
-        start, p, total, shift = state
+        start, made = state
         places = lax.dynamic_slice(order, (start,), (length,))
-        taken = flat.at[places].get(mode="clip").astype(dtype)
-        if p_too:
-            block_shift = softmax.finite_max(taken, xp=xp)
-            terms = jnp.exp(taken - block_shift[:, None])
-            block_total = jnp.sum(terms, axis=-1)
-            block_p = terms * (1.0 / softmax.positive(block_total, xp=xp))[:, None]
-            p = p.at[places].set(block_p, mode="drop")
-        else:
-            block_total, block_shift = shifted(taken)
-        total = total.at[places].set(block_total, mode="drop")
-        shift = shift.at[places].set(block_shift, mode="drop")
-        return start + length, p, total, shift
+        new = function(*(table.at[places].get(mode="clip") for table in tables))
+        return start + length, [x.at[places].set(part, mode="drop") for x, part in zip(made, new, strict=True)]
 
-    zeros = jnp.zeros_like(flat, dtype=dtype) if p_too else None
-    made = varying_alike((zeros, jnp.ones(count, dtype), jnp.zeros(count, dtype)), (x, keep))
-    _, p, total, shift = lax.while_loop(lambda state: state[0] < kept, block, (0, *made))
-    return p if p is None else p.reshape(x.shape), total.reshape(entries), shift.reshape(entries)
+    made = [part.reshape(count, *part.shape[len(entries) :]) for part in made]
+    state = 0, varying_alike(made, (x, keep, numbers))
+    made = lax.while_loop(lambda state: state[0] < kept, block, state)[1]
+    return [part.reshape(shape) for part, shape in zip(made, shapes, strict=True)]
 
 
 def kept_first(keep: Any, count: int, length: int) -> tuple[Any, Any]:
