@@ -238,19 +238,22 @@ def looped(chunks: Chunks, body: Callable[[Any, Any], Any], state: Any) -> Any:
 def forward(static: Static, given: Any, arrays: Arrays, parts: tuple[str, ...]) -> tuple[Any, ...]:
     """What each entry gives, whether its arg-max is its answer, a 0, and the gradients of the parts by arrays.known."""
     layouts, entries = layouts_of(given), given["hidden"].ndim - 1
-    of_rows = partial(layout_of_rows, entries)
+    of_arrays = jax.tree.map(lambda x: layout_of_rows(entries, x.ndim), arrays)
     function = partial(forward_of_part, static, parts)
     results = structure_of(partial(function, {}), given, arrays)
-    per_entry = of_rows(given["hidden"][..., 0])
-    of_results = [*[per_entry] * (results.num_leaves - 1 - len(parts)), "", *(layouts[name] for name in sorted(parts))]
-    return in_parts(function, ((layouts, jax.tree.map(of_rows, arrays)), of_results), given, arrays)
+    of_results = [
+        *[layout_of_rows(entries, entries)] * (results.num_leaves - 1 - len(parts)),
+        "",
+        *(layouts[name] for name in sorted(parts)),
+    ]
+    return in_parts(function, ((layouts, of_arrays), of_results), given, arrays)
 
 
 def layouts_of(given: Any) -> dict[str, Any]:
     """The kernel, the bias and targets for all are whole on each device."""
     entries = given["hidden"].ndim - 1
     return {
-        name: None if x is None else layout_of_rows(entries if x.ndim > entries and name in SPLIT else 0, x)
+        name: None if x is None else layout_of_rows(entries if x.ndim > entries and name in SPLIT else 0, x.ndim)
         for name, x in given.items()
     }
 
@@ -286,7 +289,7 @@ def forward_of_part(static: Static, parts: tuple[str, ...], over: Over, given: A
 def backward(static: Static, given: Any, arrays: Arrays, parts: tuple[str, ...], out: Any, g: Any) -> dict[str, Any]:
     """The gradients of the parts."""
     layouts, entries = layouts_of(given), given["hidden"].ndim - 1
-    of_rows = jax.tree.map(lambda x: layout_of_rows(entries, x), (arrays, out, g))
+    of_rows = jax.tree.map(lambda x: layout_of_rows(entries, x.ndim), (arrays, out, g))
     function = partial(backward_of_part, static, parts)
     return in_parts(function, ((layouts, *of_rows), {name: layouts[name] for name in parts}), given, arrays, out, g)
 

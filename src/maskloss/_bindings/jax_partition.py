@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.extend.core import Primitive, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir
@@ -25,10 +26,9 @@ WHOLE = "."
 Over = dict[str, Any]  # the mesh axes that an axis is split over, by its name; {}: none is
 
 
-def layout_of_rows(entries: int, x: Any, *tail: str) -> str:
-    """Of (entries..., tail...)."""
-    rest = tail or (WHOLE,) * (x.ndim - entries)
-    return " ".join([*(f"e{i}" for i in range(entries)), *rest])
+def layout_of_rows(entries: int, ndim: int, last: str = WHOLE) -> str:
+    """Of (entries..., more...), the last axis under a name of its own."""
+    return " ".join([*(f"e{i}" for i in range(entries)), *[WHOLE] * (ndim - entries - 1), *[last] * (ndim > entries)])
 
 
 def names_over(over: Over, prefix: str) -> tuple[str, ...]:
@@ -38,6 +38,12 @@ def names_over(over: Over, prefix: str) -> tuple[str, ...]:
         if name.startswith(prefix) and axes is not None:
             found += axes if isinstance(axes, tuple) else (axes,)
     return tuple(found)
+
+
+def spec_of(x: Any) -> tuple[Any, ...]:
+    """The mesh axes that each axis of an array is split over, where these are Explicit."""
+    spec = tuple(jax.typeof(x).sharding.spec)
+    return (*spec, *[None] * (x.ndim - len(spec)))
 
 
 apply_p = Primitive("maskloss_of_parts")
@@ -55,7 +61,16 @@ apply_p.def_impl(_impl)
 
 
 def _batched(args: Any, axes: Any, *, plain: Any, split: Any) -> Any:
-    return jax.vmap(jaxpr_as_fun(plain), axes)(*args), [0] * len(plain.out_avals)
+    function, count = jax.vmap(jaxpr_as_fun(plain), axes), len(plain.out_avals)
+    lies = [
+        jax.typeof(x).sharding.update(spec=PartitionSpec(spec_of(x)[i]))
+        for x, i in zip(args, axes, strict=True)
+        if i is not None
+    ]
+    over = next((sharding for sharding in lies if sharding.spec[0] is not None), None)
+    if over is not None:
+        function = jax.sharding.auto_axes(function, out_sharding=[over] * count)
+    return function(*args), [0] * count
 
 
 def _differentiated(primals: Any, tangents: Any, *, plain: Any, split: Any) -> Any:
@@ -68,49 +83,52 @@ ad.primitive_jvps[apply_p] = _differentiated
 
 
 linear_p = Primitive("maskloss_linear")
-linear_p.def_abstract_eval(lambda *_, plain, **__: plain.out_avals[0])
-mlir.register_lowering(linear_p, mlir.lower_fun(lambda *args, plain, **_: jaxpr_as_fun(plain)(*args)[0], False))
+linear_p.multiple_results = True
+linear_p.def_abstract_eval(lambda *_, plain, **__: plain.out_avals)
+mlir.register_lowering(linear_p, mlir.lower_fun(lambda *args, plain, **_: jaxpr_as_fun(plain)(*args)))
 
 
 def _evaluated(*args: Any, **params: Any) -> Any:
     return jax.jit(partial(linear_p.bind, **params))(*args)
 
 
-def _mapped(args: Any, axes: Any, *, plain: Any, adjoint: Any) -> Any:
-    (*constants, t), (*of_constants, of_t) = args, axes
-    if of_t is None:
-        size = next(x.shape[axis] for x, axis in zip(constants, of_constants, strict=True) if axis is not None)
-        t, of_t = jax.numpy.broadcast_to(t, (size, *t.shape)), 0
-    function = jax.vmap(jaxpr_as_fun(plain), (*of_constants, of_t))
-    plain = jax.make_jaxpr(function)(*constants, t)
-    adjoint = jax.vmap(adjoint, (*of_constants, 0), of_t)
-    return linear_p.bind(*constants, t, plain=plain, adjoint=adjoint), 0
+def _mapped(args: Any, axes: Any, *, plain: Any, adjoint: Any, constants: int) -> Any:
+    args, axes = list(args), list(axes)
+    size = next(x.shape[axis] for x, axis in zip(args, axes, strict=True) if axis is not None)
+    for i in range(constants, len(args)):  # as each has a gradient of its own
+        args[i] = (
+            jnp.broadcast_to(args[i], (size, *args[i].shape)) if axes[i] is None else jnp.moveaxis(args[i], axes[i], 0)
+        )
+        axes[i] = 0
+    mapped = jax.make_jaxpr(jax.vmap(jaxpr_as_fun(plain), axes))(*args)
+    adjoint = jax.vmap(adjoint, (*axes[:constants], *[0] * len(plain.out_avals)))
+    return linear_p.bind(*args, plain=mapped, adjoint=adjoint, constants=constants), [0] * len(plain.out_avals)
 
 
-def _transposed(g: Any, *args: Any, plain: Any, adjoint: Any) -> Any:
-    constants = args[:-1]
-    return *[None] * len(constants), adjoint(*constants, ad.instantiate_zeros(g))
+def _transposed(gradients: Any, *args: Any, plain: Any, adjoint: Any, constants: int) -> Any:
+    return *[None] * constants, *adjoint(*args[:constants], *map(ad.instantiate_zeros, gradients))
 
 
 linear_p.def_impl(_evaluated)
 batching.primitive_batchers[linear_p] = _mapped
 ad.primitive_transposes[linear_p] = _transposed
-ad.primitive_jvps[linear_p] = lambda primals, tangents, **params: [
-    x[0] for x in _differentiated(primals, tangents, plain=params["plain"], split=None)
-]
+ad.primitive_jvps[linear_p] = lambda primals, tangents, *, plain, **_: _differentiated(
+    primals, tangents, plain=plain, split=None
+)
 
 
-def linear(function: Callable[..., Any], adjoint: Callable[..., Any], constants: Any, t: Any) -> Any:
-    """function(*constants, t), linear in t, whose transpose is adjoint(constants, g)."""
+def linear(function: Callable[..., Any], adjoint: Callable[..., Any], constants: Any, *ts: Any) -> Any:
+    """A list of arrays, function(*constants, *ts), linear in ts; adjoint(constants, *gradients) lists those of ts."""
     leaves, tree = jax.tree.flatten(constants)
 
     def plain(*args: Any) -> Any:
-        return function(*tree.unflatten(args[:-1]), args[-1])
+        return function(*tree.unflatten(args[: len(leaves)]), *args[len(leaves) :])
 
     def transpose(*args: Any) -> Any:
-        return adjoint(tree.unflatten(args[:-1]), args[-1])
+        return adjoint(tree.unflatten(args[: len(leaves)]), *args[len(leaves) :])
 
-    return linear_p.bind(*leaves, t, plain=jax.make_jaxpr(plain)(*leaves, t), adjoint=transpose)
+    made = jax.make_jaxpr(plain)(*leaves, *ts)
+    return linear_p.bind(*leaves, *ts, plain=made, adjoint=transpose, constants=len(leaves))
 
 
 def in_parts(function: Callable[..., Any], layouts: tuple[Any, Any], *args: Any) -> Any:
@@ -121,16 +139,17 @@ def in_parts(function: Callable[..., Any], layouts: tuple[Any, Any], *args: Any)
     def flat(over: Over, *leaves: Any) -> list[Any]:
         return jax.tree.leaves(function(over, *tree.unflatten(leaves)))
 
-    def applied(*leaves: Any) -> list[Any]:
+    def bound(*leaves: Any) -> list[Any]:
         plain = jax.make_jaxpr(partial(flat, {}))(*leaves)
         split = jax.make_jaxpr(_partitioned(flat, of_args, of_results))(*leaves)
         return apply_p.bind(*leaves, plain=plain, split=split)
 
+    applied: Any = bound
     given = [jax.typeof(x).sharding for x in leaves]
     over = over_of(of_args, given)
     if any(axes is not None for axes in over.values()):  # Explicit: inside, the mesh is one that XLA partitions over
         mesh = next(x.mesh for x in given if not x.mesh.empty)
-        applied = jax.sharding.auto_axes(applied, out_sharding=shardings(mesh, over, of_results))
+        applied = jax.sharding.auto_axes(bound, out_sharding=shardings(mesh, over, of_results))
     return jax.tree.unflatten(structure_of(partial(function, {}), *args), applied(*leaves))
 
 

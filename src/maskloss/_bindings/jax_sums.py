@@ -4,9 +4,9 @@ With e_c = exp(x_c - shift), total = sum_c e_c and p_c = e_c / total, along dx
 
     d lse = sum_c p_c dx_c =: u        d p_c = p_c (dx_c - u)        d nll = u - dx_y
 
-whatever the shift and the total. u is linear in dx, and its transpose gives, of a number g a row, the array g p_c. That
-is linear in g, and its transpose is u again: the two carry the derivatives of every order. No array of the logits' size
-is kept between them, and no number occurs that is far from p or from what comes from above.
+whatever the shift and the total. (u, dx_y) is linear in dx, and its transpose gives, of two numbers a row, the array
+g p_c + g_y [c = y]. That is linear in them, and its transpose is (u, dx_y) again: the two carry derivatives of every
+order. No array of the logits' size is kept between them, and no number is far from p or from what comes from above.
 """
 
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -31,7 +31,7 @@ from .._engine.unshifted import GREATEST_RATIO, TOTALS
 from .._math import softmax
 from .._math.rows import RowFunction, Rows
 from .._math.softmax import SOFTMAX, Forward
-from .jax_partition import Over, in_parts, layout_of_rows, linear, names_over
+from .jax_partition import Over, in_parts, layout_of_rows, linear, names_over, spec_of
 
 # XLA's CPU backend sums up to this many numbers in one vectorized walk, fused with the exponential; longer rows it
 # splits in a way that is eight times slower (512 x 128256, jaxlib 0.10.2). They are folded to at most this length.
@@ -42,6 +42,7 @@ LEAST_SKIPPED = 1 << 22
 GREATEST_SHARE = 0.7
 BLOCK_BYTES = 1 << 20
 LEAST_UNSHIFTED = 1 << 16
+HALVES = jnp.bfloat16, jnp.float16
 
 
 def uncovered(function: RowFunction, rows: Rows) -> str | None:
@@ -56,10 +57,8 @@ def forward(rows: Rows, xp: Namespace) -> Forward:
     """softmax.forward, where class indices alone are asked for; of all else its expression."""
     if uncovered(SOFTMAX, rows) is not None:
         return softmax.forward(rows, xp)
-    lse, total, shift = sums(rows.dtype, rows.logits, rows.keep)
-    label_logits = xp.take_label(rows.logits, rows.labels).astype(rows.dtype)
-    if rows.keep is not None:
-        label_logits = jnp.where(rows.keep, label_logits, 0.0)
+    keep, labels = rows.keep, rows.labels
+    lse, total, shift, label_logits = sums(rows.dtype, rows.logits, labels, keep)
     nll = with_derivative_of(lse - label_logits, label_costs(total, label_logits, shift))
     return Forward(nll, None, lse if rows.with_lse else None, total, shift)
 
@@ -85,75 +84,105 @@ def _(primals: Any, tangents: Any) -> Any:
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 @partial(jax.jit, static_argnums=0)  # called eagerly, lax.cond would compile its branches in each call
-def sums(dtype: Any, x: Any, keep: Any) -> tuple[Any, Any, Any]:
-    """lse, total and shift of each row, the last two constants; 0, 1 and 0 where not kept."""
-    total, shift = where_it_pays(partial(sums_of_part, dtype), "", x, keep)
-    return softmax.log_sum_exp(total, shift, xp=xp), total, shift
+def sums(dtype: Any, x: Any, y: Any, keep: Any) -> tuple[Any, ...]:
+    """lse, total and shift of each row, the last two constants, and x_y; 0, 1, 0 and 0 where not kept."""
+    total, shift, label_logits = where_it_pays(partial(sums_of_part, dtype), "", x, keep, y)
+    return softmax.log_sum_exp(total, shift, xp=xp), total, shift, label_logits
 
 
 @sums.defjvp
 def _(dtype: Any, primals: Any, tangents: Any) -> Any:
-    lse, total, shift = sums(dtype, *primals)
-    u = dot(dtype, (*primals, total, shift), tangents[0])
-    return (lse, total, shift), (u, jnp.zeros_like(u), jnp.zeros_like(u))
+    lse, total, shift, label_logits = sums(dtype, *primals)
+    u, t_y = dot(dtype, (*primals, total, shift), tangents[0])
+    return (lse, total, shift, label_logits), (u, jnp.zeros_like(u), jnp.zeros_like(u), t_y)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def dot(dtype: Any, row: Any, t: Any) -> Any:
-    """sum_c p_c t_c; `row` is x, keep, and what sums gives of them."""
+def dot(dtype: Any, row: Any, t: Any) -> list[Any]:
+    """sum_c p_c t_c and t_y; `row` is x, y, keep, and what sums gives of them."""
 
-    def plain(x: Any, keep: Any, total: Any, shift: Any, t: Any) -> Any:
+    def plain(x: Any, y: Any, keep: Any, total: Any, shift: Any, t: Any) -> list[Any]:
         p = jnp.exp(x.astype(dtype) - shift[..., None]) * (1.0 / softmax.positive(total, xp=xp))[..., None]
-        product = p * t.astype(dtype)
-        return jnp.sum(product if keep is None else jnp.where(keep[..., None], product, 0.0), axis=-1)
+        t = kept(keep, t.astype(dtype))
+        return [jnp.sum(kept(keep, p) * t, axis=-1), jnp.sum(jnp.where(is_label(y, x, 0), t, 0.0), axis=-1)]
 
-    return linear(plain, lambda row, g: scaled(dtype, t.dtype, row, g), row, t)
+    return linear(plain, lambda row, *g: [scaled(dtype, t.dtype, row, *g)], row, t)
 
 
 @dot.defjvp
 def _(dtype: Any, primals: Any, tangents: Any) -> Any:
     (row, t), (t_row, t_t) = primals, tangents
-    u, product = dot(dtype, row, t_row[0]), dot(dtype, row, t)
-    # p_c dx_c, of which p alone is taken where not kept.
-    t_x = t_row[0].astype(dtype) * t.astype(dtype)
-    return product, dot(dtype, row, t_t) + dot(dtype, row, t_x) - u * product
+    (u, _), found, changed = (dot(dtype, row, x) for x in (t_row[0], t, t_t))
+    both, _ = dot(dtype, row, t_row[0].astype(dtype) * t.astype(dtype))
+    return found, [changed[0] + both - u * found[0], changed[1]]
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def scaled(dtype: Any, to: Any, row: Any, g: Any) -> Any:
-    """g p_c, 0 where not kept, in the dtype `to`."""
+def scaled(dtype: Any, to: Any, row: Any, g: Any, g_y: Any) -> Any:
+    """g p_c + g_y [c = y], 0 where not kept, in the dtype `to`."""
 
-    def plain(x: Any, keep: Any, total: Any, shift: Any, g: Any) -> Any:
+    def plain(x: Any, y: Any, keep: Any, total: Any, shift: Any, *g: Any) -> list[Any]:
         scale = 1.0 / softmax.positive(total, xp=xp)
-        return where_it_pays(partial(scaled_of_part, dtype, to), "c", x, keep, scale, shift, g)
+        return where_it_pays(partial(scaled_of_part, dtype, to), "c", x, keep, y, scale, shift, *g)
 
-    return linear(plain, lambda row, t: dot(dtype, row, t), row, g)
+    return linear(plain, lambda row, t: dot(dtype, row, t), row, g, g_y)[0]
 
 
 @scaled.defjvp
 def _(dtype: Any, to: Any, primals: Any, tangents: Any) -> Any:
-    (row, g), (t_row, t_g) = primals, tangents
-    keep = row[1]
-    value, u = scaled(dtype, to, row, g), dot(dtype, row, t_row[0])
+    (row, *g), (t_row, *t_g) = primals, tangents
+    value, (u, _) = scaled(dtype, to, row, *g), dot(dtype, row, t_row[0])
     # A tangent may hold NaN where nothing is kept.
-    t_x = t_row[0].astype(dtype)
-    t_x = t_x if keep is None else jnp.where(keep[..., None], t_x, 0.0)
-    change = scaled(dtype, dtype, row, g) * (t_x - u[..., None])
-    return value, (scaled(dtype, dtype, row, t_g) + change).astype(to)
+    t_x = kept(row[2], t_row[0].astype(dtype))
+    change = scaled(dtype, dtype, row, g[0], jnp.zeros_like(g[0])) * (t_x - u[..., None])
+    return value, (scaled(dtype, dtype, row, *t_g) + change).astype(to)
 
 
-def scaled_of_part(dtype: Any, to: Any, over: Over, x: Any, keep: Any, scale: Any, shift: Any, g: Any) -> Any:
-    def term(x: Any, scale: Any, shift: Any, g: Any) -> Any:
-        return (jnp.exp(x.astype(dtype) - shift[..., None]) * scale[..., None] * g[..., None]).astype(to)
+def kept(keep: Any, x: Any) -> Any:
+    return x if keep is None else jnp.where(keep[..., None], x, jnp.zeros((), x.dtype))
 
-    def plain() -> Any:
-        terms = term(x, scale, shift, g)
-        return terms if keep is None else jnp.where(keep[..., None], terms, jnp.zeros((), to))
 
-    def skipping() -> Any:
-        return walked(dtype, x, keep, [scale, shift, g], lambda *taken: [term(*taken)], [jnp.zeros(x.shape, to)])[0]
+def converted(dtype: Any, x: Any) -> Any:
+    """Within each walk anew: shared by two, the converted logits would be an array of twice their size."""
+    return (lax.optimization_barrier(x) if x.dtype in HALVES else x).astype(dtype)
 
-    return skips(dtype, x, keep, plain, skipping)
+
+def scaled_of_part(dtype: Any, to: Any, over: Over, x: Any, keep: Any, y: Any, *numbers: Any) -> list[Any]:
+    start = first_class(over, x)
+
+    def term(x: Any, y: Any, scale: Any, shift: Any, g: Any, g_y: Any) -> Any:
+        p = jnp.exp(converted(dtype, x) - shift[..., None]) * scale[..., None]
+        return (p * g[..., None] + jnp.where(is_label(y, x, start), g_y[..., None], 0.0)).astype(to)
+
+    def plain() -> list[Any]:
+        return [kept(keep, term(x, y, *numbers))]
+
+    def skipping() -> list[Any]:
+        return walked(dtype, x, keep, [y, *numbers], lambda *taken: [term(*taken)], [jnp.zeros(x.shape, to)])
+
+    return skips(x, keep, plain, skipping)
+
+
+def is_label(y: Any, x: Any, start: Any) -> Any:
+    """Of each class of x, the first of which is `start`."""
+    return jnp.arange(x.shape[-1], dtype=y.dtype) + start == y[..., None]
+
+
+def first_class(over: Over, x: Any) -> Any:
+    """Of this device's part."""
+    split = names_over(over, "c")
+    return lax.axis_index(split) * x.shape[-1] if split else 0
+
+
+def at_label(over: Over, dtype: Any, x: Any, y: Any) -> Any:
+    """x_y, of the classes on every device."""
+    split = names_over(over, "c")
+    y = y - first_class(over, x).astype(y.dtype) if split else y
+    # Of half precision XLA's CPU backend converts the whole array before it takes a few (jaxlib 0.10.2).
+    bits = lax.bitcast_convert_type(x, jnp.uint16) if x.dtype in HALVES else x
+    taken = jnp.take_along_axis(bits, jnp.clip(y, 0, x.shape[-1] - 1)[..., None], axis=-1)[..., 0]
+    taken = lax.bitcast_convert_type(taken, x.dtype).astype(dtype)
+    return lax.psum(jnp.where((y >= 0) & (y < x.shape[-1]), taken, 0.0), split) if split else taken
 
 
 def chooses(x: Any) -> bool:
@@ -166,50 +195,56 @@ def where_it_pays(function: Callable[..., Any], classes: str, x: Any, keep: Any,
 
     `classes`: the name of the class axis in the result, "" where that has none.
     """
-    if not chooses(x) or (classes and not may_skip(numbers[0].dtype, x, keep)):
+    has_more = may_skip(x, keep) if classes else chooses(x)
+    if not has_more and not any(spec_of(x)):
         return function({}, x, keep, *numbers)
-    rows = layout_of_rows(x.ndim - 1, x[..., 0])
-    given = layout_of_rows(x.ndim - 1, x, "c"), None if keep is None else rows, *[rows] * len(numbers)
-    return in_parts(function, (given, given[0] if classes else [rows, rows]), x, keep, *numbers)
+    rows = layout_of_rows(x.ndim - 1, x.ndim - 1)
+    given = layout_of_rows(x.ndim - 1, x.ndim, "c"), None if keep is None else rows, *[rows] * len(numbers)
+    return in_parts(function, (given, [given[0]] if classes else [rows] * 3), x, keep, *numbers)
 
 
-def may_skip(dtype: Any, x: Any, keep: Any) -> bool:
-    return chooses(x) and x.ndim > 1 and x.size >= LEAST_SKIPPED and (keep is not None or is_wide(dtype))
+def is_large(x: Any) -> bool:
+    return chooses(x) and x.ndim > 1 and x.size >= LEAST_SKIPPED
+
+
+def may_skip(x: Any, keep: Any) -> bool:
+    """Not rows of half precision: to take a few, XLA's CPU backend would convert all (jaxlib 0.10.2)."""
+    return keep is not None and is_large(x) and x.dtype not in HALVES
 
 
 def is_wide(dtype: Any) -> bool:
-    """XLA's CPU backend fuses exponentials of float64 into their sum as one scalar loop, which is four times slower."""
+    """XLA's CPU backend makes one scalar loop of a sum of exponentials in float64: four times slower than in blocks."""
     return jnp.dtype(dtype) == jnp.float64
 
 
-def skips(dtype: Any, x: Any, keep: Any, plain: Any, skipping: Any) -> Any:
-    if not may_skip(dtype, x, keep):
+def skips(x: Any, keep: Any, plain: Any, skipping: Any) -> Any:
+    if not may_skip(x, keep):
         return plain()
-    if is_wide(dtype):
-        return skipping()
     return lax.cond(jnp.sum(keep) < GREATEST_SHARE * math.prod(x.shape[:-1]), skipping, plain)
 
 
-def sums_of_part(dtype: Any, over: Over, x: Any, keep: Any) -> Any:
+def sums_of_part(dtype: Any, over: Over, x: Any, keep: Any, y: Any) -> list[Any]:
     entries = x.shape[:-1]
 
     def plain() -> Any:
         return total_and_shift(dtype, x, keep)
 
-    def skipping() -> Any:
-        return walked(
-            dtype, x, keep, [], partial(shifted, dtype), [jnp.ones(entries, dtype), jnp.zeros(entries, dtype)]
-        )
+    def skipping() -> list[Any]:
+        made = [jnp.ones(entries, dtype), jnp.zeros(entries, dtype)]
+        return walked(dtype, x, keep, [], partial(shifted, dtype), made)
 
-    total, shift = skips(dtype, x, keep, plain, skipping)
-    return of_all_classes(over, total, shift, keep)
+    of_part = skipping() if is_wide(dtype) and is_large(x) else skips(x, keep, plain, skipping)
+    total, shift = of_all_classes(over, of_part, keep)
+    label_logits = at_label(over, dtype, x, y)
+    return [total, shift, label_logits if keep is None else jnp.where(keep, label_logits, 0.0)]
 
 
-def of_all_classes(over: Over, total: Any, shift: Any, keep: Any) -> list[Any]:
-    """Of the classes on every device."""
+def of_all_classes(over: Over, of_part: list[Any], keep: Any) -> list[Any]:
+    """Total and shift of the classes on every device."""
     split = names_over(over, "c")
     if not split:
-        return [total, shift]
+        return of_part
+    total, shift = of_part
     greatest = lax.pmax(shift, split)
     total = lax.psum(total * jnp.exp(shift - greatest), split)
     return [total if keep is None else jnp.where(keep, total, 1.0), greatest]
@@ -251,9 +286,8 @@ def folded_total(dtype: Any, x: Any) -> Any:
 def shifted(dtype: Any, x: Any) -> list[Any]:
     parts = fold_of(x.shape[-1]) if chooses(x) else 1
     parted = folded(x, parts)
-    # Converted twice, within each walk: an array of it would be twice as large as the logits.
     shift = softmax.finite_max(parted.astype(dtype), xp=xp)
-    terms = jnp.exp(parted.astype(dtype) - shift[..., None])
+    terms = jnp.exp(converted(dtype, parted) - shift[..., None])
     total = jnp.sum(lax.optimization_barrier(terms) if is_wide(dtype) else terms, axis=-1)
     if parts == 1:
         return [total, shift]
@@ -272,7 +306,8 @@ def walked(
     entries, classes, shapes = x.shape[:-1], x.shape[-1], [part.shape for part in made]
     count = math.prod(entries)
     tables = [x.reshape(count, classes), *(number.reshape(count) for number in numbers)]
-    length = max(1, min(count, BLOCK_BYTES // (jnp.dtype(dtype).itemsize * classes)))
+    size = BLOCK_BYTES * (4 if is_wide(dtype) else 1)
+    length = max(1, min(count, size // (jnp.dtype(dtype).itemsize * classes)))
     order, kept = kept_first(keep, count, length)
 
     def block(state: Any) -> Any:
