@@ -102,6 +102,21 @@ def test_logits(torch_cpu, options, masked):
     assert ("maskloss.rows" in graphs[0]) is masked
 
 
+def test_infinite_logits(torch_cpu):
+    """Of a row the fused expression takes off its greatest logit as it is, and mends inf - inf: as eager."""
+    torch = importlib.import_module("torch")
+    inf, nan = torch.inf, torch.nan
+    rows = [[-inf, -inf, -inf], [inf, 0.0, 1.0], [-inf, 0.0, 1.0], [1e30, -1e30, 0.0], [nan, 0.0, 0.0], [1.0, 2.0, 3.0]]
+    leaf, labels = torch.tensor(rows, requires_grad=True), torch.tensor([0, 1, 0, 2, 0, 2])
+
+    def loss(x):
+        return ml.cross_entropy(x, labels, reduction="none")
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    found = [(f(leaf), *torch.autograd.grad(f(leaf).sum(), leaf)) for f in (compiled, loss)]
+    torch.testing.assert_close(*found, equal_nan=True)
+
+
 def test_soft_labels_and_a_class_mask(torch_cpu):
     torch, hidden, kernel, bias, _, mask = case()
     graphs, leaf = [], logits_of(torch.nan_to_num(hidden), kernel, bias)
