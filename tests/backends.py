@@ -31,6 +31,7 @@ class Backend(NamedTuple):
 ALL = FLOATS + HALVES
 SINGLE = ("float32",)
 TORCH = {"eager": ALL, "autodiff": FLOATS, "vmap": FLOATS, "blocks": ALL, "linear": ALL}
+COMPILED = {"compile": SINGLE, "operators": SINGLE, "operators-linear": SINGLE}
 STRICT = {"eager": FLOATS, "autodiff": SINGLE, "blocks": SINGLE, "linear": SINGLE}
 X64 = {"eager": ("float64",), "jit": ("float64",), "vmap": ("float64",)}
 X32 = {"eager": ("float32", "bfloat16"), "jit": ("float32", "float16"), "blocks": SINGLE, "linear": SINGLE}
@@ -44,7 +45,7 @@ BACKENDS = {
         Backend("strict", "array_api_strict", STRICT, "value_and_grad"),
         Backend("strict-limited", "array_api_strict", {"eager": SINGLE}, "value_and_grad", limited=True),
         Backend("strict-device", "array_api_strict", {"eager": SINGLE}, "value_and_grad", ("eager",), device="device1"),
-        Backend("torch", "torch", TORCH | {"compile": SINGLE}, "autograd", ("compile",), device="cpu"),
+        Backend("torch", "torch", TORCH | COMPILED, "autograd", ("compile",), device="cpu"),
         Backend("torch-meta", "torch", {"eager": SINGLE}, "autograd", device="meta", shapes_only=True),
         Backend("torch-triton", "torch", TRITON, "autograd", device="cpu", interpreted=True),
         Backend("torch-cuda", "torch", TORCH | TRITON, "autograd", accelerator=True, device="cuda"),

@@ -12,7 +12,7 @@ from tests.conformance.modes import MODES
 from tests.conformance.runs import Run, is_array, is_linear, is_of_kernels, leaves, mapped, placed, reduction_of, wanted
 
 # What runs where two implementations are compared.
-COMPARED = ("blocks", "triton", "triton-blocks", "triton-linear")
+COMPARED = ("blocks", "operators", "operators-linear", "triton", "triton-blocks", "triton-linear")
 
 
 class Seen(NamedTuple):
