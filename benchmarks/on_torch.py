@@ -176,6 +176,7 @@ LINEAR = {
     "F.linear + F.cross_entropy": eager(native),
     "the same, kept rows": eager(native_kept_rows),
     "the same, torch.compile": compiled(native),
+    "maskloss, torch.compile": compiled(maskloss),
     "F.linear_cross_entropy": eager(fused),
     "F.linear_cross_entropy, chunked": eager(fused_in_chunks),
     "three products": products,

@@ -121,6 +121,7 @@ LINEAR_TORCH = (
     Provider(PEER_OF_LINEAR["torch"]),
     Provider("the same, kept rows", where=MASKED),
     Provider("the same, torch.compile", compiled=True),
+    Provider("maskloss, torch.compile", compiled=True),
     Provider("F.linear_cross_entropy"),
     Provider("F.linear_cross_entropy, chunked"),
     PRODUCTS,
