@@ -162,4 +162,5 @@ def bench(session: nox.Session) -> None:
     session.run(python, "-m", "benchmarks.run", *session.posargs, env=env)
     if not session.posargs:
         session.run(python, "-m", "benchmarks.linear", env=env)
+        session.run(python, "-m", "benchmarks.ways", env=env)
         session.run(python, "docs/scripts/performance.py", "--write", env=env)

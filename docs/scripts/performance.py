@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from benchmarks import gpu, linear, plots, tables
+from benchmarks import gpu, linear, plots, tables, ways
 from docs.scripts import GENERATED, arguments, outdated
 
 
@@ -48,6 +48,14 @@ def linear_stale(folder):
     return pages_stale(folder, made, source) + pictures_stale(folder, plots.PICTURES_OF_LINEAR, source, text)
 
 
+def ways_stale(folder):
+    """The same for what benchmarks/ways.py measured."""
+    source = folder / "ways.json"
+    if not source.exists():
+        return [f"{source.name} is missing: `python -m benchmarks.ways` measures it"]
+    return pages_stale(folder, {"ways.md": ways.page(json.loads(source.read_text()))}, source)
+
+
 def gpu_page(folder):
     """What benchmarks/gpu.py measured, or that it has not been run."""
     source = folder / "gpu.json"
@@ -78,6 +86,8 @@ def write(folder):
         result = json.loads(text)
         (folder / "linear.md").write_text(linear.page(result))
         plots.save(plots.PICTURES_OF_LINEAR, result, folder, mark_of(text))
+    if (folder / "ways.json").exists():
+        (folder / "ways.md").write_text(ways.page(json.loads((folder / "ways.json").read_text())))
 
 
 def main():

@@ -55,9 +55,7 @@ MISSING = {
 }
 
 IMPLEMENTATIONS = {
-    "analytic": Implementation(
-        "the analytic forward and backward pair, on kept rows; keeps two numbers a row (JAX: the softmax)", {}
-    ),
+    "analytic": Implementation("the analytic forward and backward pair, on kept rows; keeps two numbers a row", {}),
     "autodiff": Implementation("one array-API expression, differentiated by the framework", {}),
     "triton": Implementation(
         "the analytic pair as Triton kernels, for class indices without class_mask; never the default while no GPU has"

@@ -60,16 +60,14 @@ def _impl(*args: Any, plain: Any, split: Any) -> Any:
 apply_p.def_impl(_impl)
 
 
-def _batched(args: Any, axes: Any, *, plain: Any, split: Any) -> Any:
+def _batched(args: Any, axes: Any, *, plain: Any, **_: Any) -> Any:
     function, count = jax.vmap(jaxpr_as_fun(plain), axes), len(plain.out_avals)
-    lies = [
-        jax.typeof(x).sharding.update(spec=PartitionSpec(spec_of(x)[i]))
-        for x, i in zip(args, axes, strict=True)
-        if i is not None
-    ]
-    over = next((sharding for sharding in lies if sharding.spec[0] is not None), None)
-    if over is not None:
-        function = jax.sharding.auto_axes(function, out_sharding=[over] * count)
+    lies = [(x, spec_of(x)[i]) for x, i in zip(args, axes, strict=True) if i is not None]
+    split = next(((x, over) for x, over in lies if over is not None), None)
+    if split is not None:
+        x, over = split
+        sharding = NamedSharding(jax.typeof(x).sharding.mesh, PartitionSpec(over))
+        function = jax.sharding.auto_axes(function, out_sharding=[sharding] * count)
     return function(*args), [0] * count
 
 

@@ -98,6 +98,7 @@ def _(dtype: Any, primals: Any, tangents: Any) -> Any:
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
+@partial(jax.jit, static_argnums=0)
 def dot(dtype: Any, row: Any, t: Any) -> list[Any]:
     """sum_c p_c t_c and t_y; `row` is x, y, keep, and what sums gives of them."""
 
@@ -118,6 +119,7 @@ def _(dtype: Any, primals: Any, tangents: Any) -> Any:
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+@partial(jax.jit, static_argnums=(0, 1))
 def scaled(dtype: Any, to: Any, row: Any, g: Any, g_y: Any) -> Any:
     """g p_c + g_y [c = y], 0 where not kept, in the dtype `to`."""
 
