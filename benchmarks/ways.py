@@ -20,7 +20,7 @@ from .tables import provenance, table
 
 MODEL = Case(*BERT, features=384)
 KEPT = (100, 50, 15)
-ROUNDS, STEPS, DEVICES = 3, 3, 8
+ROUNDS, STEPS, DEVICES = 2, 3, 8
 TORCH = {"PyTorch, eager": "eager", "PyTorch, torch.compile": "compile"}
 JAX = {
     "JAX, jit, one device": "one",

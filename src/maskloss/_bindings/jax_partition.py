@@ -53,11 +53,8 @@ apply_p.def_abstract_eval(lambda *_, plain, **__: plain.out_avals)
 mlir.register_lowering(apply_p, mlir.lower_fun(lambda *args, split, **_: jaxpr_as_fun(split)(*args)))
 
 
-def _impl(*args: Any, plain: Any, split: Any) -> Any:
-    return jax.jit(lambda *args: apply_p.bind(*args, plain=plain, split=split))(*args)
-
-
-apply_p.def_impl(_impl)
+def _evaluated(primitive: Primitive, *args: Any, **params: Any) -> Any:
+    return jax.jit(partial(primitive.bind, **params))(*args)
 
 
 def _batched(args: Any, axes: Any, *, plain: Any, **_: Any) -> Any:
@@ -71,11 +68,12 @@ def _batched(args: Any, axes: Any, *, plain: Any, **_: Any) -> Any:
     return function(*args), [0] * count
 
 
-def _differentiated(primals: Any, tangents: Any, *, plain: Any, split: Any) -> Any:
+def _differentiated(primals: Any, tangents: Any, *, plain: Any, **_: Any) -> Any:
     tangents = tuple(map(ad.instantiate_zeros, tangents))
     return jax.jvp(jaxpr_as_fun(plain), tuple(primals), tangents)
 
 
+apply_p.def_impl(partial(_evaluated, apply_p))
 batching.primitive_batchers[apply_p] = _batched
 ad.primitive_jvps[apply_p] = _differentiated
 
@@ -84,10 +82,6 @@ linear_p = Primitive("maskloss_linear")
 linear_p.multiple_results = True
 linear_p.def_abstract_eval(lambda *_, plain, **__: plain.out_avals)
 mlir.register_lowering(linear_p, mlir.lower_fun(lambda *args, plain, **_: jaxpr_as_fun(plain)(*args)))
-
-
-def _evaluated(*args: Any, **params: Any) -> Any:
-    return jax.jit(partial(linear_p.bind, **params))(*args)
 
 
 def _mapped(args: Any, axes: Any, *, plain: Any, adjoint: Any, constants: int) -> Any:
@@ -107,12 +101,10 @@ def _transposed(gradients: Any, *args: Any, plain: Any, adjoint: Any, constants:
     return *[None] * constants, *adjoint(*args[:constants], *map(ad.instantiate_zeros, gradients))
 
 
-linear_p.def_impl(_evaluated)
+linear_p.def_impl(partial(_evaluated, linear_p))
 batching.primitive_batchers[linear_p] = _mapped
 ad.primitive_transposes[linear_p] = _transposed
-ad.primitive_jvps[linear_p] = lambda primals, tangents, *, plain, **_: _differentiated(
-    primals, tangents, plain=plain, split=None
-)
+ad.primitive_jvps[linear_p] = _differentiated
 
 
 def linear(function: Callable[..., Any], adjoint: Callable[..., Any], constants: Any, *ts: Any) -> Any:
@@ -158,14 +150,14 @@ def structure_of(function: Callable[..., Any], *args: Any) -> Any:
 
 
 def over_of(layouts: list[str], given: Iterable[Any]) -> Over:
-    """The mesh axes that each axis is split over, from the shardings given: an axis goes as in the first array."""
+    """The mesh axes that each axis is split over, from the shardings given: it goes as in the first array that is."""
     over: Over = {}
     for layout, sharding in zip(layouts, given, strict=True):
         names = layout.split()
         spec = () if sharding is None else sharding.spec
         for name, axes in zip(names, (*spec, *[None] * (len(names) - len(spec))), strict=True):
             if name != WHOLE and over.get(name) is None:
-                over[name] = axes
+                over[name] = None if axes in over.values() else axes
     return over
 
 
