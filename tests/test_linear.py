@@ -551,6 +551,28 @@ def test_jax_refuses_what_it_cannot(backend):
         assert jax.jvp(lambda h: autodiff(h, k), (h,), (h,))[1].shape == ()
 
 
+def test_jax_mixed_derivatives(backend):
+    """The gradient by the weights depends on the losses: differentiated further by hidden states it is no constant."""
+    with settings(backend):
+        jax, h, k, _, _ = jax_case(backend)
+        y, w = jax.numpy.asarray([0, 2, 4, 1]), jax.numpy.asarray([0.5, 2.0, 1.5, 1.0])
+
+        def in_one(h, w):
+            return ml.linear_cross_entropy(h, k, y, weights=w, chunk_size=2, z_loss=0.1)
+
+        def plain(h, w):
+            return ml.cross_entropy(h @ k.T, y, weights=w, z_loss=0.1)
+
+        for transform in (
+            lambda f: jax.jacrev(jax.grad(f, 1), 0),
+            lambda f: jax.jacfwd(jax.grad(f), 1),
+            lambda f: jax.jit(jax.jacrev(jax.grad(f, 1), 0)),
+        ):
+            np.testing.assert_allclose(transform(in_one)(h, w), transform(plain)(h, w), rtol=1e-4, atol=1e-6)
+        with pytest.raises(TypeError, match=r"no reverse derivative of its.*implementation='autodiff'"):
+            jax.jacrev(lambda h: jax.grad(in_one, (0, 1))(h, w)[1])(h)
+
+
 def test_jax_what_is_frozen_costs_no_product(backend):
     """That of the logits, and one for each gradient asked for."""
     with settings(backend):

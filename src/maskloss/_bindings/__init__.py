@@ -1,8 +1,8 @@
 """What runs a call, by the binding of its library: the module that knows its derivatives and its tracers.
 
 A binding has WAYS, an implementation's functions by its name; of_logits and of_projection, which run a lane of one;
-small_loss, an answer to the commonest call with little to compute, or None; and value_and_grad, None where the library
-has no derivatives.
+carried, the loss of what that found, with the derivative of its `zero`; small_loss, an answer to the commonest call
+with little to compute, or None; and value_and_grad, None where the library has no derivatives.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from .._capabilities import LIBRARIES
 from .._engine import projection as chunked
 from .._math import terms
 from .._math.entropy import ENTROPY
+from .._math.reduce import reduce_entries
 from .._math.rows import Found, RowFunction, Rows
 from .._math.softmax import SOFTMAX
 from . import eager
@@ -72,9 +73,15 @@ def loss(call: Call) -> Any:
     answers = terms.answers_of(inputs) if call.with_stats else None
     known = None if call.reduction == "none" else lambda: terms.upstream_of(call, parts)
     found = run(call, SOFTMAX, parts.rows, answers=answers, known=known)
-    if call.with_stats and call.projection is None:
-        found = found._replace(right=terms.right_of(inputs, answers))
-    return terms.loss_of(call, parts, found)
+    entries = terms.entries_of(call, parts, found.out)
+    if found.zero is None:
+        value = reduce_entries(entries, call.reduction, call.denominator, xp=inputs.xp)
+    else:
+        value = binding_of(inputs.xp).carried(call, parts, found)
+    if not call.with_stats:
+        return value
+    right = found.right if call.projection is not None else terms.right_of(inputs, answers)
+    return value, terms.stats_of(call, entries, found.out, right)
 
 
 def log_probs(call: Call) -> Array:

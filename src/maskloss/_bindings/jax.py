@@ -1,6 +1,7 @@
 """The binding of JAX: sums with a derivative of their own, and a projection in a loop of run-time length."""
 
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportUnknownLambdaType=false
 # (JAX's own annotations are partial.)
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from typing import Any
 import jax
 
 from .._arrays import Namespace, is_static
+from .._call import Call
 from .._engine import projection as chunked
 from .._engine.lanes import Lane, Way
 from .._engine.projection import Projection
 from .._math.rows import Found, RowFunction, Rows
 from .._math.softmax import SOFTMAX
+from .._math.terms import Terms, reduced
 from . import jax_loop, jax_sums
 
 small_loss = None
@@ -48,6 +51,31 @@ def why_whole(hidden: Any) -> str | None:
     if 0 in hidden.shape[:-1]:
         return ""
     return None if is_static(*hidden.shape) else "the number of rows is a symbol"
+
+
+def carried(call: Call, parts: Terms, found: Found) -> Any:
+    """The derivative by `out` is left to the 0 alone; that by all else still depends on `out`, to any order."""
+    leaves, tree = jax.tree.flatten((call, parts))
+    places = [i for i, x in enumerate(leaves) if isinstance(x, jax.Array)]
+
+    def loss(out: Any, arrays: Any) -> Any:
+        given = leaves.copy()
+        for i, x in zip(places, arrays, strict=True):
+            given[i] = x
+        pair: Any = tree.unflatten(given)
+        return reduced(pair[0], pair[1], out)
+
+    @jax.custom_jvp
+    def with_zero(out: Any, zero: Any, arrays: Any) -> Any:
+        return loss(out, arrays)
+
+    @with_zero.defjvp
+    def _(primals: Any, tangents: Any) -> Any:
+        (out, _, arrays), (_, t_zero, t_arrays) = primals, tangents
+        value, tangent = jax.jvp(lambda arrays: loss(out, arrays), (arrays,), (t_arrays,))
+        return value, tangent + t_zero
+
+    return with_zero(found.out, found.zero, [leaves[i] for i in places])
 
 
 def value_and_grad(of_values: Callable[..., Any], values: list[Any], has_aux: bool) -> tuple[Any, list[Any]]:

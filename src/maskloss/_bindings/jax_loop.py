@@ -109,7 +109,7 @@ def of_projection(lane: Lane, projection: Projection, rows: Rows, answers: Any, 
     values, right, zero = run(static, *varying_alike((only_transposed(given), arrays), (given, arrays)))
     fields = lane.function.out._fields
     out = lane.function.out._make((*values, *[None] * (len(fields) - len(values))))
-    return Found(out, right) if known is None else Found(out, right, jax.tree.map(lax.stop_gradient, out), zero)
+    return Found(out, right, None if known is None else zero)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -127,13 +127,22 @@ def values_of(static: Static, out: Any) -> tuple[Any, ...]:
 
 def in_chunks_forward(static: Static, given: Any, arrays: Any) -> Any:
     parts = tuple(name for name, x in given.items() if x is not None and x.perturbed)
+    function, made = static.lane.function, {}
     given, arrays = jax.tree.map(lambda x: x.value, (given, arrays), is_leaf=lambda x: hasattr(x, "perturbed"))
-    out, right, zero, made = forward(static, given, arrays, parts if arrays.known is not None else ())
+    if parts:
+        out, right, zero, made = forward(static, given, arrays, parts if arrays.known is not None else ())
+        values, needed = only_evaluated(values_of(static, out)), function.needed(out)
+    else:  # `known` alone, by which there is no derivative; those by what is given are taken further out
+        arrays = arrays._replace(known=lax.stop_gradient(arrays.known))
+        again: Any = in_chunks(static, given, arrays)
+        values, right, zero = again
+        shapes: Any = jax.eval_shape(lambda given, arrays: forward(static, given, arrays, ()), given, arrays)
+        needed = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), function.needed(shapes[0]))
     # Of one structure whatever is differentiated: under jit, JAX may run a backward with the residuals of a forward
     # that it traced for other arguments (jax 0.10.2). What is not, has no length.
     wanted = {name: jnp.zeros(int(name in parts)) for name in given}
     made = {name: made.get(name, jnp.zeros(0)) for name in given}
-    return (values_of(static, out), right, zero), (given, arrays, static.lane.function.needed(out), made, wanted)
+    return (values, right, zero), (given, arrays, needed, made, wanted)
 
 
 def in_chunks_backward(static: Static, residuals: Any, gradients: Any) -> Any:
@@ -141,7 +150,7 @@ def in_chunks_backward(static: Static, residuals: Any, gradients: Any) -> Any:
     g = tuple(None if x is None or type(x) is SymbolicZero else x for x in gradients[0])
     parts = tuple(name for name, x in wanted.items() if x.shape[0])
     results: dict[str, Any] = {}
-    if any(x is not None for x in g):
+    if parts and any(x is not None for x in g):
         results = backward(static, given, arrays._replace(answers=None, known=None), parts, out, g)
     if arrays.known is not None and type(gradients[2]) is not SymbolicZero:
         results = {name: sum_of(results.get(name), made[name] * gradients[2]) for name in parts}

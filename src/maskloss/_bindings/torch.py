@@ -20,11 +20,13 @@ from .._arrays.torch import (
     product,
     xp,
 )
+from .._call import Call
 from .._engine import projection as chunked
 from .._engine.lanes import Lane
 from .._engine.projection import Projection
 from .._engine.walk import located
 from .._math.rows import Found, RowFunction, Rows
+from .._math.terms import Terms, reduced
 from . import torch_operators
 from .torch_operators import PARTS
 from .torch_operators import WAYS as WAYS
@@ -304,6 +306,11 @@ def of_projection(
         *values, right = applied(_Chunks, lane, before, chunk_size, answers, hidden, kernel, bias, *rows)
     out = lane.function.out
     return Found(out._make((*values, *[None] * (len(out._fields) - len(values)))), right)
+
+
+def carried(call: Call, parts: Terms, found: Found) -> Tensor:
+    constant = [None if x is None else x.detach() for x in found.out]
+    return reduced(call, parts, found.out._make(constant)) + found.zero
 
 
 def value_and_grad(of_values: Callable[..., Any], values: list[Any], has_aux: bool) -> tuple[Any, list[Any]]:

@@ -286,10 +286,7 @@ def of_projection(
         before = [] if known is None or not parts else listed(known(), hidden)
     given = hidden, kernel, bias, *own_of(rows), chunk_size, parts, answers, before, rows.with_lse
     *out, right, zero, _, _, _, _ = present(operators.maskloss.projection(name_of(lane), *given))
-    if zero is None:
-        return Found(restored(lane.function, out), right)
-    constant = [None if x is None else x.detach() for x in out]
-    return Found(restored(lane.function, out), right, restored(lane.function, constant), zero)
+    return Found(restored(lane.function, out), right, zero)
 
 
 def name_of(lane: Lane) -> str:

@@ -43,8 +43,7 @@ class Found(NamedTuple):
 
     out: Any  # of the function
     right: Array | None = None  # whether the arg-max is the answer
-    constant: Any = None  # out without a derivative, where
-    zero: Array | None = None  # a number 0, has that of the loss that is made of it
+    zero: Array | None = None  # a number 0, whose derivative is that, by `out`, of the loss that is made of it
 
 
 def as_known(known: Any, out: Any, xp: Namespace) -> Any:

@@ -12,7 +12,7 @@ targets w_c: no array of the logits' size is made for the target. For distributi
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from .._arrays import Array
 from .._call import Call, Options
@@ -28,7 +28,7 @@ from .reduce import (
     total_and_divisor,
     weighted_losses,
 )
-from .rows import Found, Rows, is_largest, sum_of
+from .rows import Rows, is_largest, sum_of
 from .softmax import Forward, Upstream
 
 # Arguments around the logits that a loss has a derivative by.
@@ -130,13 +130,8 @@ def entries_of(call: Call, terms: Terms, out: Forward) -> Entries:
     return Entries(losses, inputs.keep, inputs.weights, terms.masses)
 
 
-def loss_of(call: Call, terms: Terms, found: Found) -> Any:
-    """The loss, and beside it the statistics where it is known what is right (see stats_of)."""
-    entries = entries_of(call, terms, found.out)
-    in_loss = entries if found.constant is None else entries_of(call, terms, found.constant)
-    loss = reduce_entries(in_loss, call.reduction, call.denominator, xp=call.inputs.xp)
-    loss = loss if found.zero is None else loss + found.zero
-    return loss if found.right is None else (loss, stats_of(call, entries, found.out, found.right))
+def reduced(call: Call, terms: Terms, out: Forward) -> Array:
+    return reduce_entries(entries_of(call, terms, out), call.reduction, call.denominator, xp=call.inputs.xp)
 
 
 def stats_of(call: Call, entries: Entries, out: Forward, right: Array) -> LossStats:
