@@ -132,7 +132,7 @@ def page(result):
     numbers = MODEL.rows * MODEL.classes, (MODEL.rows + MODEL.classes) * MODEL.features
     logits, gradients = (f"{4 * count / 1e6:.0f} MB" for count in numbers)
     shape = f"{MODEL.rows} × {MODEL.features} × {MODEL.classes} in float32"
-    beside = f"logits would be {logits}, the gradients are {gradients} and counted in"
+    beside = f"logits would be {logits}, the gradients, {gradients}, are counted in"
     return f"{table(header, rows)}\n{shape}: {beside}. Measured on {provenance(result)}.\n"
 
 

@@ -99,7 +99,8 @@ def main():
         return
     found = stale(options.folder)
     if options.folder == GENERATED:
-        found += linear_stale(GENERATED) + pages_stale(GENERATED, gpu_page(GENERATED), GENERATED / "gpu.json")
+        found += linear_stale(GENERATED) + ways_stale(GENERATED)
+        found += pages_stale(GENERATED, gpu_page(GENERATED), GENERATED / "gpu.json")
     sys.exit("\n".join(["the page's tables are stale: run this with --write", *found]) if found else 0)
 
 
