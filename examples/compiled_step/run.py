@@ -1,6 +1,6 @@
 """A compiled training step of a small decoder: the loss in one with the projection, or F.linear and F.cross_entropy.
 
-    python examples/compiled_step/run.py           # under a minute on two cores
+    python examples/compiled_step/run.py           # about a minute on two cores
     python examples/compiled_step/run.py --quick   # small, to try it
 
 Where only the answer of a prompt counts, 15 % of the tokens are kept. Both losses are compiled with the layers around
@@ -72,7 +72,7 @@ def peak_during(call):
 
 
 def measure(name, kept, quick):
-    vocabulary, features, shape, steps = (97, 16, (2, 8), 2) if quick else (30522, 384, (8, 256), 3)
+    vocabulary, features, shape, steps = (97, 16, (2, 8), 2) if quick else (30522, 384, (8, 256), 2)
     torch.manual_seed(0)
     model, loss_of = Decoder(vocabulary, features), LOSSES[name]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
