@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 import maskloss as ml
-from maskloss._bindings import torch_operators
 from tests.backends import of_library
 
 ROWS, FEATURES, CLASSES = 12, 4, 9
@@ -197,18 +196,19 @@ def test_opcheck(torch_cpu, targets_too):
     leaf = logits_of(hidden, kernel, bias)
     targets = torch.softmax(leaf.detach(), -1).requires_grad_() if targets_too else None
     given = own(torch, None if targets_too else labels.clip(0), targets, mask, None)
+    listed = importlib.import_module("maskloss._bindings.torch_operators").listed
     check, operators, of = torch.library.opcheck, torch.ops.maskloss, "analytic softmax"
     for with_lse, for_backward in ((True, True), (False, True)):
         check(operators.rows.default, (of, leaf, *given, with_lse, for_backward))
     out = operators.rows(of, leaf, *given, True, True)
     detached = [x.detach() for x in out]
-    g = torch_operators.listed([x.detach() if i == int(targets_too) else None for i, x in enumerate(out[:3])], leaf)
+    g = listed([x.detach() if i == int(targets_too) else None for i, x in enumerate(out[:3])], leaf)
     plain = [None if x is None else x.detach() if isinstance(x, torch.Tensor) else x for x in given]
     check(operators.rows_backward.default, (of, leaf.detach(), *plain, detached, g, targets_too))
     parts = "hidden,kernel,bias" + ",targets" * targets_too
     of_all = of, hidden, kernel, bias, *given, 5, parts
     each = torch.where(mask, 0.25, 0.0).double()
-    known = torch_operators.listed((None, each, None) if targets_too else (each, None, None), hidden)
+    known = listed((None, each, None) if targets_too else (each, None, None), hidden)
     for before in ([], known):
         check(operators.projection.default, (*of_all, labels.clip(0), before, False))
     out = operators.projection(*of_all, None, [], False)
