@@ -13,7 +13,7 @@ import sys
 import time
 from statistics import median
 
-from .cases import BERT, Case
+from .cases import BERT, Case, arrays_of
 from .harness import ROOT, Result
 from .library import peak_beyond
 from .tables import provenance, table
@@ -32,13 +32,8 @@ WAYS = TORCH | JAX
 
 
 def numbers(kept):
-    import numpy as np
-
-    rng = np.random.default_rng(0)
-    hidden = rng.standard_normal((MODEL.rows, MODEL.features), np.float32)
-    kernel = rng.standard_normal((MODEL.classes, MODEL.features), np.float32) * np.float32(0.05)
-    mask = rng.permutation(MODEL.rows) < MODEL.rows * kept // 100
-    return hidden, kernel, rng.integers(0, MODEL.classes, MODEL.rows), mask
+    given = arrays_of(MODEL._replace(kept=kept))
+    return *given.inputs, given.labels, given.mask
 
 
 def seconds_of(call):

@@ -205,13 +205,10 @@ def test_on_one_among_them(backend):
 
 
 def test_a_program_that_gathers_fails(backend):
-    """The tests above can fail: of hidden states split along their features no product is made in parts."""
-    wrong = 'axes in ((mesh_of(rows=8), ("rows",)), (mesh_of(batch=4, time=2), ("batch", "time")))'
-    program = ROWS.replace(
-        "step = compiled(linear",
-        "step = compiled(lambda h, *rest: linear(h[::-1][::-1] + jnp.sin(h[::-1]) - jnp.sin(h[::-1]), *rest)",
-    )
-    assert wrong in ROWS
+    """The tests above can fail: to reverse the rows moves each to another device, and changes no number here."""
+    begin = "step = compiled(linear"
+    assert begin in ROWS
+    program = ROWS.replace(begin, "step = compiled(lambda h, *rest: linear(h + 0 * jnp.nan_to_num(h[::-1]), *rest)")
     done = on_eight_devices(backend, "Auto", program)
     assert done.returncode == 1
-    assert "AssertionError" in done.stderr, done.stderr
+    assert "AssertionError: ['collective-permute" in done.stderr, done.stderr

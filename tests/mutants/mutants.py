@@ -1011,8 +1011,8 @@ MUTANTS = [
     ),
     Mutant(
         "the kernel's gradient of one device",
-        "sum_over(x, split) if split and chunks.is_whole(name)",
-        "x if split and chunks.is_whole(name)",
+        "sum_over(x, split) if split and not has_rows(chunks.given, name)",
+        "x if split and not has_rows(chunks.given, name)",
         "each device has the gradient of its own rows",
         ("tests/test_eight_devices.py::test_split[jax-rows-Auto]",),
         "jax",

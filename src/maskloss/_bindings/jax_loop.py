@@ -26,11 +26,9 @@ from .._engine import projection as chunked
 from .._engine.lanes import Lane
 from .._engine.projection import Projection
 from .._math.rows import Found, Rows, is_largest, sum_of
-from .jax_partition import Over, in_parts, layout_of_rows, names_over, structure_of
+from .jax_partition import Over, in_parts, layout_of_rows, names_over
 from .jax_sums import kept_first, varying_alike
 
-# What has a row for each entry; of targets where they have one.
-SPLIT = ("hidden", "targets")
 # Of the kernel's gradient: the product of a whole chunk would need as much memory again.
 TILE = 1 << 12
 
@@ -107,9 +105,7 @@ def of_projection(lane: Lane, projection: Projection, rows: Rows, answers: Any, 
     arrays = Arrays(rows.labels, rows.keep, rows.class_mask, answers, known)
     given = {"hidden": hidden, "kernel": kernel, "bias": bias, "targets": rows.targets}
     values, right, zero = run(static, *varying_alike((only_transposed(given), arrays), (given, arrays)))
-    fields = lane.function.out._fields
-    out = lane.function.out._make((*values, *[None] * (len(fields) - len(values))))
-    return Found(out, right, None if known is None else zero)
+    return Found(lane.function.restored(values), right, None if known is None else zero)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -178,9 +174,6 @@ class Chunks(NamedTuple):
     def entries(self) -> tuple[int, ...]:
         return self.given["hidden"].shape[:-1]
 
-    def is_whole(self, name: str) -> bool:
-        return name not in SPLIT or (name == "targets" and not self.of_entries())
-
     def of_entries(self) -> bool:
         """Whether each entry has targets of its own."""
         return self.table["targets"] is not None
@@ -247,24 +240,27 @@ def looped(chunks: Chunks, body: Callable[[Any, Any], Any], state: Any) -> Any:
 def forward(static: Static, given: Any, arrays: Arrays, parts: tuple[str, ...]) -> tuple[Any, ...]:
     """What each entry gives, whether its arg-max is its answer, a 0, and the gradients of the parts by arrays.known."""
     layouts, entries = layouts_of(given), given["hidden"].ndim - 1
-    of_arrays = jax.tree.map(lambda x: layout_of_rows(entries, x.ndim), arrays)
-    function = partial(forward_of_part, static, parts)
-    results = structure_of(partial(function, {}), given, arrays)
-    of_results = [
-        *[layout_of_rows(entries, entries)] * (results.num_leaves - 1 - len(parts)),
-        "",
-        *(layouts[name] for name in sorted(parts)),
-    ]
-    return in_parts(function, ((layouts, of_arrays), of_results), given, arrays)
+    of_arrays, per_entry = layouts_of_rows(entries, arrays), layout_of_rows(entries, entries)
+    of_results = per_entry, per_entry, "", {name: layouts[name] for name in parts}
+    return in_parts(partial(forward_of_part, static, parts), ((layouts, of_arrays), of_results), given, arrays)
+
+
+def layouts_of_rows(entries: int, arrays: Any) -> Any:
+    return jax.tree.map(lambda x: layout_of_rows(entries, x.ndim), arrays)
 
 
 def layouts_of(given: Any) -> dict[str, Any]:
     """The kernel, the bias and targets for all are whole on each device."""
     entries = given["hidden"].ndim - 1
     return {
-        name: None if x is None else layout_of_rows(entries if x.ndim > entries and name in SPLIT else 0, x.ndim)
+        name: None if x is None else layout_of_rows(entries if has_rows(given, name) else 0, x.ndim)
         for name, x in given.items()
     }
+
+
+def has_rows(given: Any, name: str) -> bool:
+    """A row for each entry."""
+    return name == "hidden" or (name == "targets" and given[name].ndim == given["hidden"].ndim)
 
 
 def forward_of_part(static: Static, parts: tuple[str, ...], over: Over, given: Any, arrays: Arrays) -> tuple[Any, ...]:
@@ -298,9 +294,9 @@ def forward_of_part(static: Static, parts: tuple[str, ...], over: Over, given: A
 def backward(static: Static, given: Any, arrays: Arrays, parts: tuple[str, ...], out: Any, g: Any) -> dict[str, Any]:
     """The gradients of the parts."""
     layouts, entries = layouts_of(given), given["hidden"].ndim - 1
-    of_rows = jax.tree.map(lambda x: layout_of_rows(entries, x.ndim), (arrays, out, g))
-    function = partial(backward_of_part, static, parts)
-    return in_parts(function, ((layouts, *of_rows), {name: layouts[name] for name in parts}), given, arrays, out, g)
+    of_args = layouts, *layouts_of_rows(entries, (arrays, out, g))
+    of_results = {name: layouts[name] for name in parts}
+    return in_parts(partial(backward_of_part, static, parts), (of_args, of_results), given, arrays, out, g)
 
 
 def backward_of_part(
@@ -327,7 +323,7 @@ def in_their_shapes(chunks: Chunks, gradients: dict[str, Any], over: Over) -> di
     """Those of what is whole on each device summed over all."""
     split = names_over(over, "e")
     return {
-        name: sum_over(x, split) if split and chunks.is_whole(name) else x.reshape(chunks.given[name].shape)
+        name: sum_over(x, split) if split and not has_rows(chunks.given, name) else x.reshape(chunks.given[name].shape)
         for name, x in gradients.items()
     }
 

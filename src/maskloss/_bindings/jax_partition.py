@@ -122,16 +122,25 @@ def linear(function: Callable[..., Any], adjoint: Callable[..., Any], constants:
 
 
 def in_parts(function: Callable[..., Any], layouts: tuple[Any, Any], *args: Any) -> Any:
-    """function({}, *args), or where arrays are split function(over, *parts of them); layouts of args and of results."""
+    """function({}, *args), or where arrays are split function(over, *parts of them).
+
+    Layouts of args and of results: as either, or one for all that it stands in the place of.
+    """
     leaves, tree = jax.tree.flatten(args)
-    of_args, of_results = (jax.tree.leaves(layout) for layout in layouts)
+    # Of the shapes alone, wherever the arrays lie.
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), args)
+    shapes = shapes, jax.eval_shape(partial(function, {}), *shapes)
+    of_args, of_results = (
+        jax.tree.leaves(jax.tree.map(lambda layout, of: jax.tree.map(lambda _: layout, of), *pair))
+        for pair in zip(layouts, shapes, strict=True)
+    )
 
     def flat(over: Over, *leaves: Any) -> list[Any]:
         return jax.tree.leaves(function(over, *tree.unflatten(leaves)))
 
     def bound(*leaves: Any) -> list[Any]:
         plain = jax.make_jaxpr(partial(flat, {}))(*leaves)
-        split = jax.make_jaxpr(_partitioned(flat, of_args, of_results))(*leaves)
+        split = jax.make_jaxpr(_partitioned(flat, jaxpr_as_fun(plain), of_args, of_results))(*leaves)
         return apply_p.bind(*leaves, plain=plain, split=split)
 
     applied: Any = bound
@@ -140,13 +149,7 @@ def in_parts(function: Callable[..., Any], layouts: tuple[Any, Any], *args: Any)
     if any(axes is not None for axes in over.values()):  # Explicit: inside, the mesh is one that XLA partitions over
         mesh = next(x.mesh for x in given if not x.mesh.empty)
         applied = jax.sharding.auto_axes(bound, out_sharding=shardings(mesh, over, of_results))
-    return jax.tree.unflatten(structure_of(partial(function, {}), *args), applied(*leaves))
-
-
-def structure_of(function: Callable[..., Any], *args: Any) -> Any:
-    """Of the results, wherever the arrays lie."""
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), args)
-    return jax.tree.structure(jax.eval_shape(function, *shapes))
+    return jax.tree.unflatten(jax.tree.structure(shapes[1]), applied(*leaves))
 
 
 def over_of(layouts: list[str], given: Iterable[Any]) -> Over:
@@ -165,15 +168,14 @@ def shardings(mesh: Any, over: Over, layouts: list[str]) -> list[NamedSharding]:
     return [NamedSharding(mesh, PartitionSpec(*map(over.get, layout.split()))) for layout in layouts]
 
 
-def _partitioned(flat: Callable[..., Any], of_args: list[str], of_results: list[str]) -> Any:
-    def whole(*leaves: Any) -> list[Any]:
-        return flat({}, *leaves)
+def _partitioned(flat: Callable[..., Any], whole: Callable[..., Any], of_args: list[str], of_results: list[str]) -> Any:
+    """`whole`, or flat(over, *parts) on each device."""
 
     def partition(mesh: Any, args: Any, results: Any) -> Any:
         over = over_of(of_args, [x.sharding for x in args])
         return mesh, partial(flat, over), shardings(mesh, over, of_results), tuple(shardings(mesh, over, of_args))
 
-    function = custom_partitioning(whole)
+    function = custom_partitioning(lambda *leaves: whole(*leaves))
     # Every axis that is not to be split has a name of its own.
     count = iter(range(10**6))
     ins, outs = (

@@ -86,7 +86,7 @@ def _(primals: Any, tangents: Any) -> Any:
 @partial(jax.jit, static_argnums=0)  # called eagerly, lax.cond would compile its branches in each call
 def sums(dtype: Any, x: Any, y: Any, keep: Any) -> tuple[Any, ...]:
     """lse, total and shift of each row, the last two constants, and x_y; 0, 1, 0 and 0 where not kept."""
-    total, shift, label_logits = where_it_pays(partial(sums_of_part, dtype), "", x, keep, y)
+    total, shift, label_logits = where_it_pays(partial(sums_of_part, dtype), x, keep, y, has_classes=False)
     return softmax.log_sum_exp(total, shift, xp=xp), total, shift, label_logits
 
 
@@ -125,7 +125,7 @@ def scaled(dtype: Any, to: Any, row: Any, g: Any, g_y: Any) -> Any:
 
     def plain(x: Any, y: Any, keep: Any, total: Any, shift: Any, *g: Any) -> list[Any]:
         scale = 1.0 / softmax.positive(total, xp=xp)
-        return where_it_pays(partial(scaled_of_part, dtype, to), "c", x, keep, y, scale, shift, *g)
+        return where_it_pays(partial(scaled_of_part, dtype, to), x, keep, y, scale, shift, *g, has_classes=True)
 
     return linear(plain, lambda row, t: dot(dtype, row, t), row, g, g_y)[0]
 
@@ -192,17 +192,17 @@ def chooses(x: Any) -> bool:
     return jax.default_backend() == "cpu" and is_static(*x.shape) and x.size >= LEAST_UNSHIFTED
 
 
-def where_it_pays(function: Callable[..., Any], classes: str, x: Any, keep: Any, *numbers: Any) -> Any:
+def where_it_pays(function: Callable[..., Any], x: Any, keep: Any, *numbers: Any, has_classes: bool) -> Any:
     """On each device's own rows, and classes, where there is more to it than an expression.
 
-    `classes`: the name of the class axis in the result, "" where that has none.
+    `has_classes`: whether the results are arrays like x, and not numbers per row.
     """
-    has_more = may_skip(x, keep) if classes else chooses(x)
+    has_more = may_skip(x, keep) if has_classes else chooses(x)
     if not has_more and not any(spec_of(x)):
         return function({}, x, keep, *numbers)
     rows = layout_of_rows(x.ndim - 1, x.ndim - 1)
-    given = layout_of_rows(x.ndim - 1, x.ndim, "c"), None if keep is None else rows, *[rows] * len(numbers)
-    return in_parts(function, (given, [given[0]] if classes else [rows] * 3), x, keep, *numbers)
+    given = layout_of_rows(x.ndim - 1, x.ndim, "c"), rows, *[rows] * len(numbers)
+    return in_parts(function, (given, given[0] if has_classes else rows), x, keep, *numbers)
 
 
 def is_large(x: Any) -> bool:

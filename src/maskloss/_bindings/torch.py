@@ -95,11 +95,7 @@ class _Rows(torch.autograd.Function):
             d_logits, d_targets = function.backward(rows, out, g, targets_too=targets_too, xp=xp)
         else:
             d_logits, d_targets = ctx.lane.backward(rows, out, g, targets_too=targets_too, xp=xp)
-        if d_targets is not None:
-            targets: Tensor = rows.targets
-            d_targets = d_targets.sum_to_size(targets.shape)
-        logits: Tensor = rows.logits
-        return None, d_logits.to(logits.dtype), None, d_targets, *[None] * (len(rows) - 3)
+        return _of_inputs(rows, d_logits, d_targets)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Any, ...]:
@@ -120,6 +116,13 @@ class _Blocks(_Rows):
         return output
 
     setup_context = torch.autograd.Function.setup_context
+
+
+def _of_inputs(rows: Rows, d_logits: Tensor, d_targets: Tensor | None) -> tuple[Any, ...]:
+    """The gradients of a Function's inputs: what it runs, and the fields of Rows."""
+    logits, targets = rows.logits, cast(Any, rows.targets)
+    d_targets = None if d_targets is None else d_targets.sum_to_size(targets.shape)
+    return None, d_logits.to(logits.dtype), None, d_targets, *[None] * (len(rows) - 3)
 
 
 def _owned(x: Tensor | None) -> Tensor | None:
@@ -149,10 +152,7 @@ class _Traced(torch.autograd.Function):
         function, saved = ctx.function, ctx.saved_tensors
         rows, out = Rows(*saved[:TENSORS], *ctx.others), function.out._make(saved[TENSORS:])
         g = gradients[: function.differentiable]
-        logits, targets = saved[0], saved[2]
-        d_logits, d_targets = function.backward(rows, out, g, targets_too=ctx.needs_input_grad[3], xp=xp)
-        d_targets = None if d_targets is None else d_targets.sum_to_size(targets.shape)
-        return None, d_logits.to(logits.dtype), None, d_targets, *[None] * (len(rows) - 3)
+        return _of_inputs(rows, *function.backward(rows, out, g, targets_too=ctx.needs_input_grad[3], xp=xp))
 
 
 def compiled(lane: Lane, rows: Rows, variables: Sequence[Tensor]) -> Any:
@@ -304,8 +304,7 @@ def of_projection(
         with torch.no_grad():
             before = None if known is None else known()
         *values, right = applied(_Chunks, lane, before, chunk_size, answers, hidden, kernel, bias, *rows)
-    out = lane.function.out
-    return Found(out._make((*values, *[None] * (len(out._fields) - len(values)))), right)
+    return Found(lane.function.restored(values), right)
 
 
 def carried(call: Call, parts: Terms, found: Found) -> Tensor:

@@ -11,7 +11,7 @@ shapes and dtypes is the expression's, of tensors without numbers.
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -82,15 +82,9 @@ def own_of(rows: Rows) -> tuple[Any, ...]:
 
 def given_by(function: RowFunction, out: Any, for_backward: bool) -> list[Any]:
     """As the expression has them: a shift that the engine knows to be 0 is an array there."""
-    values, rest = out[: function.differentiable], out[function.differentiable :]
+    values, rest = list(out[: function.differentiable]), out[function.differentiable :]
     like = next(part for part in out if part is not None)
-    return [*values, *(torch.zeros_like(like) if part is None else part for part in rest)][
-        : None if for_backward else len(values)
-    ]
-
-
-def restored(function: RowFunction, parts: Sequence[Any]) -> Any:
-    return function.out._make((*parts, *[None] * (len(function.out._fields) - len(parts))))
+    return values + [torch.zeros_like(like) if part is None else part for part in rest] if for_backward else values
 
 
 @torch.library.custom_op(
@@ -122,7 +116,7 @@ def rows_backward_operator(of: str, logits: Tensor, *given: Any) -> list[Tensor]
     *own, out, g, targets_too = given
     lane, rows = lane_named(of), rows_of(logits, own, False, True)
     d_logits, d_targets = lane.backward(
-        rows, restored(lane.function, present(out)), present(g), targets_too=targets_too, xp=xp
+        rows, lane.function.restored(present(out)), present(g), targets_too=targets_too, xp=xp
     )
     return listed((d_logits, d_targets if targets_too else None), logits)
 
@@ -130,13 +124,8 @@ def rows_backward_operator(of: str, logits: Tensor, *given: Any) -> list[Tensor]
 @rows_backward_operator.register_fake
 def _(of: str, logits: Tensor, *given: Any) -> list[Tensor]:
     _, targets, *_, targets_too = given
-    return listed(
-        (
-            torch.empty_like(logits, memory_format=CONTIGUOUS),
-            torch.empty_like(targets, memory_format=CONTIGUOUS) if targets_too else None,
-        ),
-        logits,
-    )
+    given_too = (logits, targets) if targets_too else (logits, None)
+    return listed((None if x is None else torch.empty_like(x, memory_format=CONTIGUOUS) for x in given_too), logits)
 
 
 def rows_saved(ctx: Any, inputs: Any, output: Any) -> None:
@@ -163,16 +152,12 @@ def rows_derivative(ctx: Any, gradients: Any) -> Any:
 rows_operator.register_autograd(rows_derivative, setup_context=rows_saved)
 
 
-class Projected(NamedTuple):
-    projection: Projection
-    rows: Rows
-    parts: frozenset[str]
-
-
-def projected(hidden: Tensor, kernel: Tensor, bias: Tensor | None, given: Sequence[Any], with_lse: bool) -> Projected:
+def projected(
+    hidden: Tensor, kernel: Tensor, bias: Tensor | None, given: Sequence[Any], with_lse: bool
+) -> tuple[Projection, Rows, frozenset[str]]:
     *own, chunk_size, parts = given
     rows = rows_of(None, own, with_lse, bool(parts))
-    return Projected(Projection(hidden, kernel, bias, chunk_size), rows, frozenset(parts.split(",")))
+    return Projection(hidden, kernel, bias, chunk_size), rows, frozenset(parts.split(","))
 
 
 @torch.library.custom_op(
@@ -228,7 +213,7 @@ def projection_backward_operator(
 ) -> list[Tensor]:
     *rest, out, g = given
     lane, (projection, rows, parts) = lane_named(of), projected(hidden, kernel, bias, rest, False)
-    out = restored(lane.function, present(out))
+    out = lane.function.restored(present(out))
     with as_asked(hidden):
         made = chunked.backward(lane, projection, rows, out, present(g), parts, xp=xp)
     return listed(map(made.get, PARTS), hidden)
@@ -275,7 +260,7 @@ projection_operator.register_autograd(projection_derivative, setup_context=proje
 
 def of_logits(lane: Lane, rows: Rows, *, with_derivative: bool) -> Any:
     given = operators.maskloss.rows(name_of(lane), rows.logits, *own_of(rows), rows.with_lse, with_derivative)
-    return restored(lane.function, present(given))
+    return lane.function.restored(present(given))
 
 
 def of_projection(
@@ -286,7 +271,7 @@ def of_projection(
         before = [] if known is None or not parts else listed(known(), hidden)
     given = hidden, kernel, bias, *own_of(rows), chunk_size, parts, answers, before, rows.with_lse
     *out, right, zero, _, _, _, _ = present(operators.maskloss.projection(name_of(lane), *given))
-    return Found(restored(lane.function, out), right, zero)
+    return Found(lane.function.restored(out), right, zero)
 
 
 def name_of(lane: Lane) -> str:

@@ -78,6 +78,10 @@ class RowFunction(NamedTuple):
         """What backward needs of it."""
         return self.out._make((*[None] * self.needed_from, *out[self.needed_from :]))
 
+    def restored(self, values: Any) -> Any:
+        """`out` of its first fields."""
+        return self.out._make((*values, *[None] * (len(self.out._fields) - len(values))))
+
 
 FUNCTIONS: dict[str, RowFunction] = {}
 
