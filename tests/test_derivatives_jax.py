@@ -1,5 +1,7 @@
 """JAX: every kind of differentiation, against finite differences, against PyTorch's, and against the analytic pair."""
 
+import importlib
+
 import numpy as np
 import pytest
 
@@ -45,6 +47,23 @@ def test_finite_differences(run):
 
     check_grads(of_arrays, xs, order=2)
     check_grads(jax.jit(of_arrays), xs, order=1)
+
+
+def test_finite_differences_in_loops(run, monkeypatch):
+    """In loops over blocks of kept rows, and without a mask beside the terms that float64 keeps."""
+    from jax.test_util import check_grads
+
+    if run[1] not in ("plain", "mask", "z_loss"):
+        pytest.skip("each trace takes seconds, and the loops see no other option")
+    rows = importlib.import_module("maskloss._bindings.jax_sums")
+    for name, value in {"BLOCK_BYTES": 40, "LEAST_SKIPPED": 0, "LEAST_UNSHIFTED": 0}.items():
+        monkeypatch.setattr(rows, name, value)
+    jax.clear_caches()  # what was traced with other sizes
+    function, xs = at(run)
+    # One row beyond what a shift of 0 serves.
+    xs[0] = xs[0].at[3].add(800.0)
+    check_grads(jax.jit(lambda *xs: function(*map(jnp.asarray, xs))), xs, order=2)
+    jax.clear_caches()
 
 
 def test_jvp_is_the_inner_product(run):

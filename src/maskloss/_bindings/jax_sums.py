@@ -6,7 +6,8 @@ With e_c = exp(x_c - shift), total = sum_c e_c and p_c = e_c / total, along dx
 
 whatever the shift and the total. (u, dx_y) is linear in dx, and its transpose gives, of two numbers a row, the array
 g p_c + g_y [c = y]. That is linear in them, and its transpose is (u, dx_y) again: the two carry derivatives of every
-order. No array of the logits' size is kept between them, and no number is far from p or from what comes from above.
+order. No array of the logits' size is kept between them (but of float64's terms, in which the gradient is then
+written), and no number is far from p or from what comes from above.
 """
 
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -58,7 +59,7 @@ def forward(rows: Rows, xp: Namespace) -> Forward:
     if uncovered(SOFTMAX, rows) is not None:
         return softmax.forward(rows, xp)
     keep, labels = rows.keep, rows.labels
-    lse, total, shift, label_logits = sums(rows.dtype, rows.logits, labels, keep)
+    lse, total, shift, label_logits = sums(rows.dtype, False, rows.logits, labels, keep)
     nll = with_derivative_of(lse - label_logits, label_costs(total, label_logits, shift))
     return Forward(nll, None, lse if rows.with_lse else None, total, shift)
 
@@ -82,19 +83,31 @@ def _(primals: Any, tangents: Any) -> Any:
     return with_derivative_of(*primals), tangents[0]
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
-@partial(jax.jit, static_argnums=0)  # called eagerly, lax.cond would compile its branches in each call
-def sums(dtype: Any, x: Any, y: Any, keep: Any) -> tuple[Any, ...]:
-    """lse, total and shift of each row, the last two constants, and x_y; 0, 1, 0 and 0 where not kept."""
-    total, shift, label_logits = where_it_pays(partial(sums_of_part, dtype), x, keep, y, has_classes=False)
-    return softmax.log_sum_exp(total, shift, xp=xp), total, shift, label_logits
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+@partial(jax.jit, static_argnums=(0, 1))  # called eagerly, lax.cond would compile its branches in each call
+def sums(dtype: Any, with_terms: bool, x: Any, y: Any, keep: Any) -> tuple[Any, ...]:
+    """lse, total and shift of each row, the last two constants, and x_y; 0, 1, 0 and 0 where not kept.
+
+    `with_terms`: and exp(x_c - shift), constants too.
+    """
+    function, classes = partial(sums_of_part, dtype, with_terms), [False] * 3 + [True] * with_terms
+    total, shift, label_logits, *terms = where_it_pays(function, x, keep, y, classes=classes)
+    return softmax.log_sum_exp(total, shift, xp=xp), total, shift, label_logits, *terms
 
 
 @sums.defjvp
-def _(dtype: Any, primals: Any, tangents: Any) -> Any:
-    lse, total, shift, label_logits = sums(dtype, *primals)
-    u, t_y = dot(dtype, (*primals, total, shift), tangents[0])
-    return (lse, total, shift, label_logits), (u, jnp.zeros_like(u), jnp.zeros_like(u), t_y)
+def _(dtype: Any, with_terms: bool, primals: Any, tangents: Any) -> Any:
+    x, _, keep = primals
+    kept_terms = with_terms or (keep is None and is_wide(dtype) and is_large(x))
+    lse, total, shift, label_logits, *terms = sums(dtype, kept_terms, *primals)
+    u, t_y = dot(dtype, (*primals, total, shift, *terms), tangents[0])
+    constants = total, shift, *(terms if with_terms else ())
+    zero_total, zero_shift, *zero_terms = map(jnp.zeros_like, constants)
+    return (lse, total, shift, label_logits, *constants[2:]), (u, zero_total, zero_shift, t_y, *zero_terms)
+
+
+def exponentials(dtype: Any, x: Any, shift: Any, terms: Any) -> Any:
+    return terms[0] if terms else jnp.exp(converted(dtype, x) - shift[..., None])
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -102,8 +115,9 @@ def _(dtype: Any, primals: Any, tangents: Any) -> Any:
 def dot(dtype: Any, row: Any, t: Any) -> list[Any]:
     """sum_c p_c t_c and t_y; `row` is x, y, keep, and what sums gives of them."""
 
-    def plain(x: Any, y: Any, keep: Any, total: Any, shift: Any, t: Any) -> list[Any]:
-        p = jnp.exp(x.astype(dtype) - shift[..., None]) * (1.0 / softmax.positive(total, xp=xp))[..., None]
+    def plain(x: Any, y: Any, keep: Any, total: Any, shift: Any, *rest: Any) -> list[Any]:
+        *terms, t = rest
+        p = exponentials(dtype, x, shift, terms) * (1.0 / softmax.positive(total, xp=xp))[..., None]
         t = kept(keep, t.astype(dtype))
         return [jnp.sum(kept(keep, p) * t, axis=-1), jnp.sum(jnp.where(is_label(y, x, 0), t, 0.0), axis=-1)]
 
@@ -123,9 +137,10 @@ def _(dtype: Any, primals: Any, tangents: Any) -> Any:
 def scaled(dtype: Any, to: Any, row: Any, g: Any, g_y: Any) -> Any:
     """g p_c + g_y [c = y], 0 where not kept, in the dtype `to`."""
 
-    def plain(x: Any, y: Any, keep: Any, total: Any, shift: Any, *g: Any) -> list[Any]:
-        scale = 1.0 / softmax.positive(total, xp=xp)
-        return where_it_pays(partial(scaled_of_part, dtype, to), x, keep, y, scale, shift, *g, has_classes=True)
+    def plain(x: Any, y: Any, keep: Any, total: Any, shift: Any, *rest: Any) -> list[Any]:
+        *terms, g, g_y = rest
+        scale, function = 1.0 / softmax.positive(total, xp=xp), partial(scaled_of_part, dtype, to)
+        return where_it_pays(function, x, keep, y, scale, shift, g, g_y, *terms, classes=[True])
 
     return linear(plain, lambda row, t: dot(dtype, row, t), row, g, g_y)[0]
 
@@ -152,8 +167,8 @@ def converted(dtype: Any, x: Any) -> Any:
 def scaled_of_part(dtype: Any, to: Any, over: Over, x: Any, keep: Any, y: Any, *numbers: Any) -> list[Any]:
     start = first_class(over, x)
 
-    def term(x: Any, y: Any, scale: Any, shift: Any, g: Any, g_y: Any) -> Any:
-        p = jnp.exp(converted(dtype, x) - shift[..., None]) * scale[..., None]
+    def term(x: Any, y: Any, scale: Any, shift: Any, g: Any, g_y: Any, *terms: Any) -> Any:
+        p = exponentials(dtype, x, shift, terms) * scale[..., None]
         return (p * g[..., None] + jnp.where(is_label(y, x, start), g_y[..., None], 0.0)).astype(to)
 
     def plain() -> list[Any]:
@@ -192,17 +207,17 @@ def chooses(x: Any) -> bool:
     return jax.default_backend() == "cpu" and is_static(*x.shape) and x.size >= LEAST_UNSHIFTED
 
 
-def where_it_pays(function: Callable[..., Any], x: Any, keep: Any, *numbers: Any, has_classes: bool) -> Any:
+def where_it_pays(function: Callable[..., Any], x: Any, keep: Any, *given: Any, classes: list[bool]) -> Any:
     """On each device's own rows, and classes, where there is more to it than an expression.
 
-    `has_classes`: whether the results are arrays like x, and not numbers per row.
+    `classes`: of each result, whether it is an array like x, and not a number per row.
     """
-    has_more = may_skip(x, keep) if has_classes else chooses(x)
+    has_more = may_skip(x, keep) if all(classes) else chooses(x)
     if not has_more and not any(spec_of(x)):
-        return function({}, x, keep, *numbers)
-    rows = layout_of_rows(x.ndim - 1, x.ndim - 1)
-    given = layout_of_rows(x.ndim - 1, x.ndim, "c"), rows, *[rows] * len(numbers)
-    return in_parts(function, (given, given[0] if has_classes else rows), x, keep, *numbers)
+        return function({}, x, keep, *given)
+    of_rows, of_classes = (layout_of_rows(x.ndim - 1, ndim, "c") for ndim in (x.ndim - 1, x.ndim))
+    layouts = of_classes, of_rows, *[of_classes if a.ndim == x.ndim else of_rows for a in given]
+    return in_parts(function, (layouts, [of_classes if has else of_rows for has in classes]), x, keep, *given)
 
 
 def is_large(x: Any) -> bool:
@@ -225,31 +240,33 @@ def skips(x: Any, keep: Any, plain: Any, skipping: Any) -> Any:
     return lax.cond(jnp.sum(keep) < GREATEST_SHARE * math.prod(x.shape[:-1]), skipping, plain)
 
 
-def sums_of_part(dtype: Any, over: Over, x: Any, keep: Any, y: Any) -> list[Any]:
+def sums_of_part(dtype: Any, with_terms: bool, over: Over, x: Any, keep: Any, y: Any) -> list[Any]:
     entries = x.shape[:-1]
+    of_block = partial(unshifted_or_not if with_terms else shifted, dtype)
 
     def plain() -> Any:
         return total_and_shift(dtype, x, keep)
 
     def skipping() -> list[Any]:
-        made = [jnp.ones(entries, dtype), jnp.zeros(entries, dtype)]
-        return walked(dtype, x, keep, [], partial(shifted, dtype), made)
+        made = [jnp.ones(entries, dtype), jnp.zeros(entries, dtype), *[jnp.zeros(x.shape, dtype)] * with_terms]
+        return walked(dtype, x, keep, [], of_block, made)
 
     of_part = skipping() if is_wide(dtype) and is_large(x) else skips(x, keep, plain, skipping)
-    total, shift = of_all_classes(over, of_part, keep)
+    total, shift, *terms = of_all_classes(over, of_part, keep)
     label_logits = at_label(over, dtype, x, y)
-    return [total, shift, label_logits if keep is None else jnp.where(keep, label_logits, 0.0)]
+    return [total, shift, label_logits if keep is None else jnp.where(keep, label_logits, 0.0), *terms]
 
 
 def of_all_classes(over: Over, of_part: list[Any], keep: Any) -> list[Any]:
-    """Total and shift of the classes on every device."""
+    """Total and shift of the classes on every device, and the terms that go with them."""
     split = names_over(over, "c")
     if not split:
         return of_part
-    total, shift = of_part
+    total, shift, *terms = of_part
     greatest = lax.pmax(shift, split)
-    total = lax.psum(total * jnp.exp(shift - greatest), split)
-    return [total if keep is None else jnp.where(keep, total, 1.0), greatest]
+    change = jnp.exp(shift - greatest)
+    total = lax.psum(total * change, split)
+    return [total if keep is None else jnp.where(keep, total, 1.0), greatest, *(t * change[..., None] for t in terms)]
 
 
 def total_and_shift(dtype: Any, x: Any, keep: Any) -> list[Any]:
@@ -298,6 +315,24 @@ def shifted(dtype: Any, x: Any) -> list[Any]:
     return [jnp.sum(totals * jnp.exp(shifts - shift[..., None]), axis=-1), shift]
 
 
+def unshifted_or_not(dtype: Any, x: Any) -> list[Any]:
+    """Of a block in float64: total, shift and terms."""
+
+    def with_shift(shift: Any) -> list[Any]:
+        terms = lax.optimization_barrier(jnp.exp(x - shift[..., None]))
+        parts = jnp.sum(folded(terms, fold_of(x.shape[-1])), axis=-1)
+        return [jnp.sum(parts.reshape(*shift.shape, -1), axis=-1), shift, terms]
+
+    def again(_: Any) -> Any:
+        return False, with_shift(softmax.finite_max(x, xp=xp))
+
+    low, high = TOTALS[is_wide(dtype)]
+    total, *rest = with_shift(jnp.zeros_like(x, shape=x.shape[:-1]))
+    out_of_range = jnp.any((total < low) | ~(total <= high))
+    # cond would copy the terms, a loop writes them where they lie.
+    return lax.while_loop(lambda state: state[0], again, (out_of_range, [total, *rest]))[1]
+
+
 def walked(
     dtype: Any, x: Any, keep: Any, numbers: list[Any], function: Callable[..., list[Any]], made: list[Any]
 ) -> list[Any]:
@@ -314,9 +349,14 @@ def walked(
 
     def block(state: Any) -> Any:
         start, made = state
-        places = lax.dynamic_slice(order, (start,), (length,))
-        new = function(*(table.at[places].get(mode="clip") for table in tables))
-        return start + length, [x.at[places].set(part, mode="drop") for x, part in zip(made, new, strict=True)]
+        if keep is None:  # the last block may begin in the one before it
+            new = function(*(lax.dynamic_slice_in_dim(table, start, length) for table in tables))
+            made = [lax.dynamic_update_slice_in_dim(x, part, start, 0) for x, part in zip(made, new, strict=True)]
+        else:
+            places = lax.dynamic_slice(order, (start,), (length,))
+            new = function(*(table.at[places].get(mode="clip") for table in tables))
+            made = [x.at[places].set(part, mode="drop") for x, part in zip(made, new, strict=True)]
+        return start + length, made
 
     made = [part.reshape(count, *part.shape[len(entries) :]) for part in made]
     state = 0, varying_alike(made, (x, keep, numbers))
