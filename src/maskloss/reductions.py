@@ -266,7 +266,7 @@ def _extremum(v: _Values, sign: float) -> Array:
     if v.has_empty_axis():
         result = v.total(v.x) + v.empty
     else:
-        largest = v.xp.max(v.selected(sign * v.x, -math.inf), axis=v.axes, keepdims=v.keepdims)
+        largest = v.xp.largest(v.selected(sign * v.x, -math.inf), axis=v.axes, keepdims=v.keepdims)
         result = v.unless_empty(sign * largest)
     return v.xp.astype(result, v.like.array.dtype, copy=False)
 

@@ -63,6 +63,11 @@ class Jax(Namespace):
         is_split = jax.typeof(x).sharding.spec[axis] is not None
         return self.sum(x, axis=axis) if is_split else super().long_sum(x, axis=axis)
 
+    def largest(self, x: Array, axis: tuple[int, ...], keepdims: bool) -> Array:
+        # Along an axis that is split over devices XLA's maximum of maxima drops NaN (CPU, jaxlib 0.10.2).
+        has_nan = self.any(self.isnan(x), axis=axis, keepdims=keepdims)
+        return self.where(has_nan, self.nan, self.max(x, axis=axis, keepdims=keepdims))
+
     def sum_all(self, x: Array) -> Array:
         # An axis that is split over devices merges with no other.
         return self.sum_over(x, tuple(range(x.ndim)), keepdims=False)

@@ -194,6 +194,9 @@ class Namespace:
         """Whether this axis is one that the library sums in a tree, as it does with what lies side by side."""
         return False
 
+    def largest(self, x: Array, axis: tuple[int, ...], keepdims: bool) -> Array:
+        return self.max(x, axis=axis, keepdims=keepdims)
+
     def long_sum(self, x: Array, *, axis: int = -1) -> Array:
         """Sum over an axis, in levels where it is long."""
         axis %= x.ndim
