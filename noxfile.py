@@ -5,6 +5,7 @@ and one, `environment`, that holds every framework and tool, shared by the sessi
 All are kept between runs; `nox --reuse-venv no` makes them afresh.
 """
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -25,8 +26,11 @@ nox.options.sessions = [
     "tests-torch",
     "tests-triton",
     "tests-jax",
+    "tests-devices",
 ]
 
+ROOT = Path(__file__).parent
+SOURCE = hashlib.sha256(b"".join(file.read_bytes() for file in sorted((ROOT / "src").rglob("*.py"))))
 CONSTRAINTS = ("-c", "constraints.txt")
 SHARED = {"venv_backend": "none", "requires": ["environment"]}
 # pytest-xdist fills the cores; the thread pools of torch and BLAS would fight it for them.
@@ -36,8 +40,9 @@ ONCE = ("--ignore=tests/mutants", "--ignore=tests/meta/test_doctests.py", "--ign
 ENV = {
     "OMP_NUM_THREADS": "1",
     "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu"),
-    # Most of JAX's time is compiling the same small programs in each process and in each run.
-    "JAX_COMPILATION_CACHE_DIR": str(Path(__file__).parent / ".nox" / "jax"),
+    # Most of JAX's time is compiling the same small programs in each process and in each run. The key of a program that
+    # is split over devices says nothing of what each of them runs (jax 0.10.2): each source has programs of its own.
+    "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".nox" / "jax" / SOURCE.hexdigest()[:12]),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
 }
@@ -101,6 +106,13 @@ def tests_triton(session: nox.Session) -> None:
 @nox.session(name="tests-jax", **SHARED)
 def tests_jax(session: nox.Session) -> None:
     run(session, "-m", "pytest", "--backend", "jax,jax-x32", *ONCE, *PARALLEL, *session.posargs)
+
+
+@nox.session(name="tests-devices", **SHARED)
+def tests_devices(session: nox.Session) -> None:
+    """JAX on eight devices, made of the CPU."""
+    command = ("-m", "pytest", "--backend", "jax-devices", "tests/conformance", *PARALLEL, *session.posargs)
+    session.run(shared_python(session), *command, env=ENV | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"})
 
 
 @nox.session(name="tests-cupy")

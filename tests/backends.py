@@ -25,7 +25,7 @@ class Backend(NamedTuple):
     limited: bool = False  # boolean indexing and data-dependent shapes off
     readonly: bool = False
     shapes_only: bool = False
-    interpreted: bool = False  # Triton's kernels, in Python
+    environment: tuple[tuple[str, str], ...] = ()  # variables, which a process has or not from its start
 
 
 ALL = FLOATS + HALVES
@@ -36,6 +36,9 @@ STRICT = {"eager": FLOATS, "autodiff": SINGLE, "blocks": SINGLE, "linear": SINGL
 X64 = {"eager": ("float64",), "jit": ("float64",), "vmap": ("float64",)}
 X32 = {"eager": ("float32", "bfloat16"), "jit": ("float32", "float16"), "blocks": SINGLE, "linear": SINGLE}
 TRITON = {"triton": (*SINGLE, *HALVES), "triton-blocks": SINGLE, "triton-linear": (*SINGLE, "bfloat16")}
+DEVICES = {"devices": ("float64",), "devices-linear": ("float64",), "devices-classes": ("float64",)}
+INTERPRETED = (("TRITON_INTERPRET", "1"),)  # Triton's kernels, in Python
+EIGHT = (("XLA_FLAGS", "--xla_force_host_platform_device_count=8"),)
 CUPY = {"eager": (*FLOATS, "float16"), "autodiff": FLOATS, "linear": FLOATS}
 BACKENDS = {
     b.name: b
@@ -47,10 +50,13 @@ BACKENDS = {
         Backend("strict-device", "array_api_strict", {"eager": SINGLE}, "value_and_grad", ("eager",), device="device1"),
         Backend("torch", "torch", TORCH | COMPILED, "autograd", ("compile",), device="cpu"),
         Backend("torch-meta", "torch", {"eager": SINGLE}, "autograd", device="meta", shapes_only=True),
-        Backend("torch-triton", "torch", TRITON, "autograd", device="cpu", interpreted=True),
+        Backend("torch-triton", "torch", TRITON, "autograd", device="cpu", environment=INTERPRETED),
         Backend("torch-cuda", "torch", TORCH | TRITON, "autograd", accelerator=True, device="cuda"),
         Backend("jax", "jax", X64, "vjp", ("eager", "jit", "vmap"), device="cpu"),
         Backend("jax-x32", "jax", X32, "vjp", ("jit", "blocks", "linear"), device="cpu", x64=False),
+        Backend(
+            "jax-devices", "jax", DEVICES, "vjp", ("devices-classes", "devices-linear"), device="cpu", environment=EIGHT
+        ),
         Backend("jax-gpu", "jax", X64 | {"eager": FLOATS + HALVES}, "vjp", ("jit", "vmap"), True, "gpu"),
         Backend("cupy", "cupy", CUPY, "value_and_grad", accelerator=True),
     )
@@ -61,10 +67,11 @@ def missing(backend):
     """Why the backend cannot run here, or None."""
     if importlib.util.find_spec(backend.library) is None:
         return f"the package {backend.library} is not installed"
-    if backend.interpreted:
-        if importlib.util.find_spec("triton") is None:
-            return "the package triton is not installed"
-        return None if os.environ.get("TRITON_INTERPRET") == "1" else "TRITON_INTERPRET is not 1"
+    if backend.environment == INTERPRETED and importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed"
+    for name, value in backend.environment:
+        if os.environ.get(name) != value:
+            return f"{name} is not {value}"
     if not backend.accelerator:
         return None
     if backend.library == "torch":
@@ -115,6 +122,8 @@ def settings(backend):
     """x64 on or off, flags of array-api-strict, JAX's device: whatever is global in the library."""
     if backend.library == "jax":
         jax = importlib.import_module("jax")
+        if backend.environment == EIGHT:  # XLA asks for the parts of a program outside of any `with` (jax 0.10.2)
+            jax.config.update("jax_enable_x64", backend.x64)
         with jax.enable_x64(backend.x64), jax.default_device(jax.devices(backend.device)[0]):
             yield
     elif backend.limited:

@@ -96,7 +96,7 @@ def test_implementations(backend):
         for name, implementation in _capabilities.IMPLEMENTATIONS.items():
             missing = implementation.missing
             reason = missing.get(backend.library)
-            if backend.library == "torch" and backend.device != "cuda" and not backend.interpreted:
+            if backend.library == "torch" and backend.device != "cuda" and not backend.environment:
                 reason = missing.get("torch cpu")
             if reason:
                 with pytest.raises(ValueError, match=re.escape(reason)):

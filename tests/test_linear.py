@@ -585,8 +585,7 @@ def test_jax_what_is_frozen_costs_no_product(backend):
 @pytest.mark.parametrize("option", [("numpy_rank_promotion", "raise"), ("numpy_dtype_promotion", "strict")])
 def test_jax_promotes_nothing(backend, option):
     """With every option, of bfloat16 as well: the gradient is the one without the setting."""
-    if backend.library != "jax" or backend.accelerator:
-        pytest.skip("a test of JAX alone")
+    named(backend, "jax-x32")
     with settings(backend):
         jax = importlib.import_module("jax")
         rng = np.random.default_rng(31)

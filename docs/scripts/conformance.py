@@ -25,22 +25,21 @@ MACHINES = 1.0
 def measured(names, for_pytest):
     """The rows of a run of tests/conformance, which must pass.
 
-    A process for JAX, whose time is compilation, one for Triton's interpreter, which is there for a whole process or
-    not at all, and one for the rest.
+    A process for JAX, whose time is compilation, one for Triton's interpreter and one for JAX's eight devices, which
+    are there for a whole process or not at all, and one for the rest.
     """
     parts = defaultdict(list)
     for name in names:
-        parts[BACKENDS[name].library == "jax", BACKENDS[name].interpreted].append(name)
+        backend = BACKENDS[name]
+        parts[backend.library == "jax", backend.environment].append(name)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:logging"]
     with tempfile.TemporaryDirectory() as folder:
         running = []
-        for (_, interpreted), part in parts.items():
+        for (_, variables), part in parts.items():
             report = Path(folder) / f"{part[0]}.json"
             asked = ["--backend", ",".join(part), "--conformance-report", str(report), *for_pytest]
-            environment = os.environ | {
-                "TRITON_INTERPRET": str(int(interpreted)),
-                "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
-            }
+            preset = {"TRITON_INTERPRET": "0", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+            environment = os.environ | preset | dict(variables)
             process = subprocess.Popen([*command, *asked, "tests/conformance"], cwd=ROOT, env=environment)
             running.append((process, report))
         codes = [process.wait() for process, _ in running]

@@ -12,7 +12,19 @@ import numpy as np
 import pytest
 
 import maskloss as ml
-from tests.conformance.runs import LINEAR, REDUCED, UPSTREAM, call, leaves, mapped, namespace, reduction_of, upstream_of
+from tests.conformance.runs import (
+    LINEAR,
+    REDUCED,
+    UPSTREAM,
+    axes_of,
+    call,
+    devices_of,
+    leaves,
+    mapped,
+    namespace,
+    reduction_of,
+    upstream_of,
+)
 
 
 def forward(case, arrays, **more):
@@ -158,11 +170,12 @@ def traced(arrays, function):
     return jax.jit(lambda a: function(arrays | a))(given)
 
 
-def jax_jit(case, arrays):
+def jax_jit(case, arrays, *, entries=True):
     def function(a):
         out = {}
         if case.function == "cross_entropy":
-            out["entries"] = call(case, a, "none")
+            if entries:
+                out["entries"] = call(case, a, "none")
             out["again"], out["stats"] = call(case, a, reduction_of(case), with_stats=True)
         out["value"], out["gradients"] = jax_gradients(case, a, lambda b: call(case, b, reduction_of(case)))
         return out
@@ -186,28 +199,48 @@ def jax_vmap(case, arrays):
 
 
 def in_blocks(observe):
-    """The engine in blocks of two rows of five classes, and of one row, larger than a block, of more.
-
-    JAX skips what is not kept, and takes the folded and unshifted sums, however small.
-    """
+    """The engine in blocks of two rows of five classes, and of one row, larger than a block, of more."""
 
     def mode(case, arrays):
-        stream = importlib.import_module("maskloss._engine.walk")
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(stream, "BLOCK_BYTES", 50)
-            if observe is jax_jit:
-                rows = importlib.import_module("maskloss._bindings.jax_sums")
-                for name, value in {"BLOCK_BYTES": 50, "FOLD": 3, "LEAST_SKIPPED": 0, "LEAST_UNSHIFTED": 0}.items():
-                    patch.setattr(rows, name, value)
-                # What was traced with other sizes.
-                importlib.import_module("jax").clear_caches()
-                try:
-                    return observe(case, arrays)
-                finally:
-                    importlib.import_module("jax").clear_caches()
+            patch.setattr(importlib.import_module("maskloss._engine.walk"), "BLOCK_BYTES", 50)
             return observe(case, arrays)
 
     return mode
+
+
+def jax_blocks(case, arrays, **more):
+    """jit that skips what is not kept, and takes the folded and unshifted sums, however small."""
+    rows = importlib.import_module("maskloss._bindings.jax_sums")
+    sizes = {"BLOCK_BYTES": 50, "FOLD": 3, "LEAST_SKIPPED": 1, "LEAST_UNSHIFTED": 1}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in sizes.items():
+            patch.setattr(rows, name, value)
+        # What was traced with other sizes.
+        importlib.import_module("jax").clear_caches()
+        try:
+            return jax_jit(case, arrays, **more)
+        finally:
+            importlib.import_module("jax").clear_caches()
+
+
+def jax_devices(case, arrays, kind="entries"):
+    """Of arrays split over up to eight devices, each with blocks and choices of its own."""
+    jax = importlib.import_module("jax")
+    counts = devices_of(case, kind)
+    names = [f"axis{i}" if count > 1 else None for i, count in enumerate(counts)]
+    sizes = {name: count for name, count in zip(names, counts, strict=True) if name}
+    mesh = jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(jax.sharding.AxisType.Auto,) * len(sizes))
+
+    def split(a):
+        axes = axes_of(case, a.shape)
+        spec = jax.sharding.PartitionSpec(*(None if axis is None else names[axis] for axis in axes))
+        return jax.device_put(a, jax.sharding.NamedSharding(mesh, spec))
+
+    arrays = {n: split(a) if isinstance(a, jax.Array) else a for n, a in arrays.items()}
+    # The entries' losses are those of the cases that reduce nothing: to compile them beside each sum takes a minute.
+    out = jax_blocks(case, arrays, entries=False)
+    return jax.device_put(out, jax.devices()[0])
 
 
 def in_operators(case, arrays):
@@ -280,7 +313,10 @@ MODES = {
     ("vjp", "vmap"): jax_vmap,
     ("value_and_grad", "blocks"): in_blocks(array_api_eager),
     ("autograd", "blocks"): in_blocks(torch_eager),
-    ("vjp", "blocks"): in_blocks(jax_jit),
+    ("vjp", "blocks"): jax_blocks,
+    ("vjp", "devices"): jax_devices,
+    ("vjp", "devices-classes"): functools.partial(jax_devices, kind="classes"),
+    ("vjp", "devices-linear"): linear(jax_devices),
     ("autograd", "triton"): in_kernels,
     ("autograd", "triton-blocks"): in_narrow_kernels,
     ("autograd", "triton-linear"): linear(in_kernels),

@@ -9,7 +9,18 @@ from tests import backends
 from tests.conformance.cases import CASES
 from tests.conformance.closeness import errors, summation
 from tests.conformance.modes import MODES
-from tests.conformance.runs import Run, is_array, is_linear, is_of_kernels, leaves, mapped, placed, reduction_of, wanted
+from tests.conformance.runs import (
+    Run,
+    devices_of,
+    is_array,
+    is_linear,
+    is_of_kernels,
+    leaves,
+    mapped,
+    placed,
+    reduction_of,
+    wanted,
+)
 
 # What runs where two implementations are compared.
 COMPARED = ("blocks", "operators", "operators-linear", "triton", "triton-blocks", "triton-linear")
@@ -64,9 +75,12 @@ def runs(backend, gradients=False):
     for case in CASES.values():
         for mode, dtypes in backend.modes.items():
             listed = {"linear": "eager"}.get(mode, "autodiff" if mode in COMPARED else mode)
+            listed = "jit" if mode.startswith("devices") else listed
             if mode.endswith("linear") and not is_linear(case):
                 continue
             if mode.startswith("triton") and not is_of_kernels(case):
+                continue
+            if mode.startswith("devices") and max(devices_of(case, mode.partition("-")[2]), default=1) == 1:
                 continue
             if listed not in case.modes or (mode in backend.few and "compile" not in case.modes):
                 continue

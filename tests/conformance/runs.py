@@ -171,6 +171,30 @@ def is_of_kernels(case):
     return given and indices and case.options.get("label_smoothing", 0.0) < 1 and case.inputs["logits"].size > 0
 
 
+def class_axis(case):
+    """Of the first input, whose other axes are the entries'; None where it has no classes."""
+    return case.options.get("axis", -1) % case.inputs["logits"].ndim if "logits" in case.inputs else None
+
+
+def axes_of(case, shape):
+    """For each axis of an input, the axis of the first input that it goes along; of one that broadcasts, none."""
+    whole, at = next(iter(case.inputs.values())).shape, class_axis(case)
+    entries = [i for i in range(len(whole)) if i != at]
+    if shape == whole:
+        return list(range(len(whole)))
+    return entries if shape == tuple(whole[i] for i in entries) else [None] * len(shape)
+
+
+def devices_of(case, kind):
+    """Over how many devices each axis of the first input is split, of eight: the entries', or that of the classes."""
+    left, counts = 8, []
+    for i, length in enumerate(next(iter(case.inputs.values())).shape):
+        splits = length and (i == class_axis(case)) == (kind == "classes")
+        counts.append(max(n for n in range(1, left + 1) if length % n == 0) if splits else 1)
+        left //= counts[-1]
+    return counts
+
+
 def mapped(case):
     """For vmap over the entries' first axis: the case for one slice, and the inputs that have that axis.
 

@@ -13,7 +13,8 @@ class Mutant(NamedTuple):
 
 
 def ids(test, backend, mode, cases):
-    dtypes = [("float16" if name.startswith("half") or name.endswith("half") else "float32", name) for name in cases]
+    plain = "float64" if backend == "jax-devices" else "float32"
+    dtypes = [("float16" if name.startswith("half") or name.endswith("half") else plain, name) for name in cases]
     return tuple(f"tests/conformance/{test}[{backend}-{mode}-{dtype}-{name}]" for dtype, name in dtypes)
 
 
@@ -839,6 +840,30 @@ MUTANTS = [
         "a mesh of Explicit axes asks where they lie",
         ("tests/test_sharding.py::test_the_same_numbers_on_a_mesh[jax-Explicit]",),
         "jax",
+    ),
+    Mutant(
+        "terms of one shift beside the sums of another",
+        "*(t * change[..., None] for t in terms)]",
+        "*terms]",
+        "each device's classes have a shift of their own",
+        ("tests/test_eight_devices.py::test_split[jax-classes-Auto]",),
+        "jax",
+    ),
+    Mutant(
+        "no shift, whatever the total",
+        "lax.while_loop(lambda state: state[0], again",
+        "lax.while_loop(lambda state: state[0] & False, again",
+        "a row of 800 and more overflows the terms that float64 keeps",
+        ("tests/test_derivatives_jax.py::test_finite_differences_in_loops[jax-plain]",),
+        "jax",
+    ),
+    Mutant(
+        "a maximum of maxima",
+        "has_nan = self.any(self.isnan(x), axis=axis, keepdims=keepdims)",
+        "has_nan = False",
+        "XLA's drops NaN along an axis that is split",
+        values("max-nan", "min-nan", backend="jax-devices", mode="devices"),
+        "jax-devices",
     ),
     Mutant(
         "a path decided by a symbol",

@@ -18,6 +18,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from tests.backends import BACKENDS
 from tests.mutants.mutants import MUTANTS, Mutant
 
 ROOT = Path(__file__).parents[2]
@@ -49,7 +50,9 @@ def pytest(folder: Path, tests: tuple[str, ...], backend: str, root: Path = ROOT
         "PYTHONDONTWRITEBYTECODE": "1",
         "OMP_NUM_THREADS": "1",
         "MASKLOSS_BACKENDS": backend,
-        **({"TRITON_INTERPRET": "1"} if backend == "torch-triton" else {}),
+        # The key of a program that is split over devices says nothing of what each of them runs (jax 0.10.2).
+        "JAX_ENABLE_COMPILATION_CACHE": "false",
+        **dict(BACKENDS[backend].environment),
     }
     where = "import maskloss; print(maskloss.__file__)"
     imported = subprocess.run([sys.executable, "-c", where], env=environment, cwd=root, capture_output=True, text=True)
