@@ -12,14 +12,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.extend.core import Primitive, jaxpr_as_fun
+from jax.extend.source_info_util import register_exclusion
 from jax.interpreters import ad, batching, mlir
 from jax.sharding import NamedSharding, PartitionSpec
+
+# What a device computes is compiled apart, and its source lines are looked up in the table of the whole program, where
+# XLA may then go round for ever (PropagateCallMetadata, jaxlib 0.10.2). So lines of this package are left out.
+register_exclusion(str(Path(__file__).parents[1]))
 
 # A layout names the axes of an array that may be split, with WHOLE for each other: "e0 e1 ." of hidden states, say.
 WHOLE = "."
