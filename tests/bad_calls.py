@@ -109,6 +109,7 @@ GOOD = {
     "entropy": {"logits": given(ROWS)},
     "masked": {"x": given(ROWS)},
     "reduce": {"values": given(ROWS)},
+    "denominator": {"labels": given([0, 2], "int64")},
 }
 KERNEL = given([[0.5, 1.0, -2.0], [0.1, 0.2, 0.3], [1.0, 0.0, 2.0], [0.0, 1.0, 0.5]])
 GOOD["linear"] = {"hidden": given(ROWS), "kernel": KERNEL, "labels": given([0, 3], "int64")}
@@ -905,6 +906,30 @@ for dtype, empty in (("float16", 1e5), ("bfloat16", 3.4e38)):
         on=("numpy", "torch", "jax"),
     )
 bad("what is empty in words", TypeError, "empty", "'zero'", "number", function="masked_mean", empty="zero")
+# denominator, whose labels stand for the logits.
+divides = functools.partial(bad, function="denominator")
+divides("denominator of a number", TypeError, "labels", "3 (int)", "array", labels=3)
+divides(
+    "denominator of a class that is none",
+    ValueError,
+    "labels[1]",
+    "-1",
+    "ignore_index",
+    reads=True,
+    labels=given([0, -1], "int64"),
+)
+divides("denominator beyond the classes", ValueError, "labels[1]", "2", "[0, 2)", reads=True, classes=2)
+divides(
+    "denominator of other classes", ValueError, "classes", "4", "3", classes=4, class_weights=given([1.0, 2.0, 3.0])
+)
+divides("denominator of no class", ValueError, "classes", "0", "at least one", classes=0)
+divides("denominator of classes in words", TypeError, "classes", "'a'", "int", classes="a")
+divides("denominator of any class", ValueError, "classes", "None", "class_mask", "number", class_mask=True)
+divides("denominator of a floating mask", TypeError, "mask", "float32", "weights", mask=given([0.5, 1.0]))
+divides("denominator of other entries", ValueError, "mask", "(3,)", "(2,)", mask=given([1, 1, 1], "int64"))
+divides("denominator of an axis", ValueError, "axis", "2", "2 dimensions", axis=2)
+divides("denominator of another mean", ValueError, "reduction", "'avg'", "'mean'", reduction="avg")
+
 bad("reduce of integers", TypeError, "values", "int32", "floating", function="reduce", values=given([1, 2], "int32"))
 bad(
     "reduce with a mask of another shape",

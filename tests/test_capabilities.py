@@ -22,6 +22,8 @@ def call(function, x, mask, labels):
     f = getattr(ml, function)
     if function in ("cross_entropy", "label_log_probs"):
         result = f(x, labels, class_mask=mask)
+    elif function == "denominator":
+        result = f(labels, mask=mask[:, 2], weights=x[:, 0])
     elif function == "linear_entropy":
         result = f(x, x, mask=mask[:, 2])
     elif function.startswith("linear"):

@@ -2,7 +2,7 @@
 
 from .differentiation import value_and_grad
 from .linear import ChunkSizeWarning, linear_cross_entropy, linear_entropy, linear_label_log_probs
-from .losses import cross_entropy, entropy, label_log_probs
+from .losses import cross_entropy, denominator, entropy, label_log_probs
 from .reductions import (
     masked_log_softmax,
     masked_logsumexp,
@@ -23,6 +23,7 @@ __all__ = [
     "ChunkSizeWarning",
     "LossStats",
     "cross_entropy",
+    "denominator",
     "entropy",
     "label_log_probs",
     "linear_cross_entropy",

@@ -259,6 +259,28 @@ def check_per_class(name: str, x: Array, classes: int, what: str) -> None:
         fail(ValueError, name, describe(x), f"it must hold one {what} per class: shape ({classes},)")
 
 
+def classes_of(classes: Any, class_weights: Any, class_mask: Any, at: int, like: Like) -> int:
+    """How many classes there are: as said, or as those arrays hold that have an axis for them (`at`, from the end)."""
+    held = [*getattr(class_weights, "shape", ())[-1:], *getattr(class_mask, "shape", ())[at : at + 1 or None]]
+    held = [n for n in held if n > 1]
+    if classes is None and not held and class_mask is not None:
+        fail(ValueError, "classes", None, "class_mask does not say how many there are: give their number")
+    # Without a number of classes every label that is not negative may be one.
+    return check_classes(classes, held[0] if held else None) or int(like.xp.iinfo(like.xp.index_dtype()).max)
+
+
+def check_classes(classes: Any, held: int | None) -> int | None:
+    """The number of classes given, which must be that of the arrays given."""
+    if classes is None:
+        return held
+    if isinstance(classes, bool) or not isinstance(classes, Integral):
+        fail(TypeError, "classes", describe(classes), "it must be None or a Python int")
+    if classes < 1 or held not in (None, classes):
+        accepted = "there must be at least one" if held is None else f"the arrays given hold {held}"
+        fail(ValueError, "classes", classes, accepted)
+    return int(classes)
+
+
 def to_denominator(denominator: Any, reduction: str, like: Like) -> Array:
     if not reduction.startswith("mean"):
         fail(ValueError, "denominator", describe(denominator), f"reduction {reduction!r} has no divisor to replace")

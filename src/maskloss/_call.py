@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from . import _arguments
-from ._arguments import describe, fail
-from ._arrays import Array
+from ._arguments import Like, describe, fail
+from ._arrays import FLOATS, Array, dtype_name
 from ._engine.projection import Projection
 from ._inputs import Given, Inputs, prepare
 
@@ -42,6 +42,22 @@ def of_logits(logits: Any, axis: Any, given: Given, options: Options = PLAIN, *r
     what = "the entries (the axes of logits other than `axis`)"
     moved = logits if at == len(shape) - 1 else like.xp.moved_axis(logits, at, -1)
     return checked(prepare(like, moved, shape, at, what, given), None, options, *reducing)
+
+
+def of_labels(labels: Any, axis: Any, classes: Any, given: Given, reduction: Any) -> Call:
+    """Of denominator's: a call without logits, which the labels stand for."""
+    labels, kind, xp = _arguments.array_of("labels", labels, None)
+    shape, weighing = tuple(labels.shape), (labels, given.weights, given.class_weights)
+    wide = any(dtype_name(x) == "float64" for x in weighing if hasattr(x, "dtype"))
+    like = Like("labels", labels, xp, xp.float64 if wide else xp.float32)
+    at = _arguments.check_axis(axis, len(shape) + (kind not in FLOATS))
+    if kind in FLOATS:
+        classes = _arguments.check_classes(classes, shape[at])
+    else:
+        classes = _arguments.classes_of(classes, given.class_weights, given.class_mask, at - len(shape) - 1, like)
+        shape = (*shape[:at], classes, *shape[at:])
+    what = "the entries (the axes of labels, without the classes)"
+    return checked(prepare(like, None, shape, at, what, given._replace(labels=labels)), None, PLAIN, reduction)
 
 
 def of_projection(

@@ -40,7 +40,7 @@ NO_AUTODIFF = "the library has no automatic differentiation; ml.value_and_grad c
 NO_TRACER = "the library has no tracer"
 
 VALUE_ONLY = (
-    *("label_log_probs", "linear_label_log_probs", "entropy", "linear_entropy", "reduce"),
+    *("label_log_probs", "linear_label_log_probs", "entropy", "linear_entropy", "denominator", "reduce"),
     *("masked_sum", "masked_mean", "masked_var", "masked_std", "masked_max", "masked_min"),
     *("masked_logsumexp", "masked_softmax", "masked_log_softmax"),
 )

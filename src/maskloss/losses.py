@@ -1,4 +1,4 @@
-"""The losses: cross_entropy, label_log_probs and entropy."""
+"""The losses: cross_entropy, label_log_probs and entropy; and denominator, which their means divide by."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Any, Literal
 from . import _bindings
 from ._arguments import Reduction
 from ._arrays import Array, namespace_of, on_arrays
-from ._call import Options, of_logits
+from ._call import Options, of_labels, of_logits
 from ._inputs import Given
+from ._math.terms import denominator_of
 
 NUMBERS = (int, float)
 
@@ -204,3 +205,72 @@ def entropy(
     0.693147
     """
     return _bindings.entropy(of_logits(logits, axis, Given(mask=mask, class_mask=class_mask), Options(softcap=softcap)))
+
+
+@on_arrays
+def denominator(
+    labels: Array,
+    *,
+    mask: Array | None = None,
+    weights: Array | float | None = None,
+    class_weights: Array | None = None,
+    class_mask: Array | None = None,
+    ignore_index: int | None = None,
+    axis: int = -1,
+    reduction: Reduction = "mean",
+    classes: int | None = None,
+    validate: bool | Literal["auto"] = "auto",
+) -> Array:
+    r"""What a mean divides by, before any logits are: :math:`\sum_i w_i \sum_c w_c q_{ic}`, or a count.
+
+    It adds: over the micro-batches of a step, over the processes of a group (one all-reduce). Each then calls
+    :func:`cross_entropy` with the sum as its ``denominator``, and the sum of their losses is the mean over all their
+    entries, where the mean of their means is another number as soon as they keep different numbers of entries.
+
+    Parameters
+    ----------
+    labels : array
+        Class indices, or floating distributions. They decide the library and the device.
+    mask, weights, class_weights, class_mask, ignore_index, validate
+        As in :func:`cross_entropy`.
+    axis : int
+        The class axis that the logits will have.
+    reduction : str
+        Which mean: ``"mean"`` (also for ``"sum"`` and ``"none"``), ``"mean_over_kept"``, ``"mean_over_all"`` or
+        ``"mean_over_sequences"``, of which each sequence must lie in one call.
+    classes : int, optional
+        Number of classes, where neither distributions, nor class_weights, nor class_mask tell it. It is needed to
+        refuse labels that are too large for it, or with a class_mask that broadcasts along the classes.
+
+    Returns
+    -------
+    array
+        0-d. A count (of entries, or sequences) is an integer, and exact. A sum of weights is float64 where weights,
+        class_weights or distributions are, else float32.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`cross_entropy`.
+
+    Notes
+    -----
+    The value is that of :class:`LossStats` for the same arguments. Differentiable with respect to weights,
+    class_weights and floating labels.
+
+    Examples
+    --------
+    Two micro-batches that keep three and one entries:
+
+    >>> import numpy as np
+    >>> import maskloss as ml
+    >>> logits = np.log(np.asarray([[0.5, 0.5], [0.25, 0.75], [0.5, 0.5], [0.25, 0.75]]))
+    >>> labels, mask = np.asarray([[0, 1], [1, 0]]), np.asarray([[True, True], [True, False]])
+    >>> halves = [(logits[:2], labels[0], mask[0]), (logits[2:], labels[1], mask[1])]
+    >>> total = sum(ml.denominator(y, mask=m) for _, y, m in halves)
+    >>> loss = sum(ml.cross_entropy(x, y, mask=m, denominator=total) for x, y, m in halves)
+    >>> print(total, round(float(loss), 6))  # (log 2 + log 4/3 + log 2) / 3
+    3 0.557992
+    """
+    given = Given(labels, mask, weights, class_weights, class_mask, ignore_index, validate)
+    return denominator_of(of_labels(labels, axis, classes, given, reduction))

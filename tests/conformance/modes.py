@@ -18,6 +18,7 @@ from tests.conformance.runs import (
     UPSTREAM,
     axes_of,
     call,
+    denominator,
     devices_of,
     leaves,
     mapped,
@@ -33,7 +34,7 @@ def forward(case, arrays, **more):
     if case.function == "cross_entropy":
         out["entries"] = call(case, arrays, "none", **more)
         out["again"], out["stats"] = call(case, arrays, reduction, with_stats=True, **more)
-    return out
+    return out | denominator(case, arrays)
 
 
 def split(case, arrays):
@@ -113,7 +114,8 @@ def torch_compile(case, arrays):
         if case.function != "cross_entropy":
             return {"value": call(case, given, reduction_of(case))}
         value, stats = call(case, given, reduction_of(case), with_stats=True)
-        return {"entries": call(case, given, "none"), "value": value, "stats": stats}
+        out = {"entries": call(case, given, "none"), "value": value, "stats": stats}
+        return out | denominator(case, given)
 
     out = torch.compile(function, backend="aot_eager", fullgraph=True)(*(arrays[n] for n in names))
     return out | {"gradients": torch_gradients(case, out["value"], arrays)}
@@ -175,7 +177,7 @@ def jax_jit(case, arrays, *, entries=True):
         out = {}
         if case.function == "cross_entropy":
             if entries:
-                out["entries"] = call(case, a, "none")
+                out = {"entries": call(case, a, "none")} | denominator(case, a)
             out["again"], out["stats"] = call(case, a, reduction_of(case), with_stats=True)
         out["value"], out["gradients"] = jax_gradients(case, a, lambda b: call(case, b, reduction_of(case)))
         return out

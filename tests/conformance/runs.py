@@ -128,6 +128,16 @@ def call(case, arrays, reduction=None, **more):
     return getattr(ml, case.function)(*(arrays[n] for n in first), **rest, **options)
 
 
+def denominator(case, arrays):
+    """{"denominator": ml.denominator of the same arguments}, where the labels are an array."""
+    if case.function != "cross_entropy" or not is_array(case.inputs["labels"]):
+        return {}
+    names = ("mask", "weights", "class_weights", "class_mask", "ignore_index", "axis", "reduction", "validate")
+    given = {n: a for n, a in {**arrays, **case.options}.items() if n in names}
+    classes = case.inputs["logits"].shape[case.options.get("axis", -1)]
+    return {"denominator": ml.denominator(arrays["labels"], classes=classes, **given)}
+
+
 def namespace(x):
     return array_api_compat.array_namespace(x)
 

@@ -22,7 +22,7 @@ def test_values(run, record):
     case, dtype, first = run.case, result_dtype(run), next(iter(out.inputs.values()))
     assert out.changed == [], "inputs were written to"
     for name, array in out.outputs.items():
-        belongs(run, array, first, dtype, name)
+        belongs(run, array, first, array.dtype if name == "denominator" else dtype, name)
     key = run.backend.name, run.dtype, run.mode, case.name
     reduction = reduction_in(run)
     if "entries" in out.outputs:
@@ -35,8 +35,27 @@ def test_values(run, record):
     record(case.function + (", reduced" if reduced else ""), *key, worst)
     for other in set(out.outputs) & {"again", "without a graph"}:
         compare(run, out.outputs[other], wanted.value, bound, dtype, other)
+    if "denominator" in out.outputs:
+        divisor(run, out.outputs["denominator"], want(run, reduction).stats)
     if out.stats:
         statistics(run, out, wanted.stats, first)
+
+
+def divisor(run, array, wanted_stats):
+    """That of the statistics, before there are logits: a count where nothing weighs."""
+    case, value = run.case, wanted_stats.denominator
+    distributions = case.inputs["labels"].dtype.kind == "f"
+    weighs = distributions or bool({"weights", "class_weights"} & {*case.inputs, *case.options})
+    counts = case.options.get("reduction", "mean") not in ("none", "sum", "mean") or not weighs
+    assert array.shape == (), "denominator"
+    assert array.dtype.startswith("int" if counts else "float"), "denominator"
+    if array.numbers is None:
+        return
+    if counts:
+        assert array.numbers == value, "denominator"
+    else:
+        wanted = expected(number(value), max(wanted_stats.scales.denominator, number(case.floor)))
+        compare(run, array, wanted, case.ulps + 1 + summation(number_of_entries(run)), array.dtype, "denominator")
 
 
 def statistics(run, out, wanted_stats, first):

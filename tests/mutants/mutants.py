@@ -842,6 +842,20 @@ MUTANTS = [
         "jax",
     ),
     Mutant(
+        "all entries without those that are masked",
+        "        entries = entries._replace(keep=None)\n    elif reduction",
+        "        pass\n    elif reduction",
+        "denominator: mean_over_all divides by masked entries too",
+        values("mask-mean_over_all"),
+    ),
+    Mutant(
+        "a count of what class weights weigh",
+        "and not (entries.weights is None and entries.masses is None):",
+        "and entries.weights is not None:",
+        "denominator: the mean divides by the labels' weights",
+        values("class-weights-mean"),
+    ),
+    Mutant(
         "terms of one shift beside the sums of another",
         "*(t * change[..., None] for t in terms)]",
         "*terms]",

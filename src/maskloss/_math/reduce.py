@@ -80,6 +80,18 @@ def total_and_divisor(entries: Entries, reduction: str, *, xp: Namespace) -> tup
     return total, xp.sum_all(units_of(entries, xp=xp))
 
 
+def divisor_of(entries: Entries, reduction: str, *, xp: Namespace) -> Array:
+    """The same divisor where there are no losses yet; an integer where it is a count."""
+    if reduction == "mean_over_sequences":
+        kept = xp.any(by_sequence(kept_of(entries, xp=xp), xp=xp), axis=-1)
+        return xp.sum(xp.astype(kept, xp.index_dtype()))
+    if reduction == "mean_over_all":
+        entries = entries._replace(keep=None)
+    elif reduction != "mean_over_kept" and not (entries.weights is None and entries.masses is None):
+        return xp.sum_all(units_of(entries, xp=xp))
+    return xp.sum(xp.astype(kept_of(entries, xp=xp), xp.index_dtype()))
+
+
 def as_array(divisor: Array | float, total: Array, *, xp: Namespace) -> Array:
     return xp.full_like(total, divisor) if type(divisor) is float else divisor
 

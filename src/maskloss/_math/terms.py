@@ -23,6 +23,7 @@ from .reduce import (
     Entries,
     as_array,
     count_kept,
+    divisor_of,
     reduce_entries,
     reduction_derivatives,
     total_and_divisor,
@@ -87,6 +88,14 @@ def terms_of(call: Call) -> Terms:
     if class_weights is not None:
         targets, masses = targets * class_weights, masses * class_weights
     return Terms(rows._replace(targets=targets), None, 1.0, xp.long_sum(masses))
+
+
+def denominator_of(call: Call) -> Array:
+    """Of a call without logits."""
+    inputs, xp = call.inputs, call.inputs.xp
+    losses = xp.filled(inputs.entries, 0.0, inputs.dtype, inputs.like.array)
+    entries = Entries(losses, inputs.keep, inputs.weights, terms_of(call).masses)
+    return divisor_of(entries, call.reduction, xp=xp)
 
 
 def weighed_nll(nll: Array, alpha: Array | float | None, inputs: Inputs) -> Array:
