@@ -853,7 +853,7 @@ MUTANTS = [
         "and not (entries.weights is None and entries.masses is None):",
         "and entries.weights is not None:",
         "denominator: the mean divides by the labels' weights",
-        values("class-weights-mean"),
+        values("class-weights-zeros-mean"),
     ),
     Mutant(
         "terms of one shift beside the sums of another",
