@@ -191,8 +191,8 @@ MUTANTS = [
     ),
     Mutant(
         "skipped rows mistaken",
-        "return start + length, [x.at[places].set(part",
-        "return start + length + 1, [x.at[places].set(part",
+        "        return start + length, made\n",
+        "        return start + length + 1, made\n",
         "a kept row is skipped under jit",
         values("mask-mean", backend="jax-x32", mode="blocks"),
         "jax-x32",
@@ -301,8 +301,8 @@ MUTANTS = [
     ),
     Mutant(
         "mean_over_sequences over all rows",
-        "kept = xp.any(by_sequence(kept_of(entries, xp=xp), xp=xp), axis=-1)",
-        "kept = xp.ones_like(total, dtype=xp.bool)",
+        "return xp.any(by_sequence(kept_of(entries, xp=xp), xp=xp), axis=-1)",
+        "return xp.any(by_sequence(xp.ones_like(entries.losses, dtype=xp.bool), xp=xp), axis=-1)",
         "a row that kept nothing counts",
         values("mask-mean_over_sequences"),
     ),
@@ -816,6 +816,30 @@ MUTANTS = [
         ("tests/test_linear.py::test_torch_says_that_chunks_are_ignored[torch]",),
         "torch",
     ),
+    Mutant(
+        "True twice",
+        "return self.sum(x, axis=axis, keepdims=keepdims) > 0",
+        "return functions.any(x, axis=axis, keepdims=keepdims)",
+        "DTensor adds what is True over the devices: a row that is split counts twice",
+        ("tests/test_dtensor_processes.py::test_logits[torch]",),
+        "torch",
+    ),
+    Mutant(
+        "a label gathered from classes that are split",
+        "if is_distributed(x):  # of classes",
+        "if False:  # of classes",
+        "DTensor's IndexError",
+        ("tests/test_dtensor_processes.py::test_logits[torch]",),
+        "torch",
+    ),
+    Mutant(
+        "sums that DTensor may put anywhere",
+        "return settled(largest) if is_distributed(x) else largest",
+        "return largest",
+        "the logits are moved to where it puts them",
+        ("tests/test_dtensor_processes.py::test_logits[torch]",),
+        "torch",
+    ),
     # What JAX does around a call.
     Mutant(
         "a loop's carry that varies over nothing",
@@ -1058,7 +1082,7 @@ MUTANTS = [
     ),
     Mutant(
         "parts of a row with a shift of each device",
-        "total = lax.psum(total * jnp.exp(shift - greatest), split)",
+        "total = lax.psum(total * change, split)",
         "total = lax.psum(total, split)",
         "sums of a split class axis are added as if they had one shift",
         ("tests/test_eight_devices.py::test_split[jax-classes-Auto]",),

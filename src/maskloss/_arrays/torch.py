@@ -90,7 +90,34 @@ class Torch(Namespace):
         with torch.inference_mode(False):
             return torch.empty(size, dtype=dtype, device=like.device)
 
+    def any(self, x: Array, *, axis: Any = None, keepdims: bool = False) -> Array:
+        # DTensor's, along an axis that is split, is added over the devices as a number (torch 2.13): True may be 2.
+        if is_distributed(x):
+            return self.sum(x, axis=axis, keepdims=keepdims) > 0
+        return functions.any(x, axis=axis, keepdims=keepdims)
+
+    def max(self, x: Array, *, axis: Any = None, keepdims: bool = False) -> Array:
+        largest = functions.max(x, axis=axis, keepdims=keepdims)
+        return settled(largest) if is_distributed(x) else largest
+
+    def argmax(self, x: Array, *, axis: int) -> Array:
+        if not is_distributed(x) or axis != -1:
+            return torch.argmax(x, dim=axis)
+        # DTensor's gathers what is split: the first class whose logit is the largest, by two numbers a row.
+        classes = self.class_indices(x, torch.int64)
+        return self.min(self.where(x == self.max(x, axis=-1, keepdims=True), classes, x.shape[-1]), axis=-1)
+
+    def class_indices(self, x: Array, dtype: Any) -> Array:
+        return split_alike(super().class_indices(x, dtype), x) if is_distributed(x) else super().class_indices(x, dtype)
+
     def take_label(self, x: Array, labels: Array) -> Array:
+        if is_distributed(x):  # of classes that are split, gather is an IndexError later on (torch 2.13)
+            at_label = self.class_indices(x, labels.dtype) == labels.unsqueeze(-1)
+            return (
+                self.any(at_label & x, axis=-1)
+                if x.dtype is torch.bool
+                else settled(self.where(at_label, x, 0.0).sum(-1))
+            )
         # take_along_axis recompiles for every new shape under torch.compile; gather does not.
         return x.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
 
@@ -101,6 +128,8 @@ class Torch(Namespace):
         return taken_from_copies(values, labels, is_static=not torch.compiler.is_compiling(), xp=self)
 
     def subtract_at_label(self, x: Array, labels: Array, values: Array, *, in_place: bool) -> Array:
+        if is_distributed(x):
+            return super().subtract_at_label(x, labels, values, in_place=False)
         labels, values = labels.unsqueeze(-1), values.unsqueeze(-1)
         return x.scatter_add_(-1, labels, -values) if in_place else x.scatter_add(-1, labels, -values)
 
@@ -115,7 +144,7 @@ class Torch(Namespace):
 
     def long_sum(self, x: Array, *, axis: int = -1) -> Array:
         # In a cascade (https://github.com/pytorch/pytorch/pull/39516); levels would keep torch.compile from fusing it.
-        return x.sum(axis)
+        return settled(x.sum(axis)) if is_distributed(x) else x.sum(axis)
 
     def sum_over(self, x: Array, axes: tuple[int, ...], *, keepdims: bool) -> Array:
         return self.sum(x, axis=axes, keepdims=keepdims)
@@ -152,6 +181,24 @@ class Fused(Torch):
 def is_distributed(x: Array) -> bool:
     """Whether this is a DTensor."""
     return hasattr(x, "full_tensor")
+
+
+def split_alike(numbers: Array, x: Array) -> Array:
+    """A number for each class as a DTensor, split as the classes of x are."""
+    from torch.distributed.tensor import DTensor, Replicate, Shard
+
+    placements = [Shard(0) if placement == Shard(x.ndim - 1) else Replicate() for placement in x.placements]
+    everywhere = DTensor.from_local(numbers, x.device_mesh, [Replicate()] * len(placements), run_check=False)
+    return everywhere.redistribute(placements=placements)
+
+
+def settled(x: Array) -> Array:
+    """Added over the devices here and now: left to DTensor, it may rather move what these numbers meet next."""
+    from torch.distributed.tensor import Replicate
+
+    return x.redistribute(
+        placements=[Replicate() if placement.is_partial() else placement for placement in x.placements]
+    )
 
 
 def in_transform() -> bool:

@@ -58,6 +58,11 @@ def by_sequence(x: Array, *, xp: Namespace) -> Array:
     return x if x.ndim else xp.reshape(x, (1,))
 
 
+def kept_sequences(entries: Entries, *, xp: Namespace) -> Array:
+    """Which sequences kept something."""
+    return xp.any(by_sequence(kept_of(entries, xp=xp), xp=xp), axis=-1)
+
+
 def sequence_sums(entries: Entries, *, xp: Namespace) -> tuple[Array, Array]:
     """S_r and D_r."""
     each, units = weighted_losses(entries), units_of(entries, xp=xp)
@@ -68,7 +73,7 @@ def total_and_divisor(entries: Entries, reduction: str, *, xp: Namespace) -> tup
     """Numerator and divisor of the reduction; for "sum" and "none" the divisor is that of "mean"."""
     if reduction == "mean_over_sequences":
         total, divisor = sequence_sums(entries, xp=xp)
-        kept = xp.any(by_sequence(kept_of(entries, xp=xp), xp=xp), axis=-1)
+        kept = kept_sequences(entries, xp=xp)
         return xp.sum_all(quotient(total, divisor, xp=xp)), xp.sum_all(xp.astype(kept, total.dtype))
     each = entries.losses if entries.weights is None else weighted_losses(entries)
     total = xp.sum_all(each)
@@ -83,8 +88,7 @@ def total_and_divisor(entries: Entries, reduction: str, *, xp: Namespace) -> tup
 def divisor_of(entries: Entries, reduction: str, *, xp: Namespace) -> Array:
     """The same divisor where there are no losses yet; an integer where it is a count."""
     if reduction == "mean_over_sequences":
-        kept = xp.any(by_sequence(kept_of(entries, xp=xp), xp=xp), axis=-1)
-        return xp.sum(xp.astype(kept, xp.index_dtype()))
+        return xp.sum(xp.astype(kept_sequences(entries, xp=xp), xp.index_dtype()))
     if reduction == "mean_over_all":
         entries = entries._replace(keep=None)
     elif reduction != "mean_over_kept" and not (entries.weights is None and entries.masses is None):
