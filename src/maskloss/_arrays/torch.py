@@ -100,7 +100,7 @@ class Torch(Namespace):
         largest = functions.max(x, axis=axis, keepdims=keepdims)
         return settled(largest) if is_distributed(x) else largest
 
-    def argmax(self, x: Array, *, axis: int) -> Array:
+    def argmax(self, x: Array, *, axis: int | None = None) -> Array:
         if not is_distributed(x) or axis != -1:
             return torch.argmax(x, dim=axis)
         # DTensor's gathers what is split: the first class whose logit is the largest, by two numbers a row.
