@@ -1,6 +1,6 @@
 """DTensor on four processes: split or whole, the same number, and nothing of the logits' size goes from one to another.
 
-Each process is a program of its own. Sizes are uneven, and of the time steps one process has none.
+Each process is a program of its own. Sizes are uneven: of the classes, and of the time steps, one process has none.
 """
 
 import os
@@ -29,7 +29,7 @@ BEGIN = """
     store, timeout = dist.FileStore(rendezvous, processes), datetime.timedelta(seconds=60)
     dist.init_process_group("gloo", store=store, timeout=timeout, world_size=processes, rank=rank)
     generator = torch.Generator().manual_seed(0)
-    entries, features, classes = (4, 5), 3, 7
+    entries, features, classes = (4, 5), 3, 6
 
 
     def normal(*shape):

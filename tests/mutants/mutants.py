@@ -834,8 +834,8 @@ MUTANTS = [
     ),
     Mutant(
         "sums that DTensor may put anywhere",
-        "return settled(largest) if is_distributed(x) else largest",
-        "return largest",
+        "return settled(DTensor.from_local(",
+        "return (DTensor.from_local(",
         "the logits are moved to where it puts them",
         ("tests/test_dtensor_processes.py::test_logits[torch]",),
         "torch",

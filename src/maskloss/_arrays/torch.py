@@ -97,15 +97,16 @@ class Torch(Namespace):
         return functions.any(x, axis=axis, keepdims=keepdims)
 
     def max(self, x: Array, *, axis: Any = None, keepdims: bool = False) -> Array:
-        largest = functions.max(x, axis=axis, keepdims=keepdims)
-        return settled(largest) if is_distributed(x) else largest
+        if is_distributed(x) and axis == -1:
+            return largest_of_parts(settled(x.detach()), keepdims)
+        return functions.max(x, axis=axis, keepdims=keepdims)
 
     def argmax(self, x: Array, *, axis: int | None = None) -> Array:
         if not is_distributed(x) or axis != -1:
             return torch.argmax(x, dim=axis)
         # DTensor's gathers what is split: the first class whose logit is the largest, by two numbers a row.
         classes = self.class_indices(x, torch.int64)
-        return self.min(self.where(x == self.max(x, axis=-1, keepdims=True), classes, x.shape[-1]), axis=-1)
+        return -self.max(self.where(x == self.max(x, axis=-1, keepdims=True), -classes, -x.shape[-1]), axis=-1)
 
     def class_indices(self, x: Array, dtype: Any) -> Array:
         return split_alike(super().class_indices(x, dtype), x) if is_distributed(x) else super().class_indices(x, dtype)
@@ -199,6 +200,23 @@ def settled(x: Array) -> Array:
     return x.redistribute(
         placements=[Replicate() if placement.is_partial() else placement for placement in x.placements]
     )
+
+
+def largest_of_parts(x: Array, keepdims: bool) -> Array:
+    """The maximum along the last axis, as a constant. Of a part that is empty DTensor's own is an error (torch 2.13)."""
+    from torch.distributed.tensor import DTensor, Partial, Shard
+
+    part, last = x.to_local(), Shard(x.ndim - 1)
+    lowest = -math.inf if part.dtype.is_floating_point else torch.iinfo(part.dtype).min
+    part = (
+        part.amax(-1, keepdim=keepdims)
+        if part.shape[-1]
+        else part.new_full((*part.shape[:-1], *[1] * keepdims), lowest)
+    )
+    whole = torch.empty((*x.shape[:-1], *[1] * keepdims), device="meta")
+    placements = [Partial("max") if placement == last else placement for placement in x.placements]
+    shape, stride = whole.shape, whole.stride()
+    return settled(DTensor.from_local(part, x.device_mesh, placements, run_check=False, shape=shape, stride=stride))
 
 
 def in_transform() -> bool:
