@@ -203,7 +203,7 @@ def settled(x: Array) -> Array:
 
 
 def largest_of_parts(x: Array, keepdims: bool) -> Array:
-    """The maximum along the last axis, as a constant. Of a part that is empty DTensor's own is an error (torch 2.13)."""
+    """The maximum along the last axis, as a constant. Of an empty part DTensor's own is an error (torch 2.13)."""
     from torch.distributed.tensor import DTensor, Partial, Shard
 
     part, last = x.to_local(), Shard(x.ndim - 1)
