@@ -114,11 +114,9 @@ class Torch(Namespace):
     def take_label(self, x: Array, labels: Array) -> Array:
         if is_distributed(x):  # of classes that are split, gather is an IndexError later on (torch 2.13)
             at_label = self.class_indices(x, labels.dtype) == labels.unsqueeze(-1)
-            return (
-                self.any(at_label & x, axis=-1)
-                if x.dtype is torch.bool
-                else settled(self.where(at_label, x, 0.0).sum(-1))
-            )
+            if x.dtype is torch.bool:
+                return self.any(at_label & x, axis=-1)
+            return settled(self.where(at_label, x, 0.0).sum(-1))
         # take_along_axis recompiles for every new shape under torch.compile; gather does not.
         return x.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
 
@@ -197,23 +195,21 @@ def settled(x: Array) -> Array:
     """Added over the devices here and now: left to DTensor, it may rather move what these numbers meet next."""
     from torch.distributed.tensor import Replicate
 
-    return x.redistribute(
-        placements=[Replicate() if placement.is_partial() else placement for placement in x.placements]
-    )
+    placements = [Replicate() if placement.is_partial() else placement for placement in x.placements]
+    return x.redistribute(placements=placements)
 
 
 def largest_of_parts(x: Array, keepdims: bool) -> Array:
     """The maximum along the last axis, as a constant. Of an empty part DTensor's own is an error (torch 2.13)."""
     from torch.distributed.tensor import DTensor, Partial, Shard
 
-    part, last = x.to_local(), Shard(x.ndim - 1)
-    lowest = -math.inf if part.dtype.is_floating_point else torch.iinfo(part.dtype).min
-    part = (
-        part.amax(-1, keepdim=keepdims)
-        if part.shape[-1]
-        else part.new_full((*part.shape[:-1], *[1] * keepdims), lowest)
-    )
-    whole = torch.empty((*x.shape[:-1], *[1] * keepdims), device="meta")
+    part, last, kept = x.to_local(), Shard(x.ndim - 1), [1] * keepdims
+    if part.shape[-1]:
+        part = part.amax(-1, keepdim=keepdims)
+    else:
+        lowest = -math.inf if part.dtype.is_floating_point else torch.iinfo(part.dtype).min
+        part = part.new_full((*part.shape[:-1], *kept), lowest)
+    whole = torch.empty((*x.shape[:-1], *kept), device="meta")
     placements = [Partial("max") if placement == last else placement for placement in x.placements]
     shape, stride = whole.shape, whole.stride()
     return settled(DTensor.from_local(part, x.device_mesh, placements, run_check=False, shape=shape, stride=stride))
