@@ -1,0 +1,142 @@
+"""Two processes, one loss: a head split by classes, parameters split by FSDP, sequences split by time.
+
+    python examples/model_parallel/run.py
+
+Each way trains a small model for three steps over gloo, with entries masked unevenly, and is compared with one process:
+how far its parameters are, relative to how far these have moved. What a mean divides by is all-reduced where entries
+are split (ml.denominator); where classes are split, DTensor's logits are taken as they lie.
+"""
+
+import datetime
+import json
+import tempfile
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
+from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
+from torch.nn.parallel import DistributedDataParallel
+
+import maskloss as ml
+
+PROCESSES, STEPS = 2, 3
+ROWS, TIME, FEATURES, HIDDEN, CLASSES = 6, 8, 5, 7, 23
+LIMIT = 1e-12
+
+
+class Model(nn.Module):
+    """Hidden states and a head, with the loss inside: FSDP has the head's whole kernel there, and there only."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.trunk = nn.Sequential(nn.Linear(FEATURES, HIDDEN), nn.Tanh())
+        self.head = nn.Linear(HIDDEN, CLASSES)
+
+    def forward(self, features, labels, mask, denominator=None):
+        hidden, head = self.trunk(features), self.head
+        return ml.linear_cross_entropy(
+            hidden, head.weight, labels, bias=head.bias, mask=mask, denominator=denominator, chunk_size=4
+        )
+
+
+def batch_of(step):
+    generator = torch.Generator().manual_seed(step)
+    features = torch.randn(ROWS, TIME, FEATURES, generator=generator, dtype=torch.float64)
+    labels = torch.randint(CLASSES, (ROWS, TIME), generator=generator)
+    return features, labels, torch.rand(ROWS, TIME, generator=generator) < torch.linspace(0.1, 0.9, TIME)
+
+
+def trained(model, loss_of):
+    """The parameters after three steps, whole."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        loss_of(*batch_of(step)).backward()
+        optimizer.step()
+    whole = [p.full_tensor() if isinstance(p, DTensor) else p for p in model.parameters()]
+    return torch.cat([p.detach().reshape(-1) for p in whole])
+
+
+def one_process():
+    model = Model().double()
+    return trained(model, model)
+
+
+def split_entries(model, axis):
+    """This process' entries of each batch; the average over the processes that follows is undone."""
+
+    def loss_of(*batch):
+        features, labels, mask = (x.chunk(PROCESSES, axis)[dist.get_rank()].contiguous() for x in batch)
+        everywhere = ml.denominator(labels, mask=mask)
+        dist.all_reduce(everywhere)
+        return model(features, labels, mask, everywhere) * PROCESSES
+
+    return loss_of
+
+
+def data_parallel(mesh):
+    model = DistributedDataParallel(Model().double())
+    return trained(model, split_entries(model, 0))
+
+
+def context_parallel(mesh):
+    model = DistributedDataParallel(Model().double())
+    return trained(model, split_entries(model, 1))
+
+
+def fully_sharded(mesh):
+    model = Model().double()
+    fully_shard(model, mesh=mesh)
+    return trained(model, split_entries(model, 0))
+
+
+def vocabulary_parallel(mesh):
+    model = Model().double()
+    parallelize_module(model.head, mesh, ColwiseParallel(use_local_output=False))
+
+    def loss_of(features, labels, mask):
+        logits = model.head(model.trunk(features))  # a DTensor, each process' classes
+        labels, mask = (distribute_tensor(x, mesh, [Replicate()]) for x in (labels, mask))
+        return ml.cross_entropy(logits, labels, mask=mask).full_tensor()
+
+    return trained(model, loss_of)
+
+
+WAYS = {
+    "entries: DistributedDataParallel": data_parallel,
+    "time: DistributedDataParallel": context_parallel,
+    "entries and parameters: fully_shard": fully_sharded,
+    "classes: ColwiseParallel head": vocabulary_parallel,
+}
+
+
+def process(rank, rendezvous, results):
+    torch.set_num_threads(1)
+    timeout = datetime.timedelta(seconds=60)
+    dist.init_process_group("gloo", f"file://{rendezvous}", timeout, world_size=PROCESSES, rank=rank)
+    mesh = dist.init_device_mesh("cpu", (PROCESSES,))
+    one = one_process()
+    moved = one - torch.cat([p.detach().reshape(-1) for p in Model().double().parameters()])
+    errors = {name: float((way(mesh) - one).abs().max() / moved.abs().max()) for name, way in WAYS.items()}
+    if rank == 0:
+        Path(results).write_text(json.dumps(errors))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def main():
+    with tempfile.TemporaryDirectory() as folder:
+        results = Path(folder) / "errors.json"
+        torch.multiprocessing.spawn(process, (f"{folder}/rendezvous", str(results)), nprocs=PROCESSES)
+        errors = json.loads(results.read_text())
+    for name, error in errors.items():
+        print(f"{name:40}{error:.1e}")
+    return int(max(errors.values()) > LIMIT)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,49 @@
+"""The examples of several processes run, and their parameters are those of one process; they say so themselves."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.backends import named
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+
+@pytest.fixture(autouse=True)
+def distributed(backend):
+    named(backend, "torch")
+    torch = pytest.importorskip("torch")
+    if not torch.distributed.is_available():
+        pytest.skip("torch without torch.distributed")
+
+
+def run(path):
+    done = subprocess.run([sys.executable, path], capture_output=True, text=True, timeout=300)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_three_processes_are_one():
+    code, out, errors = run(EXAMPLES / "data_parallel" / "run.py")
+    assert code == 0, out + errors
+    # A mean of means is another number: the comparison can fail.
+    means = [float(line.split()[-1]) for line in out.splitlines() if " mean" in line and "with" not in line]
+    assert len(means) == 8
+    assert min(means) > 0.1
+
+
+def test_each_way_of_splitting_is_one_process(tmp_path):
+    path = EXAMPLES / "model_parallel" / "run.py"
+    code, out, errors = run(path)
+    assert code == 0, out + errors
+    assert out.count("e-1") == 4
+    # With each process' own divisor it is another number: the comparison can fail.
+    text = path.read_text()
+    exact = "return model(features, labels, mask, everywhere) * PROCESSES"
+    assert text.count(exact) == 1
+    wrong = tmp_path / "run.py"
+    wrong.write_text(text.replace(exact, "return model(features, labels, mask)"))
+    code, out, errors = run(wrong)
+    assert code == 1, out + errors
+    assert out.count("e-0") == 3, out
