@@ -51,7 +51,6 @@ BEGIN = """
         "rows": (line, [Shard(0)]),
         "time": (line, [Shard(1)]),
         "classes": (line, [Shard(2)]),
-        "everywhere": (line, [Replicate()]),
         "rows and classes": (dist.init_device_mesh("cpu", (2, 2)), [Shard(0), Shard(2)]),
     }
     OPTIONS = (
@@ -125,8 +124,6 @@ LOGITS = """
         close([ml.label_log_probs(x, y), ml.entropy(x)], [ml.label_log_probs(logits, labels), ml.entropy(logits)], name)
         close([ml.denominator(y, mask=split(arrays["mask"]), reduction=r) for r in ("mean", "mean_over_sequences")],
               [ml.denominator(labels, mask=arrays["mask"], reduction=r) for r in ("mean", "mean_over_sequences")], name)
-    dist.barrier()
-    dist.destroy_process_group()
 """
 
 LINEAR = """
@@ -153,13 +150,16 @@ LINEAR = """
                 found = losses(ml.linear_cross_entropy, h, k, y, variables=2, bias=b, **there, **options)
             close(found, wanted, (name, names, options))
             assert moved.most <= hidden.numel(), (name, names, options, moved.most)
+"""
+
+END = """
     dist.barrier()
     dist.destroy_process_group()
 """
 
 
-def on_processes(folder, program):
-    text = "".join(map(textwrap.dedent, (BEGIN, program)))
+def on_processes(folder, *program):
+    text = "".join(map(textwrap.dedent, (BEGIN, *program, END)))
     command = [sys.executable, "-c", text]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     running = [
@@ -183,13 +183,8 @@ def distributed(backend):
         pytest.skip("torch without torch.distributed")
 
 
-def test_logits(tmp_path):
-    codes, errors = on_processes(tmp_path, LOGITS.replace("{before}", "x"))
-    assert codes == [0] * PROCESSES, errors[0]
-
-
-def test_linear(tmp_path):
-    codes, errors = on_processes(tmp_path, LINEAR)
+def test_split_is_whole(tmp_path):
+    codes, errors = on_processes(tmp_path, LOGITS.replace("{before}", "x"), LINEAR)
     assert codes == [0] * PROCESSES, errors[0]
 
 

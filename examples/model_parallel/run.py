@@ -66,11 +66,13 @@ def one_process():
     return trained(model, model)
 
 
-def split_entries(model, axis):
+def split_entries(model, axis, *, exact):
     """This process' entries of each batch; the average over the processes that follows is undone."""
 
     def loss_of(*batch):
         features, labels, mask = (x.chunk(PROCESSES, axis)[dist.get_rank()].contiguous() for x in batch)
+        if not exact:  # a mean of means
+            return model(features, labels, mask)
         everywhere = ml.denominator(labels, mask=mask)
         dist.all_reduce(everywhere)
         return model(features, labels, mask, everywhere) * PROCESSES
@@ -78,20 +80,20 @@ def split_entries(model, axis):
     return loss_of
 
 
-def data_parallel(mesh):
+def data_parallel(mesh, *, exact=True):
     model = DistributedDataParallel(Model().double())
-    return trained(model, split_entries(model, 0))
+    return trained(model, split_entries(model, 0, exact=exact))
 
 
-def context_parallel(mesh):
+def context_parallel(mesh, *, exact=True):
     model = DistributedDataParallel(Model().double())
-    return trained(model, split_entries(model, 1))
+    return trained(model, split_entries(model, 1, exact=exact))
 
 
-def fully_sharded(mesh):
+def fully_sharded(mesh, *, exact=True):
     model = Model().double()
     fully_shard(model, mesh=mesh)
-    return trained(model, split_entries(model, 0))
+    return trained(model, split_entries(model, 0, exact=exact))
 
 
 def vocabulary_parallel(mesh):
@@ -121,7 +123,14 @@ def process(rank, rendezvous, results):
     mesh = dist.init_device_mesh("cpu", (PROCESSES,))
     one = one_process()
     moved = one - torch.cat([p.detach().reshape(-1) for p in Model().double().parameters()])
-    errors = {name: float((way(mesh) - one).abs().max() / moved.abs().max()) for name, way in WAYS.items()}
+
+    def error(way, **options):
+        return float((way(mesh, **options) - one).abs().max() / moved.abs().max())
+
+    errors = {name: error(way) for name, way in WAYS.items()}
+    errors["(entries, a mean of means)"] = error(data_parallel, exact=False)
+    errors["(time, a mean of means)"] = error(context_parallel, exact=False)
+    errors["(fully_shard, a mean of means)"] = error(fully_sharded, exact=False)
     if rank == 0:
         Path(results).write_text(json.dumps(errors))
     dist.barrier()
@@ -135,7 +144,7 @@ def main():
         errors = json.loads(results.read_text())
     for name, error in errors.items():
         print(f"{name:40}{error:.1e}")
-    return int(max(errors.values()) > LIMIT)
+    return int(max(errors[name] for name in WAYS) > LIMIT)
 
 
 if __name__ == "__main__":

@@ -103,7 +103,7 @@ def torch_eager(case, arrays, **more):
     return out | {"gradients": torch_gradients(case, out["value"], arrays)}
 
 
-def torch_compile(case, arrays):
+def torch_compile(case, arrays, *, divisor=denominator):
     torch = importlib.import_module("torch")
     torch._dynamo.reset()
     arrays = torch_leaves(case, arrays)
@@ -115,7 +115,7 @@ def torch_compile(case, arrays):
             return {"value": call(case, given, reduction_of(case))}
         value, stats = call(case, given, reduction_of(case), with_stats=True)
         out = {"entries": call(case, given, "none"), "value": value, "stats": stats}
-        return out | denominator(case, given)
+        return out | divisor(case, given)
 
     out = torch.compile(function, backend="aot_eager", fullgraph=True)(*(arrays[n] for n in names))
     return out | {"gradients": torch_gradients(case, out["value"], arrays)}
@@ -147,13 +147,13 @@ def reduced_to_none(case):
     return case._replace(options=dict(case.options) | {"reduction": "none"}) if case.function in REDUCED else case
 
 
-def jax_gradients(case, arrays, function):
-    """The value and the gradients by jax.vjp of function(arrays)."""
+def jax_gradients(case, arrays, function, **has_aux):
+    """The value and the gradients by jax.vjp of function(arrays), and what else it gives."""
     jax = importlib.import_module("jax")
     names, values = split(case, arrays)
-    value, back = jax.vjp(lambda *v: function(arrays | dict(zip(names, v, strict=True))), *values)
+    value, back, *more = jax.vjp(lambda *v: function(arrays | dict(zip(names, v, strict=True))), *values, **has_aux)
     up = jax.numpy.asarray(upstream(case, value.shape), dtype=value.dtype)
-    return value, dict(zip(names, back(up), strict=True))
+    return value, dict(zip(names, back(up), strict=True)), *more
 
 
 def jax_eager(case, arrays):
@@ -172,12 +172,11 @@ def traced(arrays, function):
     return jax.jit(lambda a: function(arrays | a))(given)
 
 
-def jax_jit(case, arrays, *, entries=True):
+def jax_jit(case, arrays):
     def function(a):
         out = {}
         if case.function == "cross_entropy":
-            if entries:
-                out = {"entries": call(case, a, "none")} | denominator(case, a)
+            out = {"entries": call(case, a, "none")} | denominator(case, a)
             out["again"], out["stats"] = call(case, a, reduction_of(case), with_stats=True)
         out["value"], out["gradients"] = jax_gradients(case, a, lambda b: call(case, b, reduction_of(case)))
         return out
@@ -211,24 +210,44 @@ def in_blocks(observe):
     return mode
 
 
-def jax_blocks(case, arrays, **more):
+def jax_at_once(case, arrays):
+    """jit of value, statistics and gradients together: each alone would be compiled as well."""
+
+    def function(a):
+        if case.function != "cross_entropy":
+            value, gradients = jax_gradients(case, a, lambda b: call(case, b, reduction_of(case)))
+            return {"value": value, "gradients": gradients}
+        loss = functools.partial(call, reduction=reduction_of(case), with_stats=True)
+        value, gradients, stats = jax_gradients(case, a, lambda b: loss(case, b), has_aux=True)
+        return {"value": value, "gradients": gradients, "stats": stats}
+
+    return traced(arrays, function)
+
+
+SMALL = {"BLOCK_BYTES": 50, "FOLD": 3, "LEAST_SKIPPED": 1, "LEAST_UNSHIFTED": 1}
+
+
+def jax_blocks(case, arrays):
     """jit that skips what is not kept, and takes the folded and unshifted sums, however small."""
     rows = importlib.import_module("maskloss._bindings.jax_sums")
-    sizes = {"BLOCK_BYTES": 50, "FOLD": 3, "LEAST_SKIPPED": 1, "LEAST_UNSHIFTED": 1}
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in sizes.items():
+        for name, value in SMALL.items():
             patch.setattr(rows, name, value)
         # What was traced with other sizes.
         importlib.import_module("jax").clear_caches()
         try:
-            return jax_jit(case, arrays, **more)
+            return jax_jit(case, arrays)
         finally:
             importlib.import_module("jax").clear_caches()
 
 
 def jax_devices(case, arrays, kind="entries"):
-    """Of arrays split over up to eight devices, each with blocks and choices of its own."""
+    """Of arrays split over up to eight devices, each with blocks and choices of its own.
+
+    A process that has eight runs nothing else: its sizes stay small, and what it traced stays good.
+    """
     jax = importlib.import_module("jax")
+    vars(importlib.import_module("maskloss._bindings.jax_sums")).update(SMALL)
     counts = devices_of(case, kind)
     names = [f"axis{i}" if count > 1 else None for i, count in enumerate(counts)]
     sizes = {name: count for name, count in zip(names, counts, strict=True) if name}
@@ -240,8 +259,7 @@ def jax_devices(case, arrays, kind="entries"):
         return jax.device_put(a, jax.sharding.NamedSharding(mesh, spec))
 
     arrays = {n: split(a) if isinstance(a, jax.Array) else a for n, a in arrays.items()}
-    # The entries' losses are those of the cases that reduce nothing: to compile them beside each sum takes a minute.
-    out = jax_blocks(case, arrays, entries=False)
+    out = jax_at_once(case, arrays)
     return jax.device_put(out, jax.devices()[0])
 
 
@@ -249,7 +267,7 @@ def in_operators(case, arrays):
     """torch.compile, where however few logits a mask may spare go through an operator."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(importlib.import_module("maskloss._bindings.torch"), "LEAST_SKIPPED", 1)
-        return torch_compile(case, arrays)
+        return torch_compile(case, arrays, divisor=lambda *_: {})
 
 
 def in_kernels(case, arrays):

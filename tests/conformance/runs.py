@@ -129,8 +129,8 @@ def call(case, arrays, reduction=None, **more):
 
 
 def denominator(case, arrays):
-    """{"denominator": ml.denominator of the same arguments}, where the labels are an array."""
-    if case.function != "cross_entropy" or not is_array(case.inputs["labels"]):
+    """{"denominator": that of the same arguments}, where the labels are an array; of linear losses, not again."""
+    if case.function != "cross_entropy" or not is_array(case.inputs["labels"]) or hasattr(ml.cross_entropy, "linear"):
         return {}
     names = ("mask", "weights", "class_weights", "class_mask", "ignore_index", "axis", "reduction", "validate")
     given = {n: a for n, a in {**arrays, **case.options}.items() if n in names}

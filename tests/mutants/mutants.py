@@ -191,8 +191,8 @@ MUTANTS = [
     ),
     Mutant(
         "skipped rows mistaken",
-        "        return start + length, made\n",
-        "        return start + length + 1, made\n",
+        "return start + length, [x.at[places].set(part",
+        "return start + length + 1, [x.at[places].set(part",
         "a kept row is skipped under jit",
         values("mask-mean", backend="jax-x32", mode="blocks"),
         "jax-x32",
@@ -821,7 +821,7 @@ MUTANTS = [
         "return self.sum(x, axis=axis, keepdims=keepdims) > 0",
         "return functions.any(x, axis=axis, keepdims=keepdims)",
         "DTensor adds what is True over the devices: a row that is split counts twice",
-        ("tests/test_dtensor_processes.py::test_logits[torch]",),
+        ("tests/test_dtensor_processes.py::test_split_is_whole[torch]",),
         "torch",
     ),
     Mutant(
@@ -829,7 +829,7 @@ MUTANTS = [
         "if is_distributed(x):  # of classes",
         "if False:  # of classes",
         "DTensor's IndexError",
-        ("tests/test_dtensor_processes.py::test_logits[torch]",),
+        ("tests/test_dtensor_processes.py::test_split_is_whole[torch]",),
         "torch",
     ),
     Mutant(
@@ -837,7 +837,7 @@ MUTANTS = [
         "return settled(DTensor.from_local(",
         "return (DTensor.from_local(",
         "the logits are moved to where it puts them",
-        ("tests/test_dtensor_processes.py::test_logits[torch]",),
+        ("tests/test_dtensor_processes.py::test_split_is_whole[torch]",),
         "torch",
     ),
     # What JAX does around a call.

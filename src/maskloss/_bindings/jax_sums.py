@@ -349,14 +349,9 @@ def walked(
 
     def block(state: Any) -> Any:
         start, made = state
-        if keep is None:  # the last block may begin in the one before it
-            new = function(*(lax.dynamic_slice_in_dim(table, start, length) for table in tables))
-            made = [lax.dynamic_update_slice_in_dim(x, part, start, 0) for x, part in zip(made, new, strict=True)]
-        else:
-            places = lax.dynamic_slice(order, (start,), (length,))
-            new = function(*(table.at[places].get(mode="clip") for table in tables))
-            made = [x.at[places].set(part, mode="drop") for x, part in zip(made, new, strict=True)]
-        return start + length, made
+        places = lax.dynamic_slice(order, (start,), (length,))
+        new = function(*(table.at[places].get(mode="clip") for table in tables))
+        return start + length, [x.at[places].set(part, mode="drop") for x, part in zip(made, new, strict=True)]
 
     made = [part.reshape(count, *part.shape[len(entries) :]) for part in made]
     state = 0, varying_alike(made, (x, keep, numbers))
