@@ -40,7 +40,7 @@ FOLD = 1 << 15
 # With fewer logits than these, the sort and the loop cost more than the rows that they save.
 LEAST_SKIPPED = 1 << 22
 # With a larger share of kept rows, one walk over all of them is faster.
-GREATEST_SHARE = 0.55
+GREATEST_SHARE = 0.45
 BLOCK_BYTES = 1 << 20
 LEAST_UNSHIFTED = 1 << 16
 HALVES = jnp.bfloat16, jnp.float16
