@@ -106,6 +106,15 @@ def named(backend, *names):
         pytest.skip(f"for {', '.join(names)}")
 
 
+def with_processes(backend):
+    """Skips a test of torch.distributed where there is none; torch, where there is."""
+    named(backend, "torch")
+    torch = pytest.importorskip("torch")
+    if not torch.distributed.is_available():
+        pytest.skip("torch without torch.distributed")
+    return torch
+
+
 def of_library(backend, *libraries):
     """Skips a test that is for numbers in these libraries, wherever they lie."""
     if backend.library not in libraries or backend.shapes_only:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import maskloss as ml
-from tests.backends import named
+from tests.backends import with_processes
 
 OPTIONS = (
     {},
@@ -18,11 +18,7 @@ OPTIONS = (
 @pytest.fixture
 def mesh(backend):
     """A mesh of this process alone."""
-    named(backend, "torch")
-    torch = pytest.importorskip("torch")
-    distributed = torch.distributed
-    if not distributed.is_available():
-        pytest.skip("torch without torch.distributed")
+    distributed = with_processes(backend).distributed
     distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
     yield distributed.device_mesh.init_device_mesh("cpu", (1,))
     distributed.destroy_process_group()

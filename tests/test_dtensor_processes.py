@@ -10,7 +10,7 @@ import textwrap
 
 import pytest
 
-from tests.backends import named
+from tests.backends import with_processes
 
 PROCESSES = 4
 BEGIN = """
@@ -177,10 +177,7 @@ def on_processes(folder, *program):
 
 @pytest.fixture(autouse=True)
 def distributed(backend):
-    named(backend, "torch")
-    torch = pytest.importorskip("torch")
-    if not torch.distributed.is_available():
-        pytest.skip("torch without torch.distributed")
+    with_processes(backend)
 
 
 def test_split_is_whole(tmp_path):

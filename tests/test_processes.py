@@ -6,17 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.backends import named
+from tests.backends import with_processes
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 
 @pytest.fixture(autouse=True)
 def distributed(backend):
-    named(backend, "torch")
-    torch = pytest.importorskip("torch")
-    if not torch.distributed.is_available():
-        pytest.skip("torch without torch.distributed")
+    with_processes(backend)
 
 
 def run(path):
