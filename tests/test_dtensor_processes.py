@@ -15,6 +15,7 @@ from tests.backends import with_processes
 PROCESSES = 4
 BEGIN = """
     import datetime
+    import os
     import sys
 
     import torch
@@ -155,6 +156,7 @@ LINEAR = """
 END = """
     dist.barrier()
     dist.destroy_process_group()
+    os._exit(0)  # as in the examples of several processes
 """
 
 
