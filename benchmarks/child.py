@@ -34,8 +34,9 @@ def compared(library, case, given, provider, calls, expected):
     if FORWARD in answers:
         answers[FORWARD] = (answers[FORWARD][0] * case.upstream,)
     longest = answers.get(BOTH) or answers[FORWARD]
+    labels = given.labels.reshape(-1)[:: library.stride]
     for answer in answers.values():
-        check(case, provider.name, answer, expected or longest, given.labels, tolerance=exception and exception[0])
+        check(case, provider.name, answer, expected or longest, labels, tolerance=exception and exception[0])
     return longest
 
 

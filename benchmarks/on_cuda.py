@@ -5,6 +5,7 @@ import os
 
 import torch
 
+from .library import COMPARED
 from .on_torch import Torch, compiled, eager, maskloss, native, native_kept_rows, runs
 from .timing import fastest, sample
 
@@ -43,6 +44,7 @@ ON_DEVICE = {
     "F.cross_entropy": eager(native, by_themselves),
     "F.cross_entropy, kept rows": eager(native_kept_rows, by_themselves),
     "F.cross_entropy, torch.compile": compiled(native, by_themselves),
+    "maskloss, torch.compile": compiled(maskloss, by_themselves),
     "liger_kernel": peer(
         "liger_kernel.transformers.functional", "liger_cross_entropy", "liger_fused_linear_cross_entropy"
     ),
@@ -57,6 +59,10 @@ class TorchOnDevice(Torch):
     def start(self, device):
         if device == "cpu":
             os.environ["TRITON_INTERPRET"] = "1"
+
+    def arrays(self, case, given, device):
+        self.stride = max(1, case.rows // COMPARED)
+        return super().arrays(case, given, device)
 
     def timer(self, case, device):
         """The device's own events; with a cold cache one span of time around each call, else one around all."""

@@ -142,6 +142,7 @@ GPU_TORCH = (
     Provider("F.cross_entropy", exceptions=ON_DEVICE),
     Provider("F.cross_entropy, kept rows", where=MASKED, exceptions=ON_DEVICE),
     Provider("F.cross_entropy, torch.compile", exceptions=ON_DEVICE, compiled=True),
+    Provider("maskloss, torch.compile", exceptions=ON_DEVICE, compiled=True),
     installed("liger_kernel"),
     installed("cut_cross_entropy", logits=False),
     installed("quack", projections=False),

@@ -39,7 +39,8 @@ TRITON = {"triton": (*SINGLE, *HALVES), "triton-blocks": SINGLE, "triton-linear"
 DEVICES = {"devices": ("float64",), "devices-linear": ("float64",), "devices-classes": ("float64",)}
 INTERPRETED = (("TRITON_INTERPRET", "1"),)  # Triton's kernels, in Python
 EIGHT = (("XLA_FLAGS", "--xla_force_host_platform_device_count=8"),)
-CUPY = {"eager": (*FLOATS, "float16"), "autodiff": FLOATS, "linear": FLOATS}
+CUPY = {"eager": (*FLOATS, "float16"), "autodiff": FLOATS, "blocks": SINGLE, "linear": FLOATS}
+JAX_GPU = X64 | {"eager": ALL, "linear": SINGLE}
 BACKENDS = {
     b.name: b
     for b in (
@@ -57,7 +58,7 @@ BACKENDS = {
         Backend(
             "jax-devices", "jax", DEVICES, "vjp", ("devices-classes", "devices-linear"), device="cpu", environment=EIGHT
         ),
-        Backend("jax-gpu", "jax", X64 | {"eager": FLOATS + HALVES}, "vjp", ("jit", "vmap"), True, "gpu"),
+        Backend("jax-gpu", "jax", JAX_GPU, "vjp", ("jit", "vmap", "linear"), True, "gpu"),
         Backend("cupy", "cupy", CUPY, "value_and_grad", accelerator=True),
     )
 }
@@ -133,7 +134,11 @@ def settings(backend):
         jax = importlib.import_module("jax")
         if backend.environment == EIGHT:  # XLA asks for the parts of a program outside of any `with` (jax 0.10.2)
             jax.config.update("jax_enable_x64", backend.x64)
-        with jax.enable_x64(backend.x64), jax.default_device(jax.devices(backend.device)[0]):
+        precision = "float32" if backend.accelerator else None  # a GPU's own default is TF32
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(jax.enable_x64(backend.x64))
+            stack.enter_context(jax.default_device(jax.devices(backend.device)[0]))
+            stack.enter_context(jax.default_matmul_precision(precision))
             yield
     elif backend.limited:
         strict = importlib.import_module("array_api_strict")

@@ -204,7 +204,8 @@ def in_blocks(observe):
 
     def mode(case, arrays):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(importlib.import_module("maskloss._engine.walk"), "BLOCK_BYTES", 50)
+            for size in ("BLOCK_BYTES", "ACCELERATOR_BLOCK_BYTES"):
+                patch.setattr(importlib.import_module("maskloss._engine.walk"), size, 50)
             return observe(case, arrays)
 
     return mode
