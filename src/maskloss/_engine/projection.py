@@ -39,7 +39,7 @@ CHUNK_BYTES = 20 << 20
 FEWEST, MOST = 128, 512
 # The same on an accelerator, which wants large products; not yet measured on one.
 ACCELERATOR_CHUNK_BYTES = 1 << 28
-ACCELERATOR_FEWEST, ACCELERATOR_MOST = 512, 8192
+ACCELERATOR_FEWEST, ACCELERATOR_MOST = 2048, 8192
 
 
 class ChunkSizeWarning(UserWarning):
