@@ -35,11 +35,11 @@ CASES = {
     ),
     "jax": (
         *(Case(*shape, "bfloat16", kept) for shape in SHAPES[:2] for kept in (None, 15)),
-        PROJECTION._replace(rows=2048),
+        *(PROJECTION._replace(kept=kept) for kept in (None, 15)),
     ),
     "cupy": tuple(Case(*SHAPES[0], kept=kept) for kept in (None, 15)),
 }
-TINY = Case(16, 40, "bfloat16", 50)
+TINY = Case(16, 32000, "bfloat16", 50)
 TRIAL = {"torch": (TINY, TINY._replace(features=8)), "jax": (TINY, TINY._replace(features=8))}
 TRIAL["cupy"] = (TINY._replace(dtype="float32"),)
 

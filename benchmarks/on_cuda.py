@@ -16,6 +16,10 @@ def by_themselves(loss, inputs, upstream):
     return torch.autograd.grad(loss, inputs, upstream)
 
 
+def analytic(case):
+    return maskloss(case, implementation="analytic")
+
+
 def triton(case):
     return maskloss(case, implementation="triton")
 
@@ -40,11 +44,12 @@ def peer(module, of_logits, of_projection):
 
 ON_DEVICE = {
     "maskloss": eager(maskloss, by_themselves),
-    'maskloss, implementation="triton"': eager(triton, by_themselves),
+    'maskloss, implementation="analytic"': eager(analytic, by_themselves),
     "F.cross_entropy": eager(native, by_themselves),
     "F.cross_entropy, kept rows": eager(native_kept_rows, by_themselves),
     "F.cross_entropy, torch.compile": compiled(native, by_themselves),
     "maskloss, torch.compile": compiled(maskloss, by_themselves),
+    'maskloss, torch.compile, "triton"': compiled(triton, by_themselves),
     "liger_kernel": peer(
         "liger_kernel.transformers.functional", "liger_cross_entropy", "liger_fused_linear_cross_entropy"
     ),

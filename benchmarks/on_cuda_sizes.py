@@ -21,7 +21,7 @@ from .gpu import device_name
 from .harness import ROOT, versions
 
 SHAPES = ((8192, 32000), (4096, 128256), (32768, 1024))
-BLOCKS, WARPS = (1024, 2048, 4096, 8192, 16384), (4, 8, 16)
+BLOCKS, WARPS = (1024, 2048, 4096, 8192), (2, 4, 8, 16)
 BYTES = tuple(1 << power for power in (24, 26, 28, 30))
 PROJECTIONS = ((8192, 32000, 4096), (8192, 128256, 4096))
 CHUNKS = (512, 1024, 2048, 4096, 8192)
@@ -57,16 +57,36 @@ def measured(call, device):
     before = torch.cuda.memory_allocated()
     call()
     peak = torch.cuda.max_memory_allocated() - before
+    return {"ms": milliseconds(call, 5), "GiB": round(peak / 2**30, 3)}
+
+
+def milliseconds(call, repeats):
     batches = []
     for _ in range(5):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
-        for _ in range(5):
+        for _ in range(repeats):
             call()
         end.record()
         end.synchronize()
-        batches.append(start.elapsed_time(end) / 5)
-    return {"ms": round(median(batches), 4), "GiB": round(peak / 2**30, 3)}
+        batches.append(start.elapsed_time(end) / repeats)
+    return round(median(batches), 4)
+
+
+def replayed(call, device):
+    """The same of what a CUDA graph of ten calls replays: the device's time, without the host's."""
+    if device == "cpu":
+        return measured(call, device)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(10):
+            call()
+    return {"ms": round(milliseconds(graph.replay, 2) / 10, 4)}
 
 
 def of_kernels(device, shapes, blocks, warps):
@@ -78,7 +98,7 @@ def of_kernels(device, shapes, blocks, warps):
                 return ml.cross_entropy(x, labels, implementation="triton")
 
             for block in [b for b in blocks if b <= triton_size(classes)]:
-                for count in [w for w in warps if block >= 64 * w]:
+                for count in [w for w in warps if 64 * w <= block <= 1024 * w]:
                     kernels.sizes_of = lambda classes, b=block, w=count: {"BLOCK": b, "num_warps": w}
                     case = {
                         "what": "kernels",
@@ -86,8 +106,8 @@ def of_kernels(device, shapes, blocks, warps):
                         "dtype": str(dtype)[6:],
                         "size": [block, count],
                     }
-                    yield case | {"direction": "forward"} | measured(forward_alone(loss), device)
-                    yield case | {"direction": "forward + backward"} | measured(with_gradient(loss, x), device)
+                    yield case | {"direction": "forward"} | replayed(forward_alone(loss), device)
+                    yield case | {"direction": "forward + backward"} | replayed(with_gradient(loss, x), device)
 
 
 def triton_size(classes):
@@ -124,7 +144,7 @@ def of_chunks(device, shapes, sizes):
                 yield case | measured(with_gradient(loss, hidden, kernel), device)
 
 
-def rows_of(device, trial):
+def rows_of(device, trial, only):
     chosen = kernels.sizes_of, walk.ACCELERATOR_BLOCK_BYTES
     if trial:
         yield from of_kernels(device, [(4, 300)], (128, 256), (1,))
@@ -132,15 +152,20 @@ def rows_of(device, trial):
         yield from of_blocks(device, [(4, 40)], (256, 512))
         yield from of_chunks(device, [(8, 40, 8)], (2, 4))
         return
-    yield from of_chunks(device, PROJECTIONS, CHUNKS)
-    yield from of_kernels(device, SHAPES, BLOCKS, WARPS)
-    kernels.sizes_of = chosen[0]
-    yield from of_blocks(device, SHAPES[::2], BYTES)
+    parts = {
+        "kernels": lambda: of_kernels(device, SHAPES, BLOCKS, WARPS),
+        "blocks": lambda: of_blocks(device, SHAPES[::2], BYTES),
+        "chunks": lambda: of_chunks(device, PROJECTIONS, CHUNKS),
+    }
+    for name in [only] if only else parts:
+        yield from parts[name]()
+        kernels.sizes_of, walk.ACCELERATOR_BLOCK_BYTES = chosen
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trial", action="store_true", help="on the CPU, tiny shapes")
+    parser.add_argument("--only", choices=("kernels", "blocks", "chunks"))
     parser.add_argument("--output", type=Path, help="where gpu_sizes.json goes")
     args = parser.parse_args()
     device = "cpu" if args.trial else "cuda"
@@ -148,7 +173,7 @@ def main():
     folder.mkdir(parents=True, exist_ok=True)
     about = {"device": device_name(device), "versions": versions("gpu", ("torch",)), "date": time.strftime("%Y-%m-%d")}
     rows = []
-    for row in rows_of(device, args.trial):
+    for row in rows_of(device, args.trial, args.only):
         rows.append(row)
         print(json.dumps(row), file=sys.stderr, flush=True)
     lines = ",\n".join(json.dumps(row) for row in rows)

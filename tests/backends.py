@@ -35,6 +35,7 @@ COMPILED = {"compile": SINGLE, "operators": SINGLE, "operators-linear": SINGLE}
 STRICT = {"eager": FLOATS, "autodiff": SINGLE, "blocks": SINGLE, "linear": SINGLE}
 X64 = {"eager": ("float64",), "jit": ("float64",), "vmap": ("float64",)}
 X32 = {"eager": ("float32", "bfloat16"), "jit": ("float32", "float16"), "blocks": SINGLE, "linear": SINGLE}
+PREFERRED = {"preferred": (*SINGLE, *HALVES)}  # the kernels as the default, and what they leave to others
 TRITON = {"triton": (*SINGLE, *HALVES), "triton-blocks": SINGLE, "triton-linear": (*SINGLE, "bfloat16")}
 DEVICES = {"devices": ("float64",), "devices-linear": ("float64",), "devices-classes": ("float64",)}
 INTERPRETED = (("TRITON_INTERPRET", "1"),)  # Triton's kernels, in Python
@@ -51,7 +52,15 @@ BACKENDS = {
         Backend("strict-device", "array_api_strict", {"eager": SINGLE}, "value_and_grad", ("eager",), device="device1"),
         Backend("torch", "torch", TORCH | COMPILED, "autograd", ("compile",), device="cpu"),
         Backend("torch-meta", "torch", {"eager": SINGLE}, "autograd", device="meta", shapes_only=True),
-        Backend("torch-triton", "torch", TRITON, "autograd", device="cpu", environment=INTERPRETED),
+        Backend(
+            "torch-triton",
+            "torch",
+            TRITON | PREFERRED,
+            "autograd",
+            ("preferred",),
+            device="cpu",
+            environment=INTERPRETED,
+        ),
         Backend("torch-cuda", "torch", TORCH | TRITON, "autograd", accelerator=True, device="cuda"),
         Backend("jax", "jax", X64, "vjp", ("eager", "jit", "vmap"), device="cpu"),
         Backend("jax-x32", "jax", X32, "vjp", ("jit", "blocks", "linear"), device="cpu", x64=False),

@@ -176,3 +176,46 @@ def test_a_cpu_tensor_needs_the_interpreter(backend):
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     assert "here only ['analytic', 'autodiff'] can run: its kernels take CUDA tensors" in done.stderr
+
+
+@pytest.fixture
+def by_default(torch, monkeypatch):
+    """The kernels are the default, as they are on a GPU."""
+    of_torch = importlib.import_module("maskloss._arrays.torch").Torch
+    monkeypatch.setattr(of_torch, "prefers_kernels", lambda xp, x: xp.takes_kernels(x) and not xp.is_tracer(x))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "mean_over_kept", "mean_over_all"])
+@pytest.mark.parametrize("kept", [None, 4, 0])
+def test_the_commonest_call(backend, torch, by_default, reduction, kept):
+    """One Function from logits to loss: value, gradient and second derivative of the plain expression."""
+    logits, labels = rows(torch, backend)
+    mask = None if kept is None else torch.arange(6, device=backend.device) < kept
+    logits, labels = logits.reshape(2, 3, 37), labels.reshape(2, 3)
+    mask = None if mask is None else mask.reshape(2, 3)
+    found = []
+    for implementation in (None, "autodiff"):
+        x = logits.clone().requires_grad_()
+        loss = ml.cross_entropy(x, labels, mask=mask, reduction=reduction, implementation=implementation)
+        assert loss.grad_fn is None or (loss.grad_fn.name() == "_LossBackward") is (implementation is None)
+        (gradient,) = torch.autograd.grad(loss, x, create_graph=True)
+        (plain,) = torch.autograd.grad(3 * loss, x, retain_graph=True)
+        found.append((loss, gradient, plain, torch.autograd.grad((gradient**2).sum(), x)[0]))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_label_that_is_no_class(backend, torch, by_default, again):
+    """NaN where it counts, as nothing waits for the device; nothing where it does not. No other row has NaN."""
+    logits, labels = rows(torch, backend)
+    labels[1], labels[4] = 37, -1
+    for mask, wrong in ((labels == labels, [1, 4]), (torch.arange(6, device=backend.device) != 4, [1])):
+        x = logits.clone().requires_grad_()
+        loss = ml.cross_entropy(x, labels, mask=mask)
+        assert loss.isnan()
+        (gradient,) = torch.autograd.grad(loss, x, create_graph=again)
+        is_nan = gradient.detach().isnan()
+        assert is_nan.all(-1).nonzero().reshape(-1).tolist() == is_nan.any(-1).nonzero().reshape(-1).tolist() == wrong
+    mask = (labels >= 0) & (labels < 37)
+    assert ml.cross_entropy(logits, labels, mask=mask).isfinite()

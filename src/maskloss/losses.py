@@ -125,8 +125,8 @@ def cross_entropy(
     plain = plain and with_stats is False and type(axis) is int and axis == -1
     if plain and type(validate) is type(reduction) is str and validate == "auto":
         xp = namespace_of(logits)
-        small_loss = None if xp is None else _bindings.binding_of(xp).small_loss
-        loss = None if small_loss is None else small_loss(logits, labels, mask, reduction)
+        common_loss = None if xp is None else _bindings.binding_of(xp).common_loss
+        loss = None if common_loss is None else common_loss(logits, labels, mask, reduction)
         if loss is not None:
             return loss
     given = Given(labels, mask, weights, class_weights, class_mask, ignore_index, validate)

@@ -275,6 +275,14 @@ def in_kernels(case, arrays):
     return torch_eager(case, arrays, implementation="triton")
 
 
+def in_preferred_kernels(case, arrays):
+    """As on a GPU, where the kernels are the default."""
+    of_torch = importlib.import_module("maskloss._arrays.torch").Torch
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(of_torch, "prefers_kernels", lambda xp, x: xp.takes_kernels(x) and not xp.is_tracer(x))
+        return torch_eager(case, arrays)
+
+
 def in_narrow_kernels(case, arrays):
     """A program takes two classes at a time, or 64 and 4096 where there are many and very many."""
     classes = case.inputs["logits"].shape[case.options.get("axis", -1)]
@@ -339,6 +347,7 @@ MODES = {
     ("vjp", "devices-classes"): functools.partial(jax_devices, kind="classes"),
     ("vjp", "devices-linear"): linear(jax_devices),
     ("autograd", "triton"): in_kernels,
+    ("autograd", "preferred"): in_preferred_kernels,
     ("autograd", "triton-blocks"): in_narrow_kernels,
     ("autograd", "triton-linear"): linear(in_kernels),
     ("value_and_grad", "linear"): linear(array_api_eager),

@@ -98,6 +98,10 @@ class Namespace:
         """Whether Triton's kernels take `x`."""
         return False
 
+    def prefers_kernels(self, x: Array) -> bool:
+        """Whether they are the first choice for `x`."""
+        return False
+
     def multiplies_halves(self, x: Array) -> bool:
         """Whether matrices of x's dtype are multiplied as they are, into float32."""
         return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.util
 import math
 import mmap
 import os
@@ -60,6 +61,9 @@ class Torch(Namespace):
     def takes_kernels(self, x: Array) -> bool:
         """Those of CUDA, and under Triton's interpreter those of the CPU."""
         return x.device.type == ("cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda")
+
+    def prefers_kernels(self, x: Array) -> bool:
+        return x.is_cuda and not self.is_tracer(x) and runs_kernels(x.device.index)
 
     def multiplies_halves(self, x: Array) -> bool:
         """Not those of float16: dL/dlogits of a mean over many rows is below what float16 holds."""
@@ -225,16 +229,22 @@ def is_made_fx() -> bool:
     return internals._C._get_dispatch_mode(internals._C._TorchDispatchModeKey.PROXY) is not None
 
 
+@functools.cache
+def runs_kernels(device: int) -> bool:
+    """Whether Triton is here, and compiles for this device. (AMD's are untried.)"""
+    if importlib.util.find_spec("triton") is None or torch.version.hip is not None:
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def is_plain(x: Any) -> bool:
+    """A dense tensor that no tracing is about."""
+    return type(x) in (torch.Tensor, torch.nn.Parameter) and x.layout is torch.strided and not x.is_nested
+
+
 def is_plain_tensor(x: Any) -> bool:
     """A dense tensor in this memory, that no transformation or tracing is about."""
-    return (
-        (type(x) is torch.Tensor or type(x) is torch.nn.Parameter)
-        and x.is_cpu
-        and x.layout is torch.strided
-        and not x.is_nested
-        and not xp.is_tracer(x)
-        and not in_forward_mode()
-    )
+    return is_plain(x) and x.is_cpu and not xp.is_tracer(x) and not in_forward_mode()
 
 
 def in_forward_mode() -> bool:
@@ -257,7 +267,9 @@ def has_wide_products() -> bool:
 def autocasts(x: Array) -> bool:
     """Whether autocast would multiply x in another dtype."""
     device = x.device.type
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    # Dynamo cannot trace the question (torch 2.11).
+    may = device in ("cpu", "cuda") or torch.amp.is_autocast_available(device)
+    return may and torch.is_autocast_enabled(device)
 
 
 def as_asked(x: Array) -> contextlib.AbstractContextManager[Any]:

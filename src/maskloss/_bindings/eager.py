@@ -17,7 +17,7 @@ from .._math.rows import Found, Rows
 from ..stats import LossStats
 
 WAYS = {"analytic": Way(lane_of)}
-small_loss = value_and_grad = None
+common_loss = value_and_grad = None
 
 
 def of_logits(lane: Lane, rows: Rows, *, xp: Namespace) -> Any:

@@ -164,7 +164,7 @@ class Chunks(NamedTuple):
     """The kept rows of a projection, a chunk at a time."""
 
     static: Static
-    given: dict[str, Any]  # hidden, kernel, bias and targets, the kernel and bias in the dtype of the computation
+    given: dict[str, Any]  # hidden, kernel, bias and targets, the kernel in the dtype that it is multiplied in
     table: dict[str, Any]  # what a row has of its own
     order: Any
     kept: Any  # how many
@@ -179,17 +179,29 @@ class Chunks(NamedTuple):
         return self.table["targets"] is not None
 
 
+def is_on_cpu() -> bool:
+    return jax.default_backend() == "cpu"
+
+
+def multiplies_halves(hidden: Any, kernel: Any, dtype: Any) -> bool:
+    """As they are, into float32. (Not those of float16, which does not hold dL/dlogits of a mean over many rows.)"""
+    return not is_on_cpu() and hidden.dtype == kernel.dtype == jnp.bfloat16 and dtype.dtype == jnp.float32
+
+
+def product(a: Any, b: Any, dtype: Any) -> Any:
+    return jnp.matmul(a, b, preferred_element_type=dtype)
+
+
 def chunks_of(static: Static, given: Any, arrays: Arrays, more: Any) -> Chunks:
     """`more` is what else there is of each entry."""
     hidden, targets, dtype = given["hidden"], given["targets"], static.dtype
     entries, count = hidden.shape[:-1], math.prod(hidden.shape[:-1])
-    cast: dict[str, Any] = {
-        name: None if given[name] is None else given[name].astype(dtype) for name in ("kernel", "bias")
-    }
-    classes = cast["kernel"].shape[0]
-    projection = Projection(hidden, cast["kernel"], cast["bias"], static.chunk_size)
-    on_cpu = jax.default_backend() == "cpu"
-    length = chunked.chunk_length(projection, count, dtype.dtype.itemsize, on_cpu=on_cpu, share=1.5)
+    kernel, bias = given["kernel"], given["bias"]
+    if not multiplies_halves(hidden, kernel, dtype):
+        kernel = kernel.astype(dtype)
+    bias = None if bias is None else bias.astype(dtype)
+    classes, projection = kernel.shape[0], Projection(hidden, kernel, bias, static.chunk_size)
+    length = chunked.chunk_length(projection, count, dtype.dtype.itemsize, on_cpu=is_on_cpu(), share=1.5)
 
     def flat(x: Any, *tail: int) -> Any:
         return None if x is None else jnp.broadcast_to(x, (*entries, *tail)).reshape(count, *tail)
@@ -202,15 +214,17 @@ def chunks_of(static: Static, given: Any, arrays: Arrays, more: Any) -> Chunks:
         "answers": flat(arrays.answers),
         "more": jax.tree.map(flat, more),
     }
-    return Chunks(static, {**given, **cast}, table, *kept_first(arrays.keep, count, length), length)
+    return Chunks(
+        static, {**given, "kernel": kernel, "bias": bias}, table, *kept_first(arrays.keep, count, length), length
+    )
 
 
 def chunk_of(chunks: Chunks, places: Any) -> tuple[Any, Any, Rows]:
     """What the table has of these places, their hidden states, and their rows."""
     static, kernel, bias = chunks.static, chunks.given["kernel"], chunks.given["bias"]
     taken = jax.tree.map(lambda x: x.at[places].get(mode="fill", fill_value=0), chunks.table)
-    hidden = taken["hidden"].astype(static.dtype)
-    logits = hidden @ kernel.T
+    hidden = taken["hidden"].astype(kernel.dtype)
+    logits = product(hidden, kernel.T, static.dtype)
     if bias is not None:
         # In a row behind the last, a large bias would become 0 * inf.
         logits = logits + jnp.where((places < math.prod(chunks.entries))[:, None], bias[None, :], 0.0)
@@ -316,7 +330,8 @@ def empty_gradients(chunks: Chunks, parts: tuple[str, ...], dtype: Any) -> dict[
     likes = {**chunks.given, "hidden": chunks.table["hidden"]}
     if chunks.of_entries():
         likes["targets"] = chunks.table["targets"]
-    return {name: jnp.zeros_like(likes[name], dtype=dtype) for name in parts}
+    of_sums = dict.fromkeys(("kernel", "bias"), chunks.static.dtype)
+    return {name: jnp.zeros_like(likes[name], dtype=dtype or of_sums.get(name)) for name in parts}
 
 
 def in_their_shapes(chunks: Chunks, gradients: dict[str, Any], over: Over) -> dict[str, Any]:
@@ -329,7 +344,7 @@ def in_their_shapes(chunks: Chunks, gradients: dict[str, Any], over: Over) -> di
 
 
 def sum_over(x: Any, split: tuple[str, ...]) -> Any:
-    if jax.default_backend() != "cpu":
+    if not is_on_cpu():
         return lax.psum(x, split)
     # XLA's all-reduce on a CPU writes to memory of its own (jaxlib 0.10.2), as large as all that it sums at a time.
     return by_tiles(x, lambda rows, _: lax.psum(rows, split))
@@ -342,13 +357,15 @@ def added(
     function, gradients = chunks.static.lane.function, dict(gradients)
     out = function.restated(out, xp)
     d_logits, d_targets = function.backward(rows, out, g, targets_too="targets" in gradients, xp=xp)
+    if "bias" in gradients:
+        gradients["bias"] = gradients["bias"] + xp.long_sum(d_logits, axis=0)
+    kernel, dtype = chunks.given["kernel"], chunks.static.dtype
+    d_logits = d_logits.astype(kernel.dtype)
     if "hidden" in gradients:
-        d_hidden = (d_logits @ chunks.given["kernel"]).astype(gradients["hidden"].dtype)
+        d_hidden = product(d_logits, kernel, dtype).astype(gradients["hidden"].dtype)
         gradients["hidden"] = gradients["hidden"].at[places].set(d_hidden, mode="drop")
     if "kernel" in gradients:
         gradients["kernel"] = add_product(gradients["kernel"], d_logits, hidden)
-    if "bias" in gradients:
-        gradients["bias"] = gradients["bias"] + xp.long_sum(d_logits, axis=0)
     if d_targets is not None and chunks.of_entries():
         gradients["targets"] = gradients["targets"].at[places].set(d_targets, mode="drop")
     elif d_targets is not None:
@@ -357,7 +374,9 @@ def added(
 
 
 def add_product(total: Any, a: Any, b: Any) -> Any:
-    """total + a^T b."""
+    """total + a^T b, which XLA for a GPU adds up in place."""
+    if not is_on_cpu():
+        return total + product(a.T, b, total.dtype)
 
     def added(rows: Any, start: Any) -> Any:
         return rows + lax.dynamic_slice(a, (0, start), (a.shape[0], rows.shape[0])).T @ b

@@ -8,7 +8,8 @@ of the classes seen. A block that raises the shift to m' turns s into s exp(m - 
 
     nll = log s - (x_y - m)        dot = T log s - a        lse = m + log s
 
-A row that is not kept is not read: the host need not know how many are. What a program adds up depends on its row
+A row that is not kept is not read: the host need not know how many are. A kept label that is no class makes NaN of its
+loss and gradient. What a program adds up depends on its row
 alone, in an order that Triton chooses by the strides: a row's loss is the same bits in any run, and in any batch that
 is laid out alike.
 """
@@ -130,8 +131,10 @@ def forward_kernel(
     log_sum = tl.log(tl.where(s == 0.0, 1.0, s))
     if nll is not None:
         y = tl.load(labels + row).to(tl.int64)
-        x_y, _ = block_of(row_logits, y, class_stride, kept, softcap)
-        tl.store(nll + row, tl.where(kept, log_sum - (x_y - m).to(tl.float64), 0.0).to(tl.float32))
+        is_class = (y >= 0) & (y < classes)
+        x_y, _ = block_of(row_logits, tl.where(is_class, y, 0), class_stride, kept, softcap)
+        value = tl.where(is_class, log_sum - (x_y - m).to(tl.float64), float("nan"))
+        tl.store(nll + row, tl.where(kept, value, 0.0).to(tl.float32))
     if dot is not None:
         tl.store(dot + row, tl.where(kept, T * log_sum - a, 0.0).to(tl.float32))
     if lse is not None:
@@ -179,9 +182,12 @@ def backward_kernel(
         coefficient += tl.load(g_lse + row)
     if g_dot is not None:
         coefficient += tl.load(g_dot + row) * tl.load(targets_total)
+    if g_nll is not None:
+        y = tl.load(labels + row).to(tl.int64)
+        coefficient = tl.where((y >= 0) & (y < classes), coefficient, float("nan"))
     d = tl.exp(x - tl.load(shift + row)) * (coefficient / tl.where(s == 0.0, 1.0, s))
     if g_nll is not None:
-        d = tl.where(c == tl.load(labels + row), d - tl.load(g_nll + row), d)
+        d = tl.where(c == y, d - tl.load(g_nll + row), d)
     if g_dot is not None:
         d = d - tl.load(g_dot + row) * tl.load(targets + c, mask=inside, other=0.0)
     d = tl.where(read, d * slope, 0.0)
@@ -267,7 +273,8 @@ def sizes_of(classes: int) -> dict[str, int]:
 
 def on_device(x: Any) -> Any:
     """Triton launches on the current device."""
-    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
+    is_current = not x.is_cuda or x.device.index == torch.cuda.current_device()
+    return contextlib.nullcontext() if is_current else torch.cuda.device(x.device)
 
 
 LANE = Lane("triton", SOFTMAX, forward, backward)

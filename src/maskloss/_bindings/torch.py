@@ -28,9 +28,10 @@ from .._engine.walk import located
 from .._math.rows import Found, RowFunction, Rows
 from .._math.terms import Terms, reduced
 from . import torch_operators
+from .torch_kernels import loss_by_kernels
 from .torch_operators import PARTS
 from .torch_operators import WAYS as WAYS
-from .torch_small import small_loss as small_loss
+from .torch_small import small_loss
 
 Tensor = Any
 
@@ -41,6 +42,11 @@ LEAST_SKIPPED = 1 << 22
 # Why all logits are made at once.
 TRACED = "torch.func, forward mode, DTensor and other tracers take one expression"
 SECOND = "a gradient that is differentiated again, or batched, is one expression"
+
+
+def common_loss(logits: Any, labels: Any, mask: Any, reduction: str) -> Tensor | None:
+    answer = loss_by_kernels if xp.prefers_kernels(logits) else small_loss
+    return answer(logits, labels, mask, reduction)
 
 
 def differentiated(*tensors: Tensor | None) -> bool:
