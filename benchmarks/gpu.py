@@ -9,19 +9,21 @@ one large product. Each provider's answer is compared before; one that fails is 
 """
 
 import argparse
+import json
 import subprocess
 from pathlib import Path
 
-from .cases import BOTH, Case
+from .cases import BOTH, DIRECTIONS, ITEMSIZE, Case
 from .harness import ROOT, Result, child
 from .providers import SETTINGS, TITLES
-from .tables import beside, times_table
+from .tables import beside, shape_text, short_name, table, times_table
 
 GROUPS = tuple(SETTINGS["gpu"])
 NOT_RUN = (
     "Not yet run: no GPU was at hand. On a machine that has one, with PyTorch, JAX and CuPy for it, optax, and any of"
     " liger-kernel, cut-cross-entropy and quack-kernels, `python -m benchmarks.gpu` puts its figures here.\n"
 )
+CHOSEN, BANDWIDTH = (4096, 8), 3.0e12  # of kernels.sizes_of; of a large copy, both ways counted, on an H100
 SHAPES = ((8192, 32000), (4096, 128256), (32768, 1024), (256, 1024))
 PROJECTION = Case(8192, 128256, "bfloat16", features=4096)
 CASES = {
@@ -57,7 +59,53 @@ def cell(row, name):
     return (beside(row, name) or failed) + ("" if extra is None else f", {extra / 2**30:.2f} GiB")
 
 
-def page(result):
+def of_kernels(rows):
+    """Device milliseconds of the kernels in the chosen size, and in the best."""
+    lines = []
+    for shape, dtype in dict.fromkeys((tuple(row["shape"]), row["dtype"]) for row in rows):
+        times = {}
+        for row in rows:
+            if (tuple(row["shape"]), row["dtype"]) == (shape, dtype):
+                times.setdefault(tuple(row["size"]), {})[row["direction"]] = row["ms"]
+        whole = {size: ms for size, ms in times.items() if len(ms) == len(DIRECTIONS)}
+        if CHOSEN in whole:
+            best = min(whole, key=lambda size: whole[size][BOTH])
+            least = 1e3 * ((1 + 2) * shape[0] * shape[1] * ITEMSIZE[dtype]) / BANDWIDTH
+            name, ours = f"{shape_text(shape)}, {dtype}", [f"{whole[CHOSEN][d]:.3f}" for d in DIRECTIONS]
+            lines.append([name, *ours, f"{whole[best][BOTH]:.3f} at {best[0]} × {best[1]}", f"{least:.3f}"])
+    return lines
+
+
+def sizes_page(sizes):
+    """What the sizes of the code are chosen by."""
+    rows = {what: [row for row in sizes["rows"] if row["what"] == what] for what in ("kernels", "chunks", "blocks")}
+    out = ["\n**The kernels alone**: ms of the device, as a CUDA graph replays them, in programs of"]
+    out.append(f" {CHOSEN[0]} classes and {CHOSEN[1]} warps\n\n")
+    header = ["", "forward", "loss and gradient", "the best size", "one read, then a read and a write, at 3.0 TB/s"]
+    out.append(table(header, of_kernels(rows["kernels"])))
+    out.append(
+        "\n**Rows of a chunk of `linear_cross_entropy`**, bfloat16, loss and gradients: ms, and GiB at the peak\n\n"
+    )
+    lengths = sorted({row["size"] for row in rows["chunks"]})
+    cells = {(tuple(r["shape"]), r["way"], r["size"]): f"{r['ms']:.1f}, {r['GiB']:.2f}" for r in rows["chunks"]}
+    kinds = dict.fromkeys((tuple(row["shape"]), row["way"]) for row in rows["chunks"])
+    lines = [
+        [f"{' × '.join(map(str, (s[0], s[2], s[1])))}, {way}", *(cells[s, way, n] for n in lengths)] for s, way in kinds
+    ]
+    out.append(table(["", *map(str, lengths)], lines))
+    out.append("\n**Bytes of a block of the engine**, bfloat16, loss and gradient: ms, and GiB at the peak\n\n")
+    lengths = sorted({row["size"] for row in rows["blocks"]})
+    cells = {(tuple(r["shape"]), r["masked"], r["size"]): f"{r['ms']:.1f}, {r['GiB']:.2f}" for r in rows["blocks"]}
+    kinds = dict.fromkeys((tuple(row["shape"]), row["masked"]) for row in rows["blocks"])
+    lines = [
+        [f"{shape_text(s)}, {'15 %' if masked else 'all'}", *(cells[s, masked, n] for n in lengths)]
+        for s, masked in kinds
+    ]
+    out.append(table(["", *(f"{n >> 20} MiB" for n in lengths)], lines))
+    return "".join(out)
+
+
+def page(result, sizes=None):
     """The page's tables, in Markdown."""
     if result is None:
         return NOT_RUN
@@ -65,8 +113,10 @@ def page(result):
     for group in GROUPS:
         rows = [(Case(*row["case"]), row) for row in result["rows"] if row["group"] == group]
         out.append(f"**{TITLES[group]}**, loss and gradient: ms, and theirs / ours\n\n")
-        out.append(times_table("", rows, cell) + "\n")
+        out.append(times_table("", rows, cell, lambda c: f"{short_name(c)}, {c.dtype}") + "\n")
     out += [f"- failed: {failure}\n" for failure in result["failures"]]
+    out += [f"\n{result['note']}\n"] if "note" in result else []
+    out += [sizes_page(sizes)] if sizes else []
     found = ", ".join(f"{name} {v}" for name, v in result["versions"].items() if v != "not installed")
     return "".join(out) + f"\nMeasured on {result['date']}: {result['device']}; {found}.\n"
 
@@ -85,7 +135,8 @@ def main():
     for group in [args.only] if args.only else GROUPS:
         result.add("rows", child("cases", group, {**options, "cases": cases[group]}))
     result.finish(strict=False)
-    text = page(result.found)
+    sizes = folder / "gpu_sizes.json"
+    text = page(result.found, json.loads(sizes.read_text()) if sizes.exists() else None)
     (folder / "gpu.md").write_text(text)
     print(text)
 

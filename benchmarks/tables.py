@@ -70,13 +70,17 @@ def beside(row, name):
         return ""
     three = ratio(row, name) if name != OURS else None
     text = figure(1e3 * middle(row["seconds"][name])[0])
-    return text if three is None else f"{text} ({figure(three[0])}; {figure(three[1])}–{figure(three[2])})"
+    if three is None:
+        return text
+    between = f"; {figure(three[1])}–{figure(three[2])}" if len(row["seconds"][name]) > 1 else ""
+    return f"{text} ({figure(three[0])}{between})"
 
 
-def times_table(corner, pairs, cell):
+def times_table(corner, pairs, cell, name_of=None):
     """A line for each (case, row): the floor in ms, then cell(row, name) of every provider."""
     names = names_in(row for _, row in pairs)
-    lines = [[short_name(c), floor_text(row), *(cell(row, name) for name in names)] for c, row in pairs]
+    name_of = name_of or short_name
+    lines = [[name_of(c), floor_text(row), *(cell(row, name) for name in names)] for c, row in pairs]
     return table([corner, "floor", *names], lines)
 
 

@@ -21,6 +21,13 @@ def torch(backend):
     return importlib.import_module("torch")
 
 
+@pytest.fixture
+def by_default(torch, monkeypatch):
+    """The kernels are the default, as they are on a GPU."""
+    of_torch = importlib.import_module("maskloss._arrays.torch").Torch
+    monkeypatch.setattr(of_torch, "prefers_kernels", lambda xp, x: xp.takes_kernels(x) and not xp.is_tracer(x))
+
+
 def loss_and_gradient(torch, logits, labels, **options):
     logits = logits.detach().requires_grad_()
     loss = ml.cross_entropy(logits, labels, reduction="none", implementation="triton", **options)
@@ -57,18 +64,39 @@ def test_a_row_does_not_depend_on_the_others(backend, torch, options):
         assert same_bits(whole, other.contiguous())
 
 
-@pytest.mark.parametrize("masked", [False, True])
-def test_compiled(backend, torch, masked):
+@pytest.mark.parametrize(("masked", "implementation"), [(False, "triton"), (True, "triton"), (True, None)])
+def test_compiled(backend, torch, by_default, monkeypatch, masked, implementation):
     """An operator for torch.compile: the same bits, as the kernels' order of sums is their own."""
+    monkeypatch.setattr(importlib.import_module("maskloss._bindings.torch"), "LEAST_SKIPPED", 1)
     logits, labels = rows(torch, backend)
     options = {"mask": labels % 3 > 0} if masked else {}
     leaf = logits.requires_grad_()
 
-    def loss(x):
-        return ml.cross_entropy(x, labels, implementation="triton", z_loss=0.1, reduction="none", **options)
+    def loss(x, implementation):
+        options["implementation"] = implementation
+        return ml.cross_entropy(x, labels, z_loss=0.1, reduction="none", **options)
 
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
-    for a, b in zip(*((f(leaf), torch.autograd.grad(f(leaf).sum(), leaf)[0]) for f in (compiled, loss)), strict=True):
+    ways = (compiled, implementation), (loss, "triton")
+    found = [(f(leaf, name), torch.autograd.grad(f(leaf, name).sum(), leaf)[0]) for f, name in ways]
+    for a, b in zip(*found, strict=True):
+        assert same_bits(a.detach(), b.detach())
+
+
+def test_a_compiled_linear_loss(backend, torch, by_default):
+    """Its operator runs the kernels on its chunks, as the default does that is not compiled."""
+    logits, labels = rows(torch, backend)
+    eye = torch.eye(37, device=backend.device)
+    leaf = logits.requires_grad_()
+
+    def loss(x, implementation=None):
+        return ml.linear_cross_entropy(x, eye, labels, mask=labels > 3, chunk_size=2, implementation=implementation)
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    found = [
+        (f(leaf, name), torch.autograd.grad(f(leaf, name), leaf)[0]) for f, name in ((compiled, None), (loss, "triton"))
+    ]
+    for a, b in zip(*found, strict=True):
         assert same_bits(a.detach(), b.detach())
 
 
@@ -176,13 +204,6 @@ def test_a_cpu_tensor_needs_the_interpreter(backend):
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     assert "here only ['analytic', 'autodiff'] can run: its kernels take CUDA tensors" in done.stderr
-
-
-@pytest.fixture
-def by_default(torch, monkeypatch):
-    """The kernels are the default, as they are on a GPU."""
-    of_torch = importlib.import_module("maskloss._arrays.torch").Torch
-    monkeypatch.setattr(of_torch, "prefers_kernels", lambda xp, x: xp.takes_kernels(x) and not xp.is_tracer(x))
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "mean_over_kept", "mean_over_all"])

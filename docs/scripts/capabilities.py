@@ -73,14 +73,19 @@ def implementations():
     reasons, rows = {}, []
     for backend in _capabilities.BACKENDS:
         for device in (*backend.devices, *(["compiled"] if backend.compiled else [])):
-            cells = []
+            where, cells = f"{backend.name} {device}", []
+            shared = any(where in implementation.first for implementation in implementations.values())
             for implementation in implementations.values():
                 missing = implementation.missing
-                reason = missing.get(backend.name) or missing.get(f"{backend.name} {device}")
+                reason = missing.get(backend.name) or missing.get(where)
                 if reason:
                     cells.append(f"no[^{reasons.setdefault(reason, f'implementation-{len(reasons) + 1}')}]")
+                elif where in implementation.first:
+                    cells.append("the default for what it covers")
+                elif cells:
+                    cells.append("yes")
                 else:
-                    cells.append("yes" if "the default" in cells else "the default")
+                    cells.append("the default for the rest" if shared else "the default")
             rows.append([f"{library_name(backend)}, {backend.compiled if device == 'compiled' else device}", *cells])
     notes = "".join(f"[^{mark}]: {reason}.\n" for reason, mark in reasons.items())
     summaries = "".join(f"- `{name}`: {implementation.summary}.\n" for name, implementation in implementations.items())

@@ -1,6 +1,7 @@
 """docs/_generated/conformance.{json,md,png}: the worst error per function, backend, dtype and mode.
 
---write runs tests/conformance and writes what it saw; rows of backends that did not run are kept. --check runs it and
+--write runs tests/conformance and writes what it saw; rows of backends that did not run are kept. --reports takes the
+files that `pytest --conformance-report` wrote, on another machine say, in the place of a run. --check runs it and
 fails when the committed rows are stale: another number of cases, or an error larger by more than MACHINES.
 """
 
@@ -45,8 +46,13 @@ def measured(names, for_pytest):
         codes = [process.wait() for process, _ in running]
         if any(codes):
             sys.exit(f"tests/conformance failed (exit codes {codes}): no table is made of that")
-        rows = [row for _, report in running for row in json.loads(report.read_text())]
-        return [row | {"worst": row["worst"] and round(row["worst"], 1)} for row in rows]
+        return reported(report for _, report in running)
+
+
+def reported(reports):
+    """The rows of the files, the later ones in the place of earlier ones."""
+    rows = by_key(row for report in reports for row in json.loads(report.read_text())).values()
+    return [row | {"worst": row["worst"] and round(row["worst"], 1)} for row in rows]
 
 
 def by_key(rows):
@@ -130,12 +136,13 @@ def picture(rows, path):
 def main():
     parser, _ = arguments(__doc__)
     parser.add_argument("--backend", default="", help="as for pytest; rows of other backends are left as they are")
+    parser.add_argument("--reports", type=Path, nargs="+", help="what runs of pytest reported, instead of a run here")
     options, for_pytest = parser.parse_known_args()
     os.environ["TRITON_INTERPRET"] = "1"  # so that what it interprets counts as here
     names = chosen([name for name in options.backend.split(",") if name])
     record, page = GENERATED / "conformance.json", GENERATED / "conformance.md"
     committed = json.loads(record.read_text()) if record.exists() else []
-    fresh = measured(names, for_pytest)
+    fresh = reported(options.reports) if options.reports else measured(names, for_pytest)
     if options.check:
         found = stale(committed, fresh)
         if outdated({page: markdown(committed)}):

@@ -59,7 +59,10 @@ def ways_stale(folder):
 def gpu_page(folder):
     """What benchmarks/gpu.py measured, or that it has not been run."""
     source = folder / "gpu.json"
-    return {"gpu.md": gpu.page(json.loads(source.read_text()) if source.exists() else None)}
+    found, sizes = (
+        json.loads(path.read_text()) if path.exists() else None for path in (source, folder / "gpu_sizes.json")
+    )
+    return {"gpu.md": gpu.page(found, sizes)}
 
 
 def stale(folder):

@@ -381,8 +381,9 @@ def check_chunk_size(chunk_size: Any) -> None:
 
 def choose_implementation(implementation: Any, like: Like) -> str:
     """The implementation that runs: the one named, or an error; None takes the first that can."""
-    if implementation is None:
-        return "triton" if like.xp.prefers_kernels(like.array) else "analytic"
+    for name in IMPLEMENTATIONS if implementation is None else ():
+        if reason_not_run(name, like) is None:
+            return name
     check_choice(implementation=implementation)
     reason = reason_not_run(str(implementation), like)
     if reason is not None:

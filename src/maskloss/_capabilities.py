@@ -20,19 +20,20 @@ class Backend(NamedTuple):
 class Implementation(NamedTuple):
     summary: str
     missing: dict[str, str]  # library, or library + " compiled" or " cpu" -> why it cannot run there
+    first: tuple[str, ...] = ()  # library + device: where it is the default for what it covers
 
 
 LIBRARIES = {"numpy": "NumPy", "torch": "PyTorch", "jax": "JAX", "cupy": "CuPy", "array_api_strict": "array-api-strict"}
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
-ON_CPU, NOT_YET = {"cpu": "run"}, "not yet run"
+ON_CPU, ON_GPU = {"cpu": "run"}, "run on an H100"
 AUTOGRAD, GRAD = "autograd, torch.func, value_and_grad", "jax.grad, jax.jvp, jax.hessian, value_and_grad"
 BACKENDS = (
     Backend("numpy", ON_CPU),
-    Backend("torch", {**ON_CPU, "cuda": NOT_YET}, AUTOGRAD, "torch.compile", "torch.func.vmap"),
-    Backend("jax", {**ON_CPU, "gpu": NOT_YET}, GRAD, "jax.jit", "jax.vmap"),
-    Backend("cupy", {"gpu": "checked statically, not yet run"}),
+    Backend("torch", {**ON_CPU, "cuda": ON_GPU}, AUTOGRAD, "torch.compile", "torch.func.vmap"),
+    Backend("jax", {**ON_CPU, "gpu": ON_GPU}, GRAD, "jax.jit", "jax.vmap"),
+    Backend("cupy", {"gpu": ON_GPU}),
     Backend("array_api_strict", ON_CPU),
 )
 
@@ -58,12 +59,13 @@ IMPLEMENTATIONS = {
     "analytic": Implementation("the analytic forward and backward pair, on kept rows; keeps two numbers a row", {}),
     "autodiff": Implementation("one array-API expression, differentiated by the framework", {}),
     "triton": Implementation(
-        "the analytic pair as Triton kernels, for class indices without class_mask; never the default while no GPU has"
-        " measured it",
+        "the analytic pair as Triton kernels, for class indices without class_mask, in float32 and half precision; the"
+        " default for what it covers on a GPU of NVIDIA of compute capability 8.0 or more",
         {
             **dict.fromkeys(("numpy", "jax", "cupy", "array_api_strict"), "its kernels take PyTorch tensors"),
             "torch cpu": "its kernels take CUDA tensors (under TRITON_INTERPRET=1, for tests, those of the CPU)",
         },
+        ("torch cuda",),
     ),
 }
 

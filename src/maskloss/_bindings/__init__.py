@@ -1,8 +1,9 @@
 """What runs a call, by the binding of its library: the module that knows its derivatives and its tracers.
 
-A binding has WAYS, an implementation's functions by its name; of_logits and of_projection, which run a lane of one;
-carried, the loss of what that found, with the derivative of its `zero`; common_loss, an answer to the commonest call
-with little around it, or None; and value_and_grad, None where the library has no derivatives.
+A binding has WAYS, an implementation's functions by its name, None being the default's; of_logits and of_projection,
+which run a lane of one; carried, the loss of what that found, with the derivative of its `zero`; common_loss, an
+answer to the commonest call with little around it, or None; and value_and_grad, None where the library has no
+derivatives.
 """
 
 from __future__ import annotations
@@ -57,14 +58,12 @@ def run(call: Call, function: RowFunction, rows: Rows, *, answers: Array | None 
         why = "'autodiff' is one expression"
         return chunked.from_all_logits(projection, rows, function.forward, why, answers=answers, xp=xp)
     binding = binding_of(xp)
-    way = binding.WAYS.get(name)
+    way = binding.WAYS.get(call.implementation)
     if way is None:
         fail(ValueError, "implementation", repr(call.implementation), f"there is none for {LIBRARIES[xp.name]}")
-    why = way.uncovered(function, rows)
+    why = None if call.implementation is None else way.uncovered(function, rows)
     if why is not None:
-        if call.implementation is not None:
-            fail(ValueError, "implementation", repr(call.implementation), why)
-        way = binding.WAYS["analytic"]
+        fail(ValueError, "implementation", repr(call.implementation), why)
     if projection is None:
         return Found(binding.of_logits(way.lane_of(function), rows, xp=xp))
     return binding.of_projection(way.lane_of(function), projection, rows, answers=answers, known=known, xp=xp)

@@ -16,7 +16,7 @@ from .._math.reduce import reduce_entries, reduction_derivatives
 from .._math.rows import Found, Rows
 from ..stats import LossStats
 
-WAYS = {"analytic": Way(lane_of)}
+WAYS = dict.fromkeys((None, "analytic"), Way(lane_of))
 common_loss = value_and_grad = None
 
 

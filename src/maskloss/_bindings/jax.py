@@ -30,7 +30,7 @@ def lane_of(function: RowFunction) -> Lane:
     return Lane("analytic", function, forward, function.backward)
 
 
-WAYS = {"analytic": Way(lane_of, jax_sums.uncovered)}
+WAYS = dict.fromkeys((None, "analytic"), Way(lane_of, jax_sums.uncovered))
 
 
 def of_logits(lane: Lane, rows: Rows, *, xp: Namespace) -> Any:

@@ -330,7 +330,7 @@ def empty_gradients(chunks: Chunks, parts: tuple[str, ...], dtype: Any) -> dict[
     likes = {**chunks.given, "hidden": chunks.table["hidden"]}
     if chunks.of_entries():
         likes["targets"] = chunks.table["targets"]
-    of_sums = dict.fromkeys(("kernel", "bias"), chunks.static.dtype)
+    of_sums: dict[str, Any] = dict.fromkeys(("kernel", "bias"), chunks.static.dtype)
     return {name: jnp.zeros_like(likes[name], dtype=dtype or of_sums.get(name)) for name in parts}
 
 

