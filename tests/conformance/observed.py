@@ -74,7 +74,7 @@ def runs(backend, gradients=False):
     """Every (id, Run) on a backend; with gradients, those that take one."""
     for case in CASES.values():
         for mode, dtypes in backend.modes.items():
-            listed = {"linear": "eager"}.get(mode, "autodiff" if mode in COMPARED else mode)
+            listed = {"linear": "eager", "preferred": "eager"}.get(mode, "autodiff" if mode in COMPARED else mode)
             listed = "jit" if mode.startswith("devices") else listed
             if mode.endswith("linear") and not is_linear(case):
                 continue
