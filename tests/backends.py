@@ -42,6 +42,7 @@ INTERPRETED = (("TRITON_INTERPRET", "1"),)  # Triton's kernels, in Python
 EIGHT = (("XLA_FLAGS", "--xla_force_host_platform_device_count=8"),)
 CUPY = {"eager": (*FLOATS, "float16"), "autodiff": FLOATS, "blocks": SINGLE, "linear": FLOATS}
 JAX_GPU = X64 | {"eager": ALL, "linear": SINGLE}
+SHARDS = {"shards": FLOATS, "shards-2": SINGLE}
 BACKENDS = {
     b.name: b
     for b in (
@@ -51,6 +52,7 @@ BACKENDS = {
         Backend("strict-limited", "array_api_strict", {"eager": SINGLE}, "value_and_grad", limited=True),
         Backend("strict-device", "array_api_strict", {"eager": SINGLE}, "value_and_grad", ("eager",), device="device1"),
         Backend("torch", "torch", TORCH | COMPILED, "autograd", ("compile",), device="cpu"),
+        Backend("torch-processes", "torch", SHARDS, "autograd", device="cpu"),
         Backend("torch-meta", "torch", {"eager": SINGLE}, "autograd", device="meta", shapes_only=True),
         Backend(
             "torch-triton",

@@ -1,5 +1,6 @@
 """Masked cross-entropy and reductions: one definition for NumPy, PyTorch, JAX and CuPy."""
 
+from ._shards import ClassShard
 from .differentiation import value_and_grad
 from .linear import ChunkSizeWarning, linear_cross_entropy, linear_entropy, linear_label_log_probs
 from .losses import cross_entropy, denominator, entropy, label_log_probs
@@ -21,6 +22,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ChunkSizeWarning",
+    "ClassShard",
     "LossStats",
     "cross_entropy",
     "denominator",

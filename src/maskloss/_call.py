@@ -37,7 +37,7 @@ def of_logits(logits: Any, axis: Any, given: Given, options: Options = PLAIN, *r
     if not shape:
         fail(ValueError, "logits", describe(logits), "it needs a class axis: at least one dimension")
     at = _arguments.check_axis(axis, len(shape))
-    if shape[at] == 0:
+    if shape[at] == 0 and given.class_shard is None:
         fail(ValueError, "logits", describe(logits), f"its class axis ({at}) must hold at least one class")
     what = "the entries (the axes of logits other than `axis`)"
     moved = logits if at == len(shape) - 1 else like.xp.moved_axis(logits, at, -1)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from . import _arguments
 from ._arguments import NO_LABELS, Like, Shape, conjunction
 from ._arrays import FLOATS, Array, Namespace
+from ._shards import Part, any_of, own_labels, part_of
 
 
 class Given(NamedTuple):
@@ -20,6 +21,7 @@ class Given(NamedTuple):
     class_mask: Any = None
     ignore_index: Any = None
     validate: Any = "auto"
+    class_shard: Any = None
 
 
 class Inputs(NamedTuple):
@@ -38,12 +40,15 @@ class Inputs(NamedTuple):
     weights: Array | None  # shape of the entries, 0 where not kept
     class_weights: Array | None
     class_mask: Array | None  # shape of the logits
+    part: Part | None  # of the classes; None: they are all here
 
 
 def prepare(like: Like, logits: Array | None, full_shape: Shape, at: int, what: str, given: Given) -> Inputs:
     """Of the logits, with the classes last, or of logits that would have the shape given, the classes along `at`."""
-    labels, mask, weights, class_weights, class_mask, ignore_index, validate = given
-    xp, classes, entries = like.xp, full_shape[at], full_shape[:at] + full_shape[at + 1 :]
+    labels, mask, weights, class_weights, class_mask, ignore_index, validate, class_shard = given
+    xp, held, entries = like.xp, full_shape[at], full_shape[:at] + full_shape[at + 1 :]
+    part = part_of(class_shard, held, entries, like)
+    classes = held if part is None else part.classes
     kind, own = "", like.xp
     _arguments.check_choice(validate=validate)
     if labels is not NO_LABELS:  # first: their shape tells a class axis that was forgotten
@@ -54,14 +59,14 @@ def prepare(like: Like, logits: Array | None, full_shape: Shape, at: int, what: 
         keep, invalid = _arguments.to_mask(mask, entries, what, like, validate)
     if class_mask is not None:
         class_mask = _arguments.to_class_mask(class_mask, full_shape, at, like)
-        keep = conjunction(keep, xp.any(class_mask, axis=-1))
+        keep = conjunction(keep, any_of(part, xp.any(class_mask, axis=-1), xp=xp))
     if weights is not None:
         weights = _arguments.to_weights("weights", weights, like, entries, what)
         keep = conjunction(keep, weights != 0)
     if class_weights is not None:
         class_weights, _, own_weights = _arguments.array_of("class_weights", class_weights, like)
-        _arguments.check_per_class("class_weights", class_weights, classes, "weight")
-        class_weights = like.place(class_weights, own_weights, like.dtype, (classes,))
+        _arguments.check_per_class("class_weights", class_weights, held, "weight")
+        class_weights = like.place(class_weights, own_weights, like.dtype, (held,))
 
     if kind in FLOATS:
         distribution = xp.moved_axis(like.place(labels, own, like.dtype, full_shape), at, -1)
@@ -70,7 +75,7 @@ def prepare(like: Like, logits: Array | None, full_shape: Shape, at: int, what: 
         if ignored is not None:
             keep = conjunction(keep, ~ignored)
         if class_mask is not None:
-            allowed = conjunction(allowed, xp.take_label(class_mask, indices))
+            allowed = conjunction(allowed, admitted(part, class_mask, indices, xp=xp))
         if allowed is not None:
             bad = ~allowed if keep is None else ~allowed & keep
             bad = _arguments.check_kept(bad, validate, xp, partial(_arguments.label_value, labels, classes))
@@ -82,5 +87,13 @@ def prepare(like: Like, logits: Array | None, full_shape: Shape, at: int, what: 
     if distribution is not None:
         for selected in (class_mask, None if keep is None else xp.expand_dims(keep, axis=-1)):
             distribution = distribution if selected is None else xp.where(selected, distribution, 0.0)
-    made = (indices, distribution, keep, invalid, weights, class_weights, class_mask)
+    made = (indices, distribution, keep, invalid, weights, class_weights, class_mask, part)
     return Inputs(like, xp, like.dtype, entries, classes, logits, *made)
+
+
+def admitted(part: Part | None, class_mask: Array, labels: Array, *, xp: Namespace) -> Array:
+    """Whether class_mask admits the label's class."""
+    own, here = own_labels(part, labels, xp=xp)
+    if here is None:
+        return xp.take_label(class_mask, own)
+    return any_of(part, here & xp.take_label(class_mask, own) if class_mask.shape[-1] else here, xp=xp)

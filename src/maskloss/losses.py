@@ -10,6 +10,7 @@ from ._arrays import Array, namespace_of, on_arrays
 from ._call import Options, of_labels, of_logits
 from ._inputs import Given
 from ._math.terms import denominator_of
+from ._shards import ClassShard
 
 NUMBERS = (int, float)
 
@@ -33,6 +34,7 @@ def cross_entropy(
     with_stats: bool = False,
     validate: bool | Literal["auto"] = "auto",
     implementation: str | None = None,
+    class_shard: ClassShard | None = None,
 ) -> Any:
     r"""Masked cross-entropy between logits and labels.
 
@@ -121,7 +123,13 @@ def cross_entropy(
     0.7261
     """
     plain = weights is class_weights is class_mask is ignore_index is softcap is denominator is implementation is None
-    plain = plain and type(label_smoothing) in NUMBERS and type(z_loss) in NUMBERS and label_smoothing == z_loss == 0
+    plain = (
+        plain
+        and class_shard is None
+        and type(label_smoothing) in NUMBERS
+        and type(z_loss) in NUMBERS
+        and label_smoothing == z_loss == 0
+    )
     plain = plain and with_stats is False and type(axis) is int and axis == -1
     if plain and type(validate) is type(reduction) is str and validate == "auto":
         xp = namespace_of(logits)
@@ -129,7 +137,7 @@ def cross_entropy(
         loss = None if common_loss is None else common_loss(logits, labels, mask, reduction)
         if loss is not None:
             return loss
-    given = Given(labels, mask, weights, class_weights, class_mask, ignore_index, validate)
+    given = Given(labels, mask, weights, class_weights, class_mask, ignore_index, validate, class_shard)
     options = Options(label_smoothing, z_loss, softcap)
     call = of_logits(logits, axis, given, options, reduction, denominator, with_stats, implementation)
     return _bindings.loss(call)
@@ -146,6 +154,7 @@ def label_log_probs(
     softcap: float | None = None,
     axis: int = -1,
     validate: bool | Literal["auto"] = "auto",
+    class_shard: ClassShard | None = None,
 ) -> Array:
     r"""Log-probability of each entry's label, :math:`\log p_y = x_y - \mathrm{lse}`; 0 where not kept.
 
@@ -171,7 +180,7 @@ def label_log_probs(
     >>> print(np.exp(ml.label_log_probs(logits, np.asarray([1, 0]))))
     [0.75 0.5 ]
     """
-    given = Given(labels, mask, class_mask=class_mask, ignore_index=ignore_index, validate=validate)
+    given = Given(labels, mask, None, None, class_mask, ignore_index, validate, class_shard)
     call = of_logits(logits, axis, given, Options(softcap=softcap))
     return _bindings.log_probs(call)
 
@@ -184,6 +193,7 @@ def entropy(
     class_mask: Array | None = None,
     softcap: float | None = None,
     axis: int = -1,
+    class_shard: ClassShard | None = None,
 ) -> Array:
     r"""Entropy of each entry's softmax, :math:`-\sum_c p_c \log p_c` in nats; 0 where not kept.
 
@@ -204,7 +214,8 @@ def entropy(
     >>> print(round(float(ml.entropy(np.asarray([0.0, 0.0, -np.inf]))), 6))  # log 2
     0.693147
     """
-    return _bindings.entropy(of_logits(logits, axis, Given(mask=mask, class_mask=class_mask), Options(softcap=softcap)))
+    given = Given(mask=mask, class_mask=class_mask, class_shard=class_shard)
+    return _bindings.entropy(of_logits(logits, axis, given, Options(softcap=softcap)))
 
 
 @on_arrays

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import maskloss as ml
+from tests.conformance.processes import in_processes
 from tests.conformance.runs import (
     LINEAR,
     REDUCED,
@@ -329,6 +330,8 @@ def linear(observe):
 
 
 MODES = {
+    ("autograd", "shards"): in_processes,
+    ("autograd", "shards-2"): functools.partial(in_processes, processes=2),
     ("value_and_grad", "eager"): array_api_eager,
     ("value_and_grad", "autodiff"): array_api_autodiff,
     ("autograd", "eager"): torch_eager,

@@ -10,6 +10,7 @@ from tests.conformance.cases import CASES
 from tests.conformance.closeness import errors, summation
 from tests.conformance.modes import MODES
 from tests.conformance.runs import (
+    LINEAR,
     Run,
     devices_of,
     is_array,
@@ -74,9 +75,13 @@ def runs(backend, gradients=False):
     """Every (id, Run) on a backend; with gradients, those that take one."""
     for case in CASES.values():
         for mode, dtypes in backend.modes.items():
-            listed = {"linear": "eager", "preferred": "eager"}.get(mode, "autodiff" if mode in COMPARED else mode)
+            listed = {"linear": "eager", "preferred": "eager", "shards": "eager", "shards-2": "eager"}.get(
+                mode, "autodiff" if mode in COMPARED else mode
+            )
             listed = "jit" if mode.startswith("devices") else listed
             if mode.endswith("linear") and not is_linear(case):
+                continue
+            if mode.startswith("shards") and case.function not in LINEAR:
                 continue
             if mode.startswith("triton") and not is_of_kernels(case):
                 continue

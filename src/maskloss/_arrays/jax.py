@@ -45,6 +45,19 @@ class Jax(Namespace):
         """JAX places arrays itself: a tracer has no device."""
         return {}
 
+    def place_in(self, group: Any, x: Array) -> tuple[Any, Any, int]:
+        try:
+            return group, jax.lax.axis_index(group), jax.lax.psum(1, group)
+        except NameError as error:
+            accepted = "it must name an axis, or axes, of the mesh of jax.shard_map, inside which this is called"
+            raise ValueError(f"class_shard has the group {group!r}; {accepted}") from error
+
+    def all_sum(self, x: Array, group: Any) -> Array:
+        return jax.lax.psum(x, group)
+
+    def all_max(self, x: Array, group: Any) -> Array:
+        return jax.lax.pmax(jax.lax.stop_gradient(x), group)
+
     def take_classes(self, values: Array, labels: Array) -> Array:
         sharding = jax.typeof(labels).sharding
         if any(axis is not None for axis in sharding.spec):  # an Explicit mesh wants to be told where the result lies

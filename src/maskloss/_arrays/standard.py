@@ -118,6 +118,23 @@ class Namespace:
         number = float if self.isdtype(x.dtype, "real floating") else int
         return number(self.min(x)), number(self.max(x))
 
+    # Groups of processes, of which each holds a part of the classes.
+
+    def place_in(self, group: Any, x: Array) -> tuple[Any, Any, int]:
+        """The group, and this process' rank in it and its size."""
+        raise TypeError(f"class_shard has a group; {self.name} has no groups of processes: it takes PyTorch and JAX")
+
+    def all_of(self, numbers: tuple[int, ...], group: Any, x: Array) -> list[tuple[int, ...]] | None:
+        """What each process has of these; None where they cannot differ."""
+        return None
+
+    def all_sum(self, x: Array, group: Any) -> Array:
+        raise NotImplementedError
+
+    def all_max(self, x: Array, group: Any) -> Array:
+        """A constant."""
+        raise NotImplementedError
+
     # New arrays.
 
     def index_of(self, value: int, like: Array) -> Array:

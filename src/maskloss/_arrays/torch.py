@@ -169,6 +169,33 @@ class Torch(Namespace):
     def stop_gradient(self, x: Array) -> Array:
         return x.detach()
 
+    def place_in(self, group: Any, x: Array) -> tuple[Any, Any, int]:
+        if self.is_tracer(x) or in_forward_mode():
+            what = "a DTensor, which says itself how it is split" if is_distributed(x) else "traced or transformed"
+            raise TypeError(
+                f"logits are {what}; class_shard is for plain tensors, outside of torch.compile and torch.func"
+            )
+        group = group.get_group() if hasattr(group, "get_group") else group
+        distributed: Any = internals.distributed
+        if not (distributed.is_available() and isinstance(group, distributed.ProcessGroup)):
+            kind = f"the group {group!r} ({type(group).__name__})"
+            raise TypeError(
+                f"class_shard has {kind}; it must be a torch ProcessGroup, or a DeviceMesh of one dimension"
+            )
+        return group, distributed.get_rank(group), distributed.get_world_size(group)
+
+    def all_of(self, numbers: tuple[int, ...], group: Any, x: Array) -> list[tuple[int, ...]] | None:
+        own: Any = torch.tensor(numbers, dtype=torch.int64, device=x.device)
+        found = [torch.empty_like(own) for _ in range(internals.distributed.get_world_size(group))]
+        internals.distributed.all_gather(found, own, group=group)
+        return [tuple(part.tolist()) for part in found]
+
+    def all_sum(self, x: Array, group: Any) -> Array:
+        return _AllSum.apply(x, group)
+
+    def all_max(self, x: Array, group: Any) -> Array:
+        return reduced_over(x.detach(), group, "MAX")
+
     def called(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not internals.jit.is_tracing():
             return function(*args, **kwargs)
@@ -325,6 +352,38 @@ def product(a: Array, b: Array) -> Array:
     # torch.compile takes no Function with a jvp.
     function: Any = _TracedProduct
     return function.apply(a, b) if torch.compiler.is_compiling() else applied(_Product, a, b)
+
+
+def reduced_over(x: Array, group: Any, operation: str) -> Array:
+    found = x.clone(memory_format=torch.contiguous_format)
+    internals.distributed.all_reduce(found, getattr(internals.distributed.ReduceOp, operation), group=group)
+    return found
+
+
+class _AllSum(torch.autograd.Function):
+    """A sum over a group, of which each process makes the same: what comes back to one is whole already."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Array, group: Any) -> Array:
+        ctx.group = group
+        return reduced_over(x, group, "SUM")
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        return _Own.apply(gradients[0], ctx.group), None
+
+
+class _Own(torch.autograd.Function):
+    """The identity of what is the same in each process, before each makes its own of it: what comes back adds up."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Array, group: Any) -> Array:
+        ctx.group = group
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        return _AllSum.apply(gradients[0], ctx.group), None
 
 
 xp, fused = Torch("torch", functions), Fused("torch", functions)

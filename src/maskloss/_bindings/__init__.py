@@ -16,8 +16,10 @@ from .._arrays import Array, Namespace
 from .._call import Call
 from .._capabilities import LIBRARIES
 from .._engine import projection as chunked
+from .._engine.lanes import of_parts
 from .._math import terms
 from .._math.entropy import ENTROPY
+from .._math.parts import ENTROPY_IN_PARTS, IN_PARTS
 from .._math.reduce import reduce_entries
 from .._math.rows import Found, RowFunction, Rows
 from .._math.softmax import SOFTMAX
@@ -51,22 +53,25 @@ def run(call: Call, function: RowFunction, rows: Rows, *, answers: Array | None 
     `known` gives what is known of the upstream gradient before the loss, where a scalar loss is made of it.
     """
     inputs, projection, xp = call.inputs, call.projection, call.inputs.xp
-    name = choose_implementation(call.implementation, inputs.like)
+    name, binding = choose_implementation(call.implementation, inputs.like), binding_of(xp)
+    in_parts = function if inputs.part is None else IN_PARTS[function.name]
     if name == "autodiff":
         if projection is None:
-            return Found(function.forward(rows, xp))
+            return Found(in_parts.forward(rows, xp))
         why = "'autodiff' is one expression"
         return chunked.from_all_logits(projection, rows, function.forward, why, answers=answers, xp=xp)
-    binding = binding_of(xp)
     way = binding.WAYS.get(call.implementation)
     if way is None:
         fail(ValueError, "implementation", repr(call.implementation), f"there is none for {LIBRARIES[xp.name]}")
     why = None if call.implementation is None else way.uncovered(function, rows)
     if why is not None:
         fail(ValueError, "implementation", repr(call.implementation), why)
+    lane = way.lane_of(function)
+    if in_parts is ENTROPY_IN_PARTS:
+        return Found(in_parts.forward(rows, xp))
     if projection is None:
-        return Found(binding.of_logits(way.lane_of(function), rows, xp=xp))
-    return binding.of_projection(way.lane_of(function), projection, rows, answers=answers, known=known, xp=xp)
+        return Found(binding.of_logits(lane if inputs.part is None else of_parts(lane), rows, xp=xp))
+    return binding.of_projection(lane, projection, rows, answers=answers, known=known, xp=xp)
 
 
 def loss(call: Call) -> Any:

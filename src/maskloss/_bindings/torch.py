@@ -97,7 +97,9 @@ class _Rows(torch.autograd.Function):
         if all(x is None for x in g):
             return (None,) * (1 + len(rows))
         _, _, _, targets_too, *_ = ctx.needs_input_grad
-        if is_again(g):
+        if is_again(g) and rows.part is not None:
+            d_logits, d_targets = _by_expression(function, rows, g, targets_too)
+        elif is_again(g):
             out = function.restated(out, xp)
             d_logits, d_targets = function.backward(rows, out, g, targets_too=targets_too, xp=xp)
         else:
@@ -130,6 +132,19 @@ def _of_inputs(rows: Rows, d_logits: Tensor, d_targets: Tensor | None) -> tuple[
     logits, targets = rows.logits, cast(Any, rows.targets)
     d_targets = None if d_targets is None else d_targets.sum_to_size(targets.shape)
     return None, d_logits.to(logits.dtype), None, d_targets, *[None] * (len(rows) - 3)
+
+
+def _by_expression(function: RowFunction, rows: Rows, g: Any, targets_too: bool) -> tuple[Tensor, Tensor | None]:
+    """The gradient as that of an expression, whose sums over processes have derivatives of their own."""
+    with torch.enable_grad():
+        variables: list[Tensor] = [rows.logits, rows.targets] if targets_too else [rows.logits]
+        inputs = [x if x.requires_grad else x.detach().requires_grad_() for x in variables]
+        rows = rows._replace(logits=inputs[0], targets=inputs[1] if targets_too else rows.targets)
+        out = function.forward(rows, xp)
+        given = [(x, d) for x, d in zip(out, g, strict=False) if x is not None and d is not None]
+        values, upstream = [x for x, _ in given], [d for _, d in given]
+        d_logits, *d_targets = torch.autograd.grad(values, inputs, upstream, create_graph=True)
+    return d_logits, d_targets[0] if d_targets else None
 
 
 def _owned(x: Tensor | None) -> Tensor | None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 from .._arrays import Array, Namespace
+from .._math import parts
+from .._math.parts import SOFTMAX_IN_PARTS
 from .._math.rows import RowFunction, Rows
 from .walk import (
     Table,
@@ -54,9 +56,15 @@ class Way(NamedTuple):
     uncovered: Callable[[RowFunction, Rows], str | None] = covers_all
 
 
+def of_parts(lane: Lane) -> Lane:
+    """Of the softmax of classes in parts, by the lane of one part's."""
+    forward, backward = partial(parts.forward, of_part=lane.forward), partial(parts.backward, of_part=lane.backward)
+    return Lane(lane.way, SOFTMAX_IN_PARTS, forward, backward)
+
+
 def in_blocks(function: RowFunction) -> Lane:
     """Of any row function, block by block."""
-    return Lane("analytic", function, functools.partial(forward, function), functools.partial(backward, function))
+    return Lane("analytic", function, partial(forward, function), partial(backward, function))
 
 
 def forward(function: RowFunction, rows: Rows, xp: Namespace) -> Any:

@@ -30,6 +30,7 @@ class Rows(NamedTuple):
     dtype: Any  # of the computation
     with_lse: bool
     for_backward: bool = False  # whether what the backward needs is asked for
+    part: Any = None  # of the classes, where other processes hold the others
 
 
 class Value(NamedTuple):

@@ -17,7 +17,9 @@ from typing import NamedTuple
 from .._arrays import Array
 from .._call import Call, Options
 from .._inputs import Inputs
+from .._shards import all_sum, own_labels
 from ..stats import LossStats
+from .parts import is_largest, likeliest
 from .reduce import (
     Derivatives,
     Entries,
@@ -29,7 +31,7 @@ from .reduce import (
     total_and_divisor,
     weighted_losses,
 )
-from .rows import Rows, is_largest, sum_of
+from .rows import Rows, sum_of
 from .softmax import Forward, Upstream
 
 # Arguments around the logits that a loss has a derivative by.
@@ -50,14 +52,15 @@ def allowed_count(inputs: Inputs) -> Array | float:
     if inputs.class_mask is None:
         return xp.count_of(inputs.classes, inputs.like.array)
     # At least 1: an entry with no allowed class is not kept, and must not divide by 0.
-    return xp.clip(xp.sum(xp.astype(inputs.class_mask, inputs.dtype), axis=-1), 1.0)
+    (count,) = all_sum(inputs.part, xp.sum(xp.astype(inputs.class_mask, inputs.dtype), axis=-1), xp=xp)
+    return xp.clip(count, 1.0)
 
 
 def rows_of(call: Call) -> Rows:
     """Without labels and targets."""
     inputs, options = call.inputs, call.options
     given = inputs.keep, inputs.class_mask, None, options.softcap, inputs.dtype, options.z_loss > 0
-    return Rows(inputs.logits, None, None, *given)
+    return Rows(inputs.logits, None, None, *given, part=inputs.part)
 
 
 def terms_of(call: Call) -> Terms:
@@ -67,14 +70,15 @@ def terms_of(call: Call) -> Terms:
     if inputs.distribution is None:
         masses = None
         if class_weights is not None:
-            masses = xp.take_classes(class_weights, inputs.labels)
+            masses = weights_of(inputs, class_weights)
             masses = masses if inputs.keep is None else xp.where(inputs.keep, masses, 0.0)
         alpha = 1.0 - eps if masses is None else (1.0 - eps) * masses
         targets = None
         if share is not None:
             targets = class_weights
             if targets is None:
-                targets = xp.filled((inputs.classes,), 1.0, inputs.dtype, inputs.like.array)
+                held = inputs.classes if inputs.part is None else inputs.part.held
+                targets = xp.filled((held,), 1.0, inputs.dtype, inputs.like.array)
         # At eps = 1 the label has no part in the loss: with its cost infinite, 0 * inf would be NaN.
         rows = rows._replace(labels=inputs.labels if eps < 1 else None, targets=targets)
         return Terms(rows, alpha if eps < 1 else None, share, masses)
@@ -87,7 +91,20 @@ def terms_of(call: Call) -> Terms:
         targets = (1.0 - eps) * targets + (share if isinstance(share, float) else xp.expand_dims(share, axis=-1))
     if class_weights is not None:
         targets, masses = targets * class_weights, masses * class_weights
-    return Terms(rows._replace(targets=targets), None, 1.0, xp.long_sum(masses))
+    (masses,) = all_sum(inputs.part, xp.long_sum(masses), xp=xp)
+    return Terms(rows._replace(targets=targets), None, 1.0, masses)
+
+
+def weights_of(inputs: Inputs, class_weights: Array) -> Array:
+    """That of each label's class."""
+    labels, here = own_labels(inputs.part, inputs.labels, xp=inputs.xp)
+    if here is None:
+        return inputs.xp.take_classes(class_weights, labels)
+    if class_weights.shape[0]:
+        weights = inputs.xp.where(here, inputs.xp.take_classes(class_weights, labels), 0.0)
+    else:  # of none held here, whose gradient is as long
+        weights = inputs.xp.broadcast_to(inputs.xp.sum(class_weights), labels.shape)
+    return all_sum(inputs.part, weights, xp=inputs.xp)[0]
 
 
 def denominator_of(call: Call) -> Array:
@@ -164,6 +181,8 @@ def answers_of(inputs: Inputs) -> Array:
     distribution, xp = inputs.distribution, inputs.xp
     if distribution is None:
         return inputs.labels
+    if inputs.part is not None:
+        return likeliest(row_of(inputs)._replace(logits=distribution), xp=xp)
     if inputs.class_mask is not None:
         distribution = xp.where(inputs.class_mask, distribution, -math.inf)
     return xp.argmax(distribution, axis=-1)
@@ -171,8 +190,12 @@ def answers_of(inputs: Inputs) -> Array:
 
 def right_of(inputs: Inputs, answers: Array) -> Array:
     """Whether the arg-max of each entry's logits is its answer."""
-    rows = Rows(inputs.logits, None, None, None, inputs.class_mask, None, None, inputs.dtype, False)
-    return is_largest(rows, answers, xp=inputs.xp)
+    return is_largest(row_of(inputs), answers, xp=inputs.xp)
+
+
+def row_of(inputs: Inputs) -> Rows:
+    """All rows, as they were given."""
+    return Rows(inputs.logits, None, None, None, inputs.class_mask, None, None, inputs.dtype, False, part=inputs.part)
 
 
 def sum_to(x: Array, shape: tuple[int, ...], inputs: Inputs) -> Array:
