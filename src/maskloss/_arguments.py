@@ -360,9 +360,9 @@ def label_value(labels: Array, classes: int, at: Shape) -> str:
     return f"{place} is {value}, outside the classes [0, {classes}); mask the entry, or name the value in ignore_index"
 
 
-def check_kernel(kernel: Array, features: int, layout: str) -> None:
+def check_kernel(kernel: Array, features: int, layout: str, *, may_be_empty: bool) -> None:
     shape, at = tuple(kernel.shape), layout.index("d")
-    if len(shape) == 2 and shape[at] == features and shape[1 - at] > 0:
+    if len(shape) == 2 and shape[at] == features and (shape[1 - at] > 0 or may_be_empty):
         return
     accepted = f"it must hold a row for each class, of as many features as hidden: shape (classes, {features})"
     if layout == "dv":

@@ -76,7 +76,7 @@ def of_projection(
     if bias is not None:
         bias, kind, own = _arguments.array_of("bias", bias, like)
         wide, bias = wide or kind == "float64", bias if own is xp else xp.asarray(bias)
-    _arguments.check_kernel(kernel, hidden.shape[-1], layout)
+    _arguments.check_kernel(kernel, hidden.shape[-1], layout, may_be_empty=given.class_shard is not None)
     if layout == "dv":
         kernel = xp.permute_dims(kernel, (1, 0))
     classes = kernel.shape[0]

@@ -66,7 +66,7 @@ def part_of(class_shard: Any, held: int, entries: tuple[int, ...], like: Like) -
         fail(TypeError, "class_shard", describe(class_shard), "it must be a maskloss.ClassShard")
     group, rank, size = like.xp.place_in(class_shard.group, like.array)
     start, classes = class_shard.start, class_shard.classes
-    if start is None:
+    if start is None or classes is None:
         start, classes = rank * held, size * held
     part = Part(group, start, held, classes)
     key = held, math.prod(entries)

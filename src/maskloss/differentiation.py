@@ -137,7 +137,8 @@ def _bound(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict
 
 
 def _call_of(function: Any, given: dict[str, Any]) -> Call:
-    get = {"class_shard": None, **given}.__getitem__
+    every: dict[str, Any] = {"class_shard": None, **given}
+    get = every.__getitem__
     reducing = map(get, ("reduction", "denominator", "with_stats", "implementation"))
     terms = Given(*map(get, Given._fields)), Options(*map(get, Options._fields))
     if function is cross_entropy:

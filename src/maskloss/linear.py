@@ -10,6 +10,7 @@ from ._arrays import Array, on_arrays
 from ._call import Options, of_projection
 from ._engine.projection import ChunkSizeWarning as ChunkSizeWarning
 from ._inputs import Given
+from ._shards import ClassShard
 
 
 @on_arrays
@@ -34,6 +35,7 @@ def linear_cross_entropy(
     with_stats: bool = False,
     validate: bool | Literal["auto"] = "auto",
     implementation: str | None = None,
+    class_shard: ClassShard | None = None,
 ) -> Any:
     r"""Masked cross-entropy of the logits :math:`x = h K^\top + b`, of which a chunk is in memory at a time.
 
@@ -88,7 +90,7 @@ def linear_cross_entropy(
     1.386294
     """
     projection = hidden, kernel, bias, kernel_layout, chunk_size
-    given = Given(labels, mask, weights, class_weights, class_mask, ignore_index, validate)
+    given = Given(labels, mask, weights, class_weights, class_mask, ignore_index, validate, class_shard)
     options = Options(label_smoothing, z_loss, softcap)
     call = of_projection(projection, given, options, reduction, denominator, with_stats, implementation)
     return _bindings.loss(call)
@@ -108,6 +110,7 @@ def linear_label_log_probs(
     ignore_index: int | None = None,
     softcap: float | None = None,
     validate: bool | Literal["auto"] = "auto",
+    class_shard: ClassShard | None = None,
 ) -> Array:
     r"""Log-probability of each entry's label under the logits :math:`h K^\top + b`; 0 where not kept.
 
@@ -135,7 +138,7 @@ def linear_label_log_probs(
     [0.75]
     """
     projection = hidden, kernel, bias, kernel_layout, chunk_size
-    given = Given(labels, mask, class_mask=class_mask, ignore_index=ignore_index, validate=validate)
+    given = Given(labels, mask, None, None, class_mask, ignore_index, validate, class_shard)
     return _bindings.log_probs(of_projection(projection, given, Options(softcap=softcap)))
 
 
@@ -150,6 +153,7 @@ def linear_entropy(
     mask: Array | None = None,
     class_mask: Array | None = None,
     softcap: float | None = None,
+    class_shard: ClassShard | None = None,
 ) -> Array:
     r"""Entropy of each entry's softmax of the logits :math:`h K^\top + b`, in nats; 0 where not kept.
 
@@ -177,5 +181,5 @@ def linear_entropy(
     [0.693147]
     """
     projection = hidden, kernel, bias, kernel_layout, chunk_size
-    call = of_projection(projection, Given(mask=mask, class_mask=class_mask), Options(softcap=softcap))
-    return _bindings.entropy(call)
+    given = Given(mask=mask, class_mask=class_mask, class_shard=class_shard)
+    return _bindings.entropy(of_projection(projection, given, Options(softcap=softcap)))

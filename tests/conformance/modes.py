@@ -331,6 +331,7 @@ def linear(observe):
 
 MODES = {
     ("autograd", "shards"): in_processes,
+    ("autograd", "shards-linear"): functools.partial(in_processes, linear=True),
     ("autograd", "shards-2"): functools.partial(in_processes, processes=2),
     ("value_and_grad", "eager"): array_api_eager,
     ("value_and_grad", "autodiff"): array_api_autodiff,

@@ -75,9 +75,13 @@ def runs(backend, gradients=False):
     """Every (id, Run) on a backend; with gradients, those that take one."""
     for case in CASES.values():
         for mode, dtypes in backend.modes.items():
-            listed = {"linear": "eager", "preferred": "eager", "shards": "eager", "shards-2": "eager"}.get(
-                mode, "autodiff" if mode in COMPARED else mode
-            )
+            listed = {
+                "linear": "eager",
+                "preferred": "eager",
+                "shards": "eager",
+                "shards-2": "eager",
+                "shards-linear": "eager",
+            }.get(mode, "autodiff" if mode in COMPARED else mode)
             listed = "jit" if mode.startswith("devices") else listed
             if mode.endswith("linear") and not is_linear(case):
                 continue

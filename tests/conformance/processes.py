@@ -15,10 +15,11 @@ from multiprocessing.connection import Client, Listener
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from tests.backends import BACKENDS, to_numpy
 from tests.conformance.cases import CASES
-from tests.conformance.runs import call, class_axis, placed, reduction_of
+from tests.conformance.runs import LINEAR, call, class_axis, placed, reduction_of
 
 PROCESSES = 4
 # Of numbers that are the same in each process.
@@ -31,29 +32,27 @@ def held_by(classes, processes):
     return [parts[0], 0, *parts[1:]] if processes == PROCESSES else parts
 
 
-def split_axis(case, name, shape):
+def split_axis(case, name, shape, linear=False):
     """The axis of an input along which its classes lie; None where it has none, or broadcasts along them."""
     logits = case.inputs["logits"].shape
     at, classes = class_axis(case), logits[class_axis(case)]
-    if name == "class_weights":
+    if name in ("class_weights", "kernel"):
         return 0
     if name == "class_mask":
         axis = at - (len(logits) - len(shape))
         return axis if axis >= 0 and shape[axis] == classes != 1 else None
-    return at if name in ("logits", "labels") and shape == logits else None
+    return at if name in (("labels",) if linear else ("logits", "labels")) and shape == logits else None
 
 
-def part_of(case, name, array, start, stop):
-    axis = split_axis(case, name, tuple(array.shape)) if hasattr(array, "shape") else None
+def part_of(case, name, array, start, stop, linear):
+    axis = split_axis(case, name, tuple(array.shape), linear) if hasattr(array, "shape") else None
     return array if axis is None else array.narrow(axis, start, stop - start)
 
 
-def one_part(name, dtype, processes, rank, groups):
-    """What a process finds of its part."""
-    import torch
-
+def one_part(name, dtype, processes, linear, rank, groups):
+    """What a process finds of its part; as a linear loss, of its rows of a kernel that is the identity."""
     import maskloss as ml
-    from tests.conformance.modes import torch_gradients, torch_leaves
+    from tests.conformance.modes import CHUNKS, identity_like, torch_leaves
 
     case = CASES[name]
     classes = case.inputs["logits"].shape[class_axis(case)]
@@ -63,7 +62,25 @@ def one_part(name, dtype, processes, rank, groups):
     if len(set(held)) == 1:
         shard = ml.ClassShard(groups[processes])
     arrays = placed(BACKENDS["torch"], case, dtype)
-    arrays = torch_leaves(case, {n: part_of(case, n, a, start, start + held[rank]) for n, a in arrays.items()})
+    stop = start + held[rank]
+    arrays = torch_leaves(case, {n: part_of(case, n, a, start, stop, linear) for n, a in arrays.items()})
+    if linear:
+        with pytest.MonkeyPatch.context() as patch:
+            function = getattr(ml, LINEAR[case.function])
+            patch.setattr(
+                ml,
+                case.function,
+                lambda x, *labels, **options: function(x, identity_like(x)[start:stop], *labels, **CHUNKS, **options),
+            )
+            return outputs(case, arrays, shard)
+    return outputs(case, arrays, shard)
+
+
+def outputs(case, arrays, shard):
+    import torch
+
+    from tests.conformance.modes import torch_gradients
+
     reduction = reduction_of(case)
     out = {"value": call(case, arrays, reduction, class_shard=shard)}
     with torch.no_grad():
@@ -79,9 +96,9 @@ def one_part(name, dtype, processes, rank, groups):
     return {key: to_numpy(BACKENDS["torch"], x) for key, x in out.items()}
 
 
-def answer(name, dtype, processes, rank, groups):
+def answer(*asked):
     try:
-        return one_part(name, dtype, processes, rank, groups)
+        return one_part(*asked)
     except Exception:
         return traceback.format_exc()
 
@@ -118,13 +135,13 @@ def pool():
     return [connection for _, connection in sorted((connection.recv(), connection) for connection in connections)]
 
 
-def in_processes(case, arrays, processes=PROCESSES):
+def in_processes(case, arrays, processes=PROCESSES, linear=False):
     """The mode: what one process would give."""
     import torch
 
     connections = pool()[:processes]
     for connection in connections:
-        connection.send((case.name, str(arrays["logits"].dtype).partition(".")[2], processes))
+        connection.send((case.name, str(arrays["logits"].dtype).partition(".")[2], processes, linear))
     parts = [connection.recv() for connection in connections]
     errors = [part for part in parts if isinstance(part, str)]
     if errors:  # after which the groups are of no use
@@ -135,7 +152,7 @@ def in_processes(case, arrays, processes=PROCESSES):
     out, stats, gradients = {}, {}, {}
     for key, first in parts[0].items():
         kind, _, name = key.rpartition(" ")
-        axis = split_axis(case, name, np.shape(case.inputs.get(name, ()))) if kind == "d" else None
+        axis = split_axis(case, name, np.shape(case.inputs.get(name, ())), linear) if kind == "d" else None
         found = [part[key] for part in parts]
         if axis is None:  # the same bits in each
             assert all(x.tobytes() == first.tobytes() for x in found), key

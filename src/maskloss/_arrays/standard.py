@@ -129,7 +129,12 @@ class Namespace:
         return None
 
     def all_sum(self, x: Array, group: Any) -> Array:
+        """The same on each process; its derivative, which each makes whole, is that of each number that was added."""
         raise NotImplementedError
+
+    def own(self, x: Array, group: Any) -> Array:
+        """The identity of what is the same on each process, before each makes its own of it: its derivative adds up."""
+        return x
 
     def all_max(self, x: Array, group: Any) -> Array:
         """A constant."""

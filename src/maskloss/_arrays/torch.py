@@ -186,12 +186,15 @@ class Torch(Namespace):
 
     def all_of(self, numbers: tuple[int, ...], group: Any, x: Array) -> list[tuple[int, ...]] | None:
         own: Any = torch.tensor(numbers, dtype=torch.int64, device=x.device)
-        found = [torch.empty_like(own) for _ in range(internals.distributed.get_world_size(group))]
+        found: Any = [torch.empty_like(own) for _ in range(internals.distributed.get_world_size(group))]
         internals.distributed.all_gather(found, own, group=group)
-        return [tuple(part.tolist()) for part in found]
+        return [tuple(map(int, part)) for part in found]
 
     def all_sum(self, x: Array, group: Any) -> Array:
-        return _AllSum.apply(x, group)
+        return applied(_AllSum, x, group)
+
+    def own(self, x: Array, group: Any) -> Array:
+        return applied(_Own, x, group)
 
     def all_max(self, x: Array, group: Any) -> Array:
         return reduced_over(x.detach(), group, "MAX")
@@ -370,7 +373,7 @@ class _AllSum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        return _Own.apply(gradients[0], ctx.group), None
+        return applied(_Own, gradients[0], ctx.group), None
 
 
 class _Own(torch.autograd.Function):
@@ -383,7 +386,7 @@ class _Own(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        return _AllSum.apply(gradients[0], ctx.group), None
+        return applied(_AllSum, gradients[0], ctx.group), None
 
 
 xp, fused = Torch("torch", functions), Fused("torch", functions)

@@ -59,7 +59,7 @@ def run(call: Call, function: RowFunction, rows: Rows, *, answers: Array | None 
         if projection is None:
             return Found(in_parts.forward(rows, xp))
         why = "'autodiff' is one expression"
-        return chunked.from_all_logits(projection, rows, function.forward, why, answers=answers, xp=xp)
+        return chunked.from_all_logits(projection, rows, in_parts.forward, why, answers=answers, xp=xp)
     way = binding.WAYS.get(call.implementation)
     if way is None:
         fail(ValueError, "implementation", repr(call.implementation), f"there is none for {LIBRARIES[xp.name]}")
@@ -67,8 +67,11 @@ def run(call: Call, function: RowFunction, rows: Rows, *, answers: Array | None 
     if why is not None:
         fail(ValueError, "implementation", repr(call.implementation), why)
     lane = way.lane_of(function)
-    if in_parts is ENTROPY_IN_PARTS:
-        return Found(in_parts.forward(rows, xp))
+    if inputs.part is not None and (in_parts is ENTROPY_IN_PARTS or not inputs.part.held):
+        if projection is None:
+            return Found(in_parts.forward(rows, xp))
+        why = "of classes in parts it is one expression of those held here"
+        return chunked.from_all_logits(projection, rows, in_parts.forward, why, answers=answers, xp=xp)
     if projection is None:
         return Found(binding.of_logits(lane if inputs.part is None else of_parts(lane), rows, xp=xp))
     return binding.of_projection(lane, projection, rows, answers=answers, known=known, xp=xp)

@@ -14,7 +14,7 @@ import jax
 from .._arrays import Namespace, is_static
 from .._call import Call
 from .._engine import projection as chunked
-from .._engine.lanes import Lane, Way
+from .._engine.lanes import Lane, Way, of_parts
 from .._engine.projection import Projection
 from .._math.rows import Found, RowFunction, Rows
 from .._math.softmax import SOFTMAX
@@ -40,6 +40,9 @@ def of_logits(lane: Lane, rows: Rows, *, xp: Namespace) -> Any:
 def of_projection(
     lane: Lane, projection: Projection, rows: Rows, *, answers: Any, known: Callable[[], Any] | None, xp: Namespace
 ) -> Found:
+    if rows.part is not None:
+        why, lane = "classes in parts are one expression of those held here", of_parts(lane)
+        return chunked.from_all_logits(projection, rows, lane.forward, why, answers=answers, xp=xp)
     why = why_whole(projection.hidden)
     if why is not None:
         return chunked.from_all_logits(projection, rows, lane.forward, why, answers=answers, xp=xp)

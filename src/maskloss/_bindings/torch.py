@@ -27,22 +27,21 @@ from .._engine.projection import Projection
 from .._engine.walk import located
 from .._math.rows import Found, RowFunction, Rows
 from .._math.terms import Terms, reduced
-from . import torch_operators
+from . import torch_operators, torch_parts
 from .torch_kernels import loss_by_kernels
 from .torch_operators import PARTS
+from .torch_parts import by_expression
+from .torch_shared import SECOND, TENSORS, is_again, needed, owned, projected
 from .torch_small import small_loss
 
 Tensor = Any
 
 WAYS = {**torch_operators.WAYS, None: torch_operators.WAYS["default"]}
 
-# The first fields of Rows, which autograd saves; the rest are none.
-TENSORS = 1 + Rows._fields.index("kept")
 # Fewer logits than these the compiler's one walk over all has passed before an operator has found the kept ones.
 LEAST_SKIPPED = 1 << 22
 # Why all logits are made at once.
 TRACED = "torch.func, forward mode, DTensor and other tracers take one expression"
-SECOND = "a gradient that is differentiated again, or batched, is one expression"
 
 
 def common_loss(logits: Any, labels: Any, mask: Any, reduction: str) -> Tensor | None:
@@ -61,11 +60,6 @@ def takes_operators(*tensors: Tensor) -> bool:
     if not torch.compiler.is_compiling() or in_transform() or in_forward_mode():
         return False
     return not any(is_distributed(x) for x in tensors)
-
-
-def is_again(g: Sequence[Tensor | None]) -> bool:
-    """Whether a gradient is differentiated again, or batched, and needs operations that can be."""
-    return torch.is_grad_enabled() or in_forward_mode() or any(x is not None and xp.is_tracer(x) for x in g)
 
 
 class _Rows(torch.autograd.Function):
@@ -98,7 +92,7 @@ class _Rows(torch.autograd.Function):
             return (None,) * (1 + len(rows))
         _, _, _, targets_too, *_ = ctx.needs_input_grad
         if is_again(g) and rows.part is not None:
-            d_logits, d_targets = _by_expression(function, rows, g, targets_too)
+            d_logits, d_targets = by_expression(function, rows, g, targets_too)
         elif is_again(g):
             out = function.restated(out, xp)
             d_logits, d_targets = function.backward(rows, out, g, targets_too=targets_too, xp=xp)
@@ -120,7 +114,7 @@ class _Blocks(_Rows):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         lane, *values = inputs
-        output = tuple(map(_owned, lane.forward(Rows(*values), xp)))
+        output = tuple(map(owned, lane.forward(Rows(*values), xp)))
         _Rows.setup_context(ctx, inputs, output)
         return output
 
@@ -132,24 +126,6 @@ def _of_inputs(rows: Rows, d_logits: Tensor, d_targets: Tensor | None) -> tuple[
     logits, targets = rows.logits, cast(Any, rows.targets)
     d_targets = None if d_targets is None else d_targets.sum_to_size(targets.shape)
     return None, d_logits.to(logits.dtype), None, d_targets, *[None] * (len(rows) - 3)
-
-
-def _by_expression(function: RowFunction, rows: Rows, g: Any, targets_too: bool) -> tuple[Tensor, Tensor | None]:
-    """The gradient as that of an expression, whose sums over processes have derivatives of their own."""
-    with torch.enable_grad():
-        variables: list[Tensor] = [rows.logits, rows.targets] if targets_too else [rows.logits]
-        inputs = [x if x.requires_grad else x.detach().requires_grad_() for x in variables]
-        rows = rows._replace(logits=inputs[0], targets=inputs[1] if targets_too else rows.targets)
-        out = function.forward(rows, xp)
-        given = [(x, d) for x, d in zip(out, g, strict=False) if x is not None and d is not None]
-        values, upstream = [x for x, _ in given], [d for _, d in given]
-        d_logits, *d_targets = torch.autograd.grad(values, inputs, upstream, create_graph=True)
-    return d_logits, d_targets[0] if d_targets else None
-
-
-def _owned(x: Tensor | None) -> Tensor | None:
-    """autograd refuses to modify in place what a Function made as a view."""
-    return x.clone() if x is not None and x._is_view() else x
 
 
 def _saved(ctx: Any) -> tuple[Rows, Any]:
@@ -216,16 +192,16 @@ class _Chunks(torch.autograd.Function):
     def forward(ctx: Any, lane: Lane, known: Any, chunk_size: int | None, answers: Any, *inputs: Any) -> Any:
         ctx.lane, ctx.chunk_size, ctx.others = lane, chunk_size, inputs[3 + TENSORS :]
         tensors = inputs[: 3 + TENSORS]
-        projection, rows = _projected(ctx, tensors)
+        projection, rows = projected(ctx, tensors)
         ctx.made = None
         if known is None:
             out, right = chunked.forward(lane, projection, rows, answers=answers, xp=xp)
         else:
-            parts = _needed(ctx)
+            parts = needed(ctx)
             out, right, made = chunked.both(lane, projection, rows, known, parts, answers=answers, xp=xp)
             ctx.made = lane.function.upstream(known, out, xp), made
         ctx.save_for_backward(*tensors, *lane.function.needed(out))
-        values = [*map(_owned, out[: lane.function.differentiable])]
+        values = [*map(owned, out[: lane.function.differentiable])]
         if right is not None:
             ctx.mark_non_differentiable(right)
         ctx.set_materialize_grads(False)
@@ -239,7 +215,7 @@ class _Chunks(torch.autograd.Function):
             return nothing
         saved = ctx.saved_tensors  # once: checkpoint counts
         tensors, out = saved[: 3 + TENSORS], saved[3 + TENSORS :]
-        (projection, rows), parts = _projected(ctx, tensors), _needed(ctx)
+        (projection, rows), parts = projected(ctx, tensors), needed(ctx)
         # Not kept for a second backward: what autograd adds to a gradient of a parameter would be added to these.
         made, ctx.made = ctx.made, None
         results: dict[str, Tensor]
@@ -254,16 +230,6 @@ class _Chunks(torch.autograd.Function):
         given: dict[str, Tensor] = {**projection._asdict(), "targets": rows.targets}
         d = [results[name].to(given[name].dtype) if name in parts else None for name in PARTS]
         return *nothing[:4], *d[:3], None, None, d[3], *nothing[10:]
-
-
-def _projected(ctx: Any, tensors: Sequence[Any]) -> tuple[Projection, Rows]:
-    hidden, kernel, bias, *rest = tensors
-    return Projection(hidden, kernel, bias, ctx.chunk_size), Rows(*rest, *ctx.others)
-
-
-def _needed(ctx: Any) -> set[str]:
-    hidden, kernel, bias, _, _, targets = ctx.needs_input_grad[4:10]
-    return {name for name, needed in zip(PARTS, (hidden, kernel, bias, targets), strict=True) if needed}
 
 
 def _factor(known: Any, given: Any) -> float | None:
@@ -319,6 +285,8 @@ def of_projection(
 
         return chunked.from_all_logits(projection, rows, of_rows, TRACED, answers=answers, xp=xp)
     rows = located(rows, hidden, waits=True, xp=xp)
+    if rows.part is not None:
+        return torch_parts.of_projection(lane, projection, rows, answers)
     with as_asked(hidden):
         if not differentiated(*variables):
             return Found(*chunked.forward(lane, projection, rows, answers=answers, xp=xp))

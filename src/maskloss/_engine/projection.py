@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator, Set
 from typing import Any, NamedTuple
 
 from .._arrays import Array, Namespace
-from .._math.rows import Found, Rows, Value, is_largest
+from .._math.parts import Best, best_of, is_largest
+from .._math.rows import Found, Rows, Value
 from . import lanes
 from .lanes import Lane, add_targets, empty_targets
 from .walk import (
@@ -148,6 +149,8 @@ def with_all_logits(projection: Projection, rows: Rows, why: str, *, xp: Namespa
     if chunk_size is not None and why:
         warn_of_chunks(why)
     selected = selected_hidden(hidden, rows.keep, rows.dtype, xp=xp)
+    if rows.part is not None:
+        selected = xp.own(selected, rows.part.group)
     logits = xp.product(selected, xp.astype(kernel, rows.dtype, copy=False).T)
     if bias is not None:
         logits = logits + xp.of_rank(xp.astype(bias, rows.dtype, copy=False), logits.ndim)
@@ -160,6 +163,19 @@ def from_all_logits(
     """`forward`, by that of the rows with all their logits."""
     rows = with_all_logits(projection, rows, why, xp=xp)
     return Found(of_rows(rows, xp), None if answers is None else is_largest(rows, answers, xp=xp))
+
+
+def with_best(lane: Lane, projection: Projection, rows: Rows, *, xp: Namespace) -> tuple[Any, Best]:
+    """One product; and the best class of each entry."""
+    plan = plan_of(projection, rows, xp=xp)
+    best: list[Best] = []
+
+    def each(chunk: Chunk) -> tuple[Any, None, None]:
+        best.append(best_of(chunk.rows, xp=xp))
+        return lane.forward(chunk.rows, xp), None, None
+
+    out, _, _ = walked(plan, each, None, {}, xp=xp)
+    return out, joined(plan.visit, best, xp=xp)
 
 
 def forward(
@@ -191,9 +207,20 @@ def both(
 
 
 def backward(
-    lane: Lane, projection: Projection, rows: Rows, out: Any, g: Any, parts: Set[str], *, xp: Namespace
+    lane: Lane,
+    projection: Projection,
+    rows: Rows,
+    out: Any,
+    g: Any,
+    parts: Set[str],
+    *,
+    xp: Namespace,
+    of_hidden: Any = None,
 ) -> dict[str, Array]:
-    """The gradients of the parts asked for, from logits that are made again: three products beside that of forward."""
+    """The gradients of the parts asked for, from logits that are made again: three products beside that of forward.
+
+    `of_hidden`: the dtype of the hidden states', if it is not their own.
+    """
     plan = plan_of(projection, rows, xp=xp)
     out, g = (taken(x, plan.visit.kept, xp=xp) for x in (out, g))
 
@@ -202,7 +229,7 @@ def backward(
         targets_too, d_logits = "targets" in parts, chunk.rows.logits
         return None, *lane.backward(chunk.rows, *of_chunk, targets_too=targets_too, xp=xp, d_logits=d_logits)
 
-    gradients = empty_gradients(projection, plan, parts, projection.hidden.dtype, xp=xp)
+    gradients = empty_gradients(projection, plan, parts, of_hidden or projection.hidden.dtype, xp=xp)
     return walked(plan, each, None, gradients, xp=xp)[2]
 
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from .._arrays import Array, Namespace
 from .._shards import Part, all_max, all_sum, own_labels
 from . import softmax
-from .rows import RowFunction, Rows, Value, registered, selected_logits, selected_targets, sum_of
+from .rows import RowFunction, Rows, Value, registered, selected_logits, sum_of
 from .rows import is_largest as of_whole_rows
 from .softmax import LARGEST, dtype_name, exponentials, finite_max, positive
 
@@ -93,8 +93,11 @@ def of_all(rows: Rows, out: softmax.Forward, *, xp: Namespace) -> Forward:
 
 def own_mass(rows: Rows, *, xp: Namespace) -> Array:
     """A number for all rows, where their targets are one."""
-    targets: Array = rows.targets
-    return xp.long_sum(targets if targets.ndim == 1 and rows.class_mask is None else selected_targets(rows, xp=xp))
+    targets, class_mask = rows.targets, rows.class_mask
+    if class_mask is None:
+        return xp.long_sum(targets)
+    targets = xp.of_rank(targets, class_mask.ndim) if targets.ndim == 1 else targets
+    return xp.long_sum(xp.where(class_mask, targets, 0.0))
 
 
 def own_upstream(rows: Rows, out: Forward, g: Any, *, xp: Namespace) -> tuple[softmax.Forward, Any]:
