@@ -161,7 +161,7 @@ END = """
 
 
 def on_processes(folder, *program):
-    text = "".join(map(textwrap.dedent, (BEGIN, *program, END)))
+    text = "".join(map(textwrap.dedent, (*program, END)))
     command = [sys.executable, "-c", text]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     running = [
@@ -183,13 +183,13 @@ def distributed(backend):
 
 
 def test_split_is_whole(tmp_path):
-    codes, errors = on_processes(tmp_path, LOGITS.replace("{before}", "x"), LINEAR)
+    codes, errors = on_processes(tmp_path, BEGIN, LOGITS.replace("{before}", "x"), LINEAR)
     assert codes == [0] * PROCESSES, errors[0]
 
 
 def test_a_gather_is_seen(tmp_path):
     """The test above can fail."""
     gathered = "x.redistribute(placements=[Replicate()] * mesh.ndim)"
-    codes, errors = on_processes(tmp_path, LOGITS.replace("{before}", gathered))
+    codes, errors = on_processes(tmp_path, BEGIN, LOGITS.replace("{before}", gathered))
     assert 0 not in codes
     assert "AssertionError: ('rows'" in errors[0], errors[0]

@@ -1,0 +1,290 @@
+"""Classes in parts beyond the matrix: what goes between the processes, second derivatives, memory, what is refused."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from tests.backends import named, with_processes
+from tests.test_dtensor_processes import PROCESSES, on_processes
+
+BEGIN = """
+    import datetime
+    import os
+    import sys
+
+    import torch
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    import maskloss as ml
+
+    rank, processes, rendezvous = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    torch.set_num_threads(1)
+    store, timeout = dist.FileStore(rendezvous, processes), datetime.timedelta(seconds=10)
+    dist.init_process_group("gloo", store=store, timeout=timeout, world_size=processes, rank=rank)
+    generator = torch.Generator().manual_seed(0)
+    entries, features, held = (4, 5), 3, 6
+    classes = processes * held
+    mesh = init_device_mesh("cpu", (processes,))
+    shard = ml.ClassShard(mesh)
+
+
+    def normal(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+    logits, hidden, kernel = normal(*entries, classes), normal(*entries, features), normal(classes, features)
+    labels = torch.randint(classes, entries, generator=generator)
+    mask, class_weights = torch.rand(entries, generator=generator) < 0.6, normal(classes).abs()
+    soft = torch.softmax(normal(*entries, classes), -1)
+    own = slice(rank * held, (rank + 1) * held)
+
+
+    class Collectives(TorchDispatchMode):
+        \"""The numbers that each collective takes.\"""
+
+        def __init__(self):
+            super().__init__()
+            self.sizes = []
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function.namespace == "c10d":
+                self.sizes.append(sum(x.numel() for x in args[0]))
+            return function(*args, **kwargs or {})
+
+
+    def refused(kind, words, call):
+        try:
+            call()
+        except kind as error:
+            assert words in str(error), error
+        else:
+            raise AssertionError(f"not refused: {words}")
+"""
+
+COLLECTIVES = """
+    x, count, per_class = logits[..., own].clone().requires_grad_(), labels.numel(), class_weights[own]
+    h, k = hidden.clone().requires_grad_(), kernel[own].clone().requires_grad_()
+    ml.cross_entropy(x, labels, class_shard=shard)  # the first compares the parts
+    OF = {
+        "plain": ([count, 2 * count], lambda: ml.cross_entropy(x, labels, class_shard=shard)),
+        "mask": ([count, 2 * count], lambda: ml.cross_entropy(x, labels, mask=mask, class_shard=shard)),
+        "smoothing": (
+            [count, 3 * count + 1],
+            lambda: ml.cross_entropy(x, labels, label_smoothing=0.1, z_loss=0.1, class_shard=shard),
+        ),
+        "soft": ([count, count, 3 * count], lambda: ml.cross_entropy(x, soft[..., own], class_shard=shard)),
+        "class_weights": (
+            [count, count, 2 * count],
+            lambda: ml.cross_entropy(x, labels, class_weights=per_class, class_shard=shard),
+        ),
+        "stats": (
+            [count, 2 * count, count, count],
+            lambda: ml.cross_entropy(x, labels, with_stats=True, class_shard=shard)[0],
+        ),
+        "log_probs": ([count, 2 * count], lambda: ml.label_log_probs(x, labels, class_shard=shard).sum()),
+        "entropy": ([count, 2 * count], lambda: ml.entropy(x, class_shard=shard).sum()),
+        "linear": ([count, 2 * count], lambda: ml.linear_cross_entropy(h, k, labels, chunk_size=3, class_shard=shard)),
+    }
+    for name, (wanted, call) in OF.items():
+        with Collectives() as forward:
+            loss = call()
+        assert forward.sizes == wanted, (name, forward.sizes, wanted)
+        with Collectives() as backward:
+            loss.backward()
+        # Of the hidden states' gradient, which is a sum over the classes.
+        assert backward.sizes == ([h.numel()] if name == "linear" else []), (name, backward.sizes)
+    with Collectives() as gathered:  # what the logits' size would look like
+        dist.all_reduce(torch.zeros_like(logits))
+    assert max(gathered.sizes) > 4 * count
+"""
+
+SECOND = """
+    def twice(x, y, *, mask=mask, **options):
+        (gradient,) = torch.autograd.grad(ml.cross_entropy(x, y, mask=mask, **options), x, create_graph=True)
+        return torch.autograd.grad((gradient * vector[..., : x.shape[-1]]).sum(), x)[0]
+
+
+    def of_weights(x, weights, **options):
+        loss = ml.cross_entropy(x, labels, weights=weights, **options)
+        (gradient,) = torch.autograd.grad(loss, x, create_graph=True)
+        (found,) = torch.autograd.grad((gradient * vector[..., : x.shape[-1]]).sum(), weights)
+        return found
+
+
+    # The same vector for each part, so that the sum over parts is that of the whole.
+    vector = normal(*entries, held).repeat(1, 1, processes)
+    for y, options in ((labels, {}), (labels, {"label_smoothing": 0.1, "z_loss": 0.1}), (soft, {})):
+        part = {"class_shard": shard, **options}
+        of_part = twice(logits[..., own].clone().requires_grad_(), y if y is labels else y[..., own], **part)
+        whole = twice(logits.clone().requires_grad_(), y, **options)
+        torch.testing.assert_close(of_part, whole[..., own], rtol=1e-11, atol=1e-13)
+    weights = normal(*entries)
+    found = of_weights(logits[..., own].clone().requires_grad_(), weights.clone().requires_grad_(), class_shard=shard)
+    whole = of_weights(logits.clone().requires_grad_(), weights.clone().requires_grad_())
+    torch.testing.assert_close(found, whole, rtol=1e-11, atol=1e-13)
+
+
+    def linear_twice(h, k, **options):
+        loss = ml.linear_cross_entropy(h, k, labels, mask=mask, **options)
+        d_h, d_k = torch.autograd.grad(loss, (h, k), create_graph=True)
+        return d_h, d_k, *torch.autograd.grad((d_k**2).sum(), (h, k))
+
+
+    whole = linear_twice(hidden.clone().requires_grad_(), kernel.clone().requires_grad_())
+    part = linear_twice(hidden.clone().requires_grad_(), kernel[own].clone().requires_grad_(), class_shard=shard)
+    for i, (a, b) in enumerate(zip(part, whole, strict=True)):
+        torch.testing.assert_close(a, b[own] if i % 2 else b, rtol=1e-11, atol=1e-13)
+"""
+
+REFUSED = """
+    x = logits[..., own]
+    group = mesh.get_group()
+    overlap = ml.ClassShard(group, 0, classes)
+    refused(ValueError, "they overlap: together they must be all classes, once",
+            lambda: ml.cross_entropy(x, labels, class_shard=overlap))
+    gap = ml.ClassShard(group, rank * (held + 1), processes * (held + 1))
+    refused(ValueError, "they leave a gap", lambda: ml.cross_entropy(x, labels, class_shard=gap))
+    other = ml.ClassShard(group, rank * held, classes + (rank == 1))
+    refused(ValueError, "agree on how many classes", lambda: ml.cross_entropy(x, labels, class_shard=other))
+    more = ml.ClassShard(group, rank * held, classes + 1)
+    refused(ValueError, "together they must be all classes", lambda: ml.cross_entropy(x, labels, class_shard=more))
+    rows = slice(0, 3 if rank == 1 else 4)
+    refused(ValueError, "each process must hold the same entries",
+            lambda: ml.cross_entropy(x[rows], labels[rows], class_shard=ml.ClassShard(group)))
+    wrong = labels.clone()
+    wrong[1, 2] = classes
+    refused(ValueError, f"labels[1, 2] is {classes}, outside the classes [0, {classes})",
+            lambda: ml.cross_entropy(x, wrong, class_shard=shard))
+    exists = torch.ones_like(logits, dtype=torch.bool)
+    exists[2, 3, labels[2, 3]] = False
+    refused(ValueError, "a class that class_mask excludes there",
+            lambda: ml.cross_entropy(x, labels, class_mask=exists[..., own], class_shard=shard))
+    refused(TypeError, "it must be a maskloss.ClassShard", lambda: ml.cross_entropy(x, labels, class_shard=group))
+    refused(TypeError, "must be a torch ProcessGroup", lambda: ml.entropy(x, class_shard=ml.ClassShard("tensor")))
+    refused(ValueError, "given start alone", lambda: ml.ClassShard(group, 0))
+    refused(TypeError, "outside of torch.compile and torch.func",
+            lambda: torch.func.grad(lambda x: ml.cross_entropy(x, labels, class_shard=shard))(x))
+"""
+
+# The last process is gone before the others call.
+KILLED = """
+    if rank == processes - 1:
+        os._exit(0)
+    refused(RuntimeError, "", lambda: ml.cross_entropy(logits[..., own], labels, class_shard=ml.ClassShard(mesh)))
+    os._exit(0)
+"""
+
+JAX = """
+    import functools
+
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    from jax.sharding import PartitionSpec as P
+
+    import maskloss as ml
+
+    jax.config.update("jax_enable_x64", True)
+    rng = np.random.default_rng(0)
+    entries, features, classes = (3, 5), 4, 16
+    shapes = (*entries, classes), (*entries, features), (classes, features)
+    x, hidden, kernel = (jnp.asarray(rng.normal(size=shape)) for shape in shapes)
+    labels, mask = jnp.asarray(rng.integers(0, classes, entries)), jnp.asarray(rng.random(entries) < 0.6)
+    soft = jax.nn.softmax(jnp.asarray(rng.normal(size=(*entries, classes))))
+    weights, class_weights = jnp.asarray(rng.normal(size=entries)), jnp.asarray(rng.random(classes))
+    exists = jnp.asarray(rng.random((*entries, classes)) < 0.7) | (jnp.arange(classes) == labels[..., None])
+    arrays = {"mask": mask, "weights": weights, "class_weights": class_weights, "class_mask": exists}
+    mesh = jax.make_mesh((8,), ("v",), axis_types=(jax.sharding.AxisType.Auto,))
+    last, shard = P(None, None, "v"), ml.ClassShard("v")
+    of = {"mask": P(), "weights": P(), "class_weights": P("v"), "class_mask": last}
+
+
+    def split(function, *specs, out=P()):
+        return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=out)
+
+
+    def same(a, b, *arrays):
+        close = functools.partial(np.testing.assert_allclose, rtol=1e-11, atol=1e-13)
+        jax.tree.map(close, jax.jit(a)(*arrays), jax.jit(b)(*arrays))
+
+
+    for names, options, y in (
+        ((), {}, labels),
+        (("mask", "weights"), {"z_loss": 0.1, "label_smoothing": 0.1}, labels),
+        (("mask", "class_weights"), {"softcap": 3.0, "reduction": "mean_over_sequences"}, labels),
+        (("class_mask", "class_weights"), {"label_smoothing": 0.2}, labels),
+        (("mask", "class_weights"), {}, soft),
+    ):
+        given = {n: arrays[n] for n in names}
+
+        def loss(x, y, given, **more):
+            return ml.cross_entropy(x, y, **given, **options, **more)
+
+        specs = last, last if y is soft else P(), {n: of[n] for n in names}
+        parts = split(lambda x, y, given: loss(x, y, given, class_shard=shard, with_stats=True), *specs)
+        whole = functools.partial(loss, with_stats=True)
+        same(*(jax.value_and_grad(f, has_aux=True) for f in (parts, whole)), x, y, given)
+        if "z_loss" in options:
+            alone = split(lambda x, y, given: loss(x, y, given, class_shard=shard), *specs)
+            same(jax.hessian(alone), jax.hessian(loss), x, y, given)
+            within = split(jax.grad(lambda x, y, given: loss(x, y, given, class_shard=shard)), *specs, out=last)
+            same(within, jax.grad(loss), x, y, given)
+
+
+    def linear(hidden, kernel, labels, **more):
+        return ml.linear_cross_entropy(hidden, kernel, labels, mask=mask, with_stats=True, **more)
+
+
+    parts = split(lambda h, k, y: linear(h, k, y, class_shard=shard), P(), P("v"), P())
+    same(*(jax.value_and_grad(f, (0, 1), has_aux=True) for f in (parts, linear)), hidden, kernel, labels)
+    entropy = split(lambda x: ml.entropy(x, mask=mask, class_shard=shard).sum(), last)
+    same(jax.value_and_grad(entropy), jax.value_and_grad(lambda x: ml.entropy(x, mask=mask).sum()), x)
+
+    program = jax.jit(split(lambda x: ml.cross_entropy(x, labels, mask=mask, class_shard=shard), last)).lower(x)
+    text = program.compile().as_text()
+    assert text.count(" all-reduce(") == 2, text
+    assert " all-gather(" not in text
+
+    try:
+        split(lambda x: ml.cross_entropy(x, labels, class_shard=ml.ClassShard("w")), last)(x)
+    except ValueError as error:
+        assert "must name an axis" in str(error), error
+    else:
+        raise AssertionError("not refused")
+"""
+
+
+@pytest.fixture
+def torch(backend):
+    with_processes(backend)
+
+
+@pytest.mark.parametrize(
+    "body", [COLLECTIVES, SECOND, REFUSED, KILLED], ids=["collectives", "second derivatives", "refused", "killed"]
+)
+def test_in_processes(torch, tmp_path, body):
+    codes, errors = on_processes(tmp_path, BEGIN, body)
+    assert codes == [0] * PROCESSES, "\n".join(errors)[-6000:]
+
+
+def test_in_shard_map(backend):
+    named(backend, "jax")
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", textwrap.dedent(JAX)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ | flags)
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+def test_numpy_has_no_groups(backend):
+    named(backend, "numpy")
+    import numpy as np
+
+    import maskloss as ml
+
+    with pytest.raises(TypeError, match="numpy has no groups of processes"):
+        ml.cross_entropy(np.zeros((2, 3)), np.zeros(2, int), class_shard=ml.ClassShard("tensor"))
