@@ -92,7 +92,7 @@ def tests_strict(session: nox.Session) -> None:
 
 @nox.session(name="tests-torch", **SHARED)
 def tests_torch(session: nox.Session) -> None:
-    run(session, "-m", "pytest", "--backend", "torch,torch-meta", *ONCE, *PARALLEL, *session.posargs)
+    run(session, "-m", "pytest", "--backend", "torch,torch-meta,torch-processes", *ONCE, *PARALLEL, *session.posargs)
 
 
 @nox.session(name="tests-triton", **SHARED)

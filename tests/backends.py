@@ -42,7 +42,7 @@ INTERPRETED = (("TRITON_INTERPRET", "1"),)  # Triton's kernels, in Python
 EIGHT = (("XLA_FLAGS", "--xla_force_host_platform_device_count=8"),)
 CUPY = {"eager": (*FLOATS, "float16"), "autodiff": FLOATS, "blocks": SINGLE, "linear": FLOATS}
 JAX_GPU = X64 | {"eager": ALL, "linear": SINGLE}
-SHARDS = {"shards": FLOATS, "shards-2": SINGLE, "shards-linear": SINGLE}
+SHARDS = {"shards": SINGLE, "shards-2": ("float64",), "shards-linear": SINGLE}
 BACKENDS = {
     b.name: b
     for b in (

@@ -64,6 +64,9 @@ def linear_cross_entropy(
         As in :func:`cross_entropy`; `class_mask` broadcasts to the shape (..., V).
     reduction, denominator, with_stats, validate, implementation : optional
         As in :func:`cross_entropy`.
+    class_shard : ClassShard, optional
+        The kernel and the bias hold the classes of this process alone; hidden states are the same on every process, and
+        so is their gradient.
 
     Returns
     -------
@@ -121,7 +124,7 @@ def linear_label_log_probs(
     ----------
     hidden, kernel, bias, kernel_layout, chunk_size
         As in :func:`linear_cross_entropy`, and so are the errors.
-    labels, mask, class_mask, ignore_index, softcap, validate
+    labels, mask, class_mask, ignore_index, softcap, validate, class_shard
         As in :func:`label_log_probs`.
 
     Returns
@@ -164,7 +167,7 @@ def linear_entropy(
     ----------
     hidden, kernel, bias, kernel_layout, chunk_size
         As in :func:`linear_cross_entropy`, and so are the errors.
-    mask, class_mask, softcap
+    mask, class_mask, softcap, class_shard
         As in :func:`entropy`.
 
     Returns

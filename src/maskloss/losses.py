@@ -92,6 +92,9 @@ def cross_entropy(
         ``"analytic"`` (the analytic forward and backward pair), ``"autodiff"`` (one expression, differentiated by the
         framework) or ``"triton"`` (the pair as GPU kernels, for class indices in CUDA tensors). None chooses the first
         that can run; one that is named runs or raises.
+    class_shard : ClassShard, optional
+        The logits (and `class_weights`, and the class axes of `class_mask` and of distributions) hold the classes of
+        this process alone; labels are of all classes. What is returned is the same on every process, and of all classes.
 
     Returns
     -------
@@ -161,8 +164,8 @@ def label_log_probs(
     Parameters
     ----------
     logits : array, shape (..., C), real floating
-        As in :func:`cross_entropy`, and so are `mask`, `class_mask`, `ignore_index`, `softcap`, `axis`, `validate` and
-        the errors.
+        As in :func:`cross_entropy`, and so are `mask`, `class_mask`, `ignore_index`, `softcap`, `axis`, `validate`,
+        `class_shard` and the errors.
     labels : array
         Class indices of the entries' shape; or, floating and of the logits' shape, distributions :math:`q`, which give
         :math:`\sum_c q_c \log p_c`.
@@ -200,7 +203,7 @@ def entropy(
     Parameters
     ----------
     logits : array, shape (..., C), real floating
-        As in :func:`cross_entropy`, and so are `mask`, `class_mask`, `softcap`, `axis` and the errors.
+        As in :func:`cross_entropy`, and so are `mask`, `class_mask`, `softcap`, `axis`, `class_shard` and the errors.
 
     Returns
     -------

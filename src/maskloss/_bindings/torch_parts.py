@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -96,6 +97,11 @@ def _of_outputs(out: Any, g: Any) -> tuple[list[Tensor], list[Tensor]]:
 
 def of_projection(lane: Lane, projection: Projection, rows: Rows, answers: Tensor | None) -> Found:
     hidden, kernel, bias, chunk_size = projection
+    if chunk_size is None:
+        # As many rows as of all classes: a part of these takes a part of the memory.
+        whole = projection._replace(kernel=kernel[:1].expand(rows.part.classes, -1))
+        count, itemsize = math.prod(hidden.shape[:-1]), rows.dtype.itemsize
+        chunk_size = chunked.chunk_length(whole, count, itemsize, on_cpu=xp.reads_without_sync(hidden))
     with as_asked(hidden):
         given = hidden, kernel, bias, *rows._replace(for_backward=True)
         *values, right = applied(_ChunksInParts, lane, chunk_size, answers, *given)

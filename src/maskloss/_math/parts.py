@@ -93,7 +93,8 @@ def of_all(rows: Rows, out: softmax.Forward, *, xp: Namespace) -> Forward:
 
 def own_mass(rows: Rows, *, xp: Namespace) -> Array:
     """A number for all rows, where their targets are one."""
-    targets, class_mask = rows.targets, rows.class_mask
+    targets: Array = rows.targets
+    class_mask = rows.class_mask
     if class_mask is None:
         return xp.long_sum(targets)
     targets = xp.of_rank(targets, class_mask.ndim) if targets.ndim == 1 else targets
