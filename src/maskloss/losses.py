@@ -94,7 +94,7 @@ def cross_entropy(
         that can run; one that is named runs or raises.
     class_shard : ClassShard, optional
         The logits (and `class_weights`, and the class axes of `class_mask` and of distributions) hold the classes of
-        this process alone; labels are of all classes. What is returned is the same on every process, and of all classes.
+        this process alone; labels are of all classes. What is returned is of all classes, and on every process.
 
     Returns
     -------
