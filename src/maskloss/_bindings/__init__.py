@@ -70,7 +70,7 @@ def run(call: Call, function: RowFunction, rows: Rows, *, answers: Array | None 
     if inputs.part is not None and (in_parts is ENTROPY_IN_PARTS or not inputs.part.held):
         if projection is None:
             return Found(in_parts.forward(rows, xp))
-        why = "of classes in parts it is one expression of those held here"
+        why = "of classes in parts it is one expression of those held here" if inputs.part.held else ""
         return chunked.from_all_logits(projection, rows, in_parts.forward, why, answers=answers, xp=xp)
     if projection is None:
         return Found(binding.of_logits(lane if inputs.part is None else of_parts(lane), rows, xp=xp))
