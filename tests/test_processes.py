@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.backends import with_processes
+from tests.backends import named, with_processes
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def distributed(backend):
     with_processes(backend)
 
@@ -21,7 +21,7 @@ def run(path):
     return done.returncode, done.stdout, done.stderr
 
 
-def test_three_processes_are_one():
+def test_three_processes_are_one(distributed):
     code, out, errors = run(EXAMPLES / "data_parallel" / "run.py")
     assert code == 0, out + errors
     # A mean of means is another number: the comparison can fail.
@@ -30,10 +30,18 @@ def test_three_processes_are_one():
     assert min(means) > 0.1
 
 
-def test_each_way_of_splitting_is_one_process():
+def test_each_way_of_splitting_is_one_process(distributed):
     code, out, errors = run(EXAMPLES / "model_parallel" / "run.py")
     assert code == 0, out + errors
     # A mean of means is another number: the comparison can fail.
     means = [float(line.split()[-1]) for line in out.splitlines() if "mean of means" in line]
     assert len(means) == 3
     assert min(means) > 0.01
+
+
+def test_each_way_of_splitting_is_one_device(backend):
+    named(backend, "jax")
+    code, out, errors = run(EXAMPLES / "sharded_jax" / "run.py")
+    assert code == 0, out + errors
+    (mean,) = [float(line.split()[-1]) for line in out.splitlines() if "mean of means" in line]
+    assert mean > 0.01

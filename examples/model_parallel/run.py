@@ -4,7 +4,7 @@
 
 Each way trains a small model for three steps over gloo, with entries masked unevenly, and is compared with one process:
 how far its parameters are, relative to how far these have moved. What a mean divides by is all-reduced where entries
-are split (ml.denominator); where classes are split, DTensor's logits are taken as they lie.
+are split (ml.denominator); where classes are split, plain tensors have a class_shard, and DTensors say it themselves.
 """
 
 import datetime
@@ -58,6 +58,10 @@ def trained(model, loss_of):
         optimizer.zero_grad()
         loss_of(*batch_of(step)).backward()
         optimizer.step()
+    return flat(model)
+
+
+def flat(model):
     whole = [p.full_tensor() if isinstance(p, DTensor) else p for p in model.parameters()]
     return torch.cat([p.detach().reshape(-1) for p in whole])
 
@@ -109,11 +113,32 @@ def vocabulary_parallel(mesh):
     return trained(model, loss_of)
 
 
+def of_parts(mesh):
+    """Plain tensors: the head's rows of this process' classes, of which one process has more."""
+    model = Model().double()
+    own = torch.arange(CLASSES).chunk(PROCESSES)[dist.get_rank()]
+    shard = ml.ClassShard(mesh, int(own[0]), CLASSES)
+    for name, whole in list(model.head.named_parameters()):
+        setattr(model.head, name, nn.Parameter(whole.detach()[own]))
+
+    def loss_of(features, labels, mask):
+        hidden, head = model.trunk(features), model.head
+        return ml.linear_cross_entropy(hidden, head.weight, labels, bias=head.bias, mask=mask, class_shard=shard)
+
+    trained(model, loss_of)
+    parts = [None] * PROCESSES
+    dist.all_gather_object(parts, dict(model.head.named_parameters()))
+    for name in parts[0]:
+        setattr(model.head, name, nn.Parameter(torch.cat([part[name].detach() for part in parts])))
+    return flat(model)
+
+
 WAYS = {
     "entries: DistributedDataParallel": data_parallel,
     "time: DistributedDataParallel": context_parallel,
     "entries and parameters: fully_shard": fully_sharded,
     "classes: ColwiseParallel head": vocabulary_parallel,
+    "classes: class_shard": of_parts,
 }
 
 
