@@ -1,6 +1,7 @@
 """The Triton kernels beyond the matrix: what they refuse, one row's independence of the others, and far offsets."""
 
 import importlib
+import importlib.util
 import os
 import subprocess
 import sys
@@ -240,3 +241,28 @@ def test_a_label_that_is_no_class(backend, torch, by_default, again):
         assert is_nan.all(-1).nonzero().reshape(-1).tolist() == is_nan.any(-1).nonzero().reshape(-1).tolist() == wrong
     mask = (labels >= 0) & (labels < 37)
     assert ml.cross_entropy(logits, labels, mask=mask).isfinite()
+
+
+@pytest.mark.parametrize(
+    ("changed", "prefers"),
+    [
+        ({}, True),
+        ({"capability": (7, 5)}, False),
+        ({"hip": "6.0"}, False),
+        ({"triton": None}, False),
+        ({"cc": None}, False),
+    ],
+    ids=["all there", "an old GPU", "AMD", "no Triton", "no C compiler"],
+)
+def test_where_the_kernels_are_the_default(backend, monkeypatch, changed, prefers):
+    """Whatever they lack, the engine runs in their place: nothing is found out by an error."""
+    if backend is not BACKENDS["torch"]:
+        pytest.skip("for torch")
+    torch, of_torch = importlib.import_module("torch"), importlib.import_module("maskloss._arrays.torch")
+    there = {"capability": (9, 0), "hip": None, "triton": "a spec", "cc": "/usr/bin/gcc"} | changed
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(of_torch, "which", lambda name: there["cc"])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: there["triton"])
+    monkeypatch.setattr(torch.version, "hip", there["hip"])
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: there["capability"])
+    assert of_torch.runs_kernels.__wrapped__(0) is prefers

@@ -11,6 +11,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from shutil import which
 from typing import Any
 
 import torch
@@ -261,8 +262,9 @@ def is_made_fx() -> bool:
 
 @functools.cache
 def runs_kernels(device: int) -> bool:
-    """Whether Triton is here, and compiles for this device. (AMD's are untried.)"""
-    if importlib.util.find_spec("triton") is None or torch.version.hip is not None:
+    """Whether Triton is here, and the compiler that it calls, and compiles for this device. (AMD's are untried.)"""
+    compilers = os.environ.get("CC"), which("gcc"), which("clang")
+    if importlib.util.find_spec("triton") is None or torch.version.hip is not None or not any(compilers):
         return False
     return torch.cuda.get_device_capability(device) >= (8, 0)
 
