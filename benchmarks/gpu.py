@@ -76,6 +76,21 @@ def of_kernels(rows):
     return lines
 
 
+def names_of(shape):
+    """Rows, features if it has any, and classes."""
+    rows, classes, *features = shape
+    return " × ".join(map(str, (rows, *features, classes)))
+
+
+def by_size(rows, name_of, size_text):
+    """A line for each name: milliseconds and GiB at each size."""
+    lines = {}
+    for row in rows:
+        lines.setdefault(name_of(row), {})[row["size"]] = f"{row['ms']:.1f}, {row['GiB']:.2f}"
+    sizes = sorted({row["size"] for row in rows})
+    return table(["", *map(size_text, sizes)], [[name, *(cells[n] for n in sizes)] for name, cells in lines.items()])
+
+
 def sizes_page(sizes):
     """What the sizes of the code are chosen by."""
     rows = {what: [row for row in sizes["rows"] if row["what"] == what] for what in ("kernels", "chunks", "blocks")}
@@ -86,22 +101,12 @@ def sizes_page(sizes):
     out.append(
         "\n**Rows of a chunk of `linear_cross_entropy`**, bfloat16, loss and gradients: ms, and GiB at the peak\n\n"
     )
-    lengths = sorted({row["size"] for row in rows["chunks"]})
-    cells = {(tuple(r["shape"]), r["way"], r["size"]): f"{r['ms']:.1f}, {r['GiB']:.2f}" for r in rows["chunks"]}
-    kinds = dict.fromkeys((tuple(row["shape"]), row["way"]) for row in rows["chunks"])
-    lines = [
-        [f"{' × '.join(map(str, (s[0], s[2], s[1])))}, {way}", *(cells[s, way, n] for n in lengths)] for s, way in kinds
-    ]
-    out.append(table(["", *map(str, lengths)], lines))
+    out.append(by_size(rows["chunks"], lambda r: f"{names_of(r['shape'])}, {r['way']}", str))
     out.append("\n**Bytes of a block of the engine**, bfloat16, loss and gradient: ms, and GiB at the peak\n\n")
-    lengths = sorted({row["size"] for row in rows["blocks"]})
-    cells = {(tuple(r["shape"]), r["masked"], r["size"]): f"{r['ms']:.1f}, {r['GiB']:.2f}" for r in rows["blocks"]}
-    kinds = dict.fromkeys((tuple(row["shape"]), row["masked"]) for row in rows["blocks"])
-    lines = [
-        [f"{shape_text(s)}, {'15 %' if masked else 'all'}", *(cells[s, masked, n] for n in lengths)]
-        for s, masked in kinds
-    ]
-    out.append(table(["", *(f"{n >> 20} MiB" for n in lengths)], lines))
+    kept = {False: "all", True: "15 %"}
+    out.append(
+        by_size(rows["blocks"], lambda r: f"{names_of(r['shape'])}, {kept[r['masked']]}", lambda n: f"{n >> 20} MiB")
+    )
     return "".join(out)
 
 

@@ -1,4 +1,4 @@
-"""Classes in parts beyond the matrix: what goes between the processes, second derivatives, memory, what is refused."""
+"""Classes in parts beyond the matrix: what goes between the processes, second derivatives, what is refused."""
 
 import os
 import subprocess
@@ -8,35 +8,15 @@ import textwrap
 import pytest
 
 from tests.backends import named, with_processes
-from tests.test_dtensor_processes import PROCESSES, on_processes
+from tests.programs import PROCESSES, on_processes
 
 BEGIN = """
-    import datetime
-    import os
-    import sys
-
-    import torch
-    import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.utils._python_dispatch import TorchDispatchMode
 
-    import maskloss as ml
-
-    rank, processes, rendezvous = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-    torch.set_num_threads(1)
-    store, timeout = dist.FileStore(rendezvous, processes), datetime.timedelta(seconds=10)
-    dist.init_process_group("gloo", store=store, timeout=timeout, world_size=processes, rank=rank)
-    generator = torch.Generator().manual_seed(0)
     entries, features, held = (4, 5), 3, 6
     classes = processes * held
     mesh = init_device_mesh("cpu", (processes,))
     shard = ml.ClassShard(mesh)
-
-
-    def normal(*shape):
-        return torch.randn(shape, generator=generator, dtype=torch.float64)
-
-
     logits, hidden, kernel = normal(*entries, classes), normal(*entries, features), normal(classes, features)
     labels = torch.randint(classes, entries, generator=generator)
     mask, class_weights = torch.rand(entries, generator=generator) < 0.6, normal(classes).abs()
@@ -268,7 +248,7 @@ def torch(backend):
     "body", [COLLECTIVES, SECOND, REFUSED, KILLED], ids=["collectives", "second derivatives", "refused", "killed"]
 )
 def test_in_processes(torch, tmp_path, body):
-    codes, errors = on_processes(tmp_path, BEGIN, body)
+    codes, errors = on_processes(tmp_path, BEGIN, body, timeout=10)
     assert codes == [0] * PROCESSES, "\n".join(errors)[-6000:]
 
 

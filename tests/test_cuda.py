@@ -53,6 +53,19 @@ def test_does_not_wait(backend, torch, implementation, options):
     close(torch, found, wanted)
 
 
+def captured(torch, loss, x):
+    """A CUDA graph, and what its replays write to."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        with_gradient(torch, loss, x)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        replayed = with_gradient(torch, loss, x)
+    return graph, replayed
+
+
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_a_graph_replays_with_other_numbers(backend, torch, implementation):
     """Captured with one mask, replayed with another."""
@@ -61,14 +74,7 @@ def test_a_graph_replays_with_other_numbers(backend, torch, implementation):
     def loss(x):
         return ml.cross_entropy(x, labels, mask=mask, implementation=implementation)
 
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        with_gradient(torch, loss, logits)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        replayed = with_gradient(torch, loss, logits)
+    graph, replayed = captured(torch, loss, logits)
     mask.copy_(~mask)
     with torch.no_grad():
         logits.mul_(-1)
@@ -83,14 +89,7 @@ def test_a_graph_of_a_linear_loss(backend, torch):
     def loss(x):
         return ml.linear_cross_entropy(x, kernel, labels, mask=mask)
 
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        with_gradient(torch, loss, hidden)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        replayed = with_gradient(torch, loss, hidden)
+    graph, replayed = captured(torch, loss, hidden)
     mask.copy_(~mask)
     graph.replay()
     close(torch, replayed, with_gradient(torch, loss, hidden))

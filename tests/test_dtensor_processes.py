@@ -3,40 +3,15 @@
 Each process is a program of its own. Sizes are uneven: of the classes, and of the time steps, one process has none.
 """
 
-import os
-import subprocess
-import sys
-import textwrap
-
 import pytest
 
 from tests.backends import with_processes
+from tests.programs import PROCESSES, on_processes
 
-PROCESSES = 4
 BEGIN = """
-    import datetime
-    import os
-    import sys
-
-    import torch
-    import torch.distributed as dist
     from torch.distributed.tensor import Replicate, Shard, distribute_tensor
-    from torch.utils._python_dispatch import TorchDispatchMode
 
-    import maskloss as ml
-
-    rank, processes, rendezvous = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-    torch.set_num_threads(1)
-    store, timeout = dist.FileStore(rendezvous, processes), datetime.timedelta(seconds=60)
-    dist.init_process_group("gloo", store=store, timeout=timeout, world_size=processes, rank=rank)
-    generator = torch.Generator().manual_seed(0)
     entries, features, classes = (4, 5), 3, 6
-
-
-    def normal(*shape):
-        return torch.randn(shape, generator=generator, dtype=torch.float64)
-
-
     labels = torch.randint(classes, entries, generator=generator)
     one_hot = torch.nn.functional.one_hot(labels, classes)
     arrays = {
@@ -152,29 +127,6 @@ LINEAR = """
             close(found, wanted, (name, names, options))
             assert moved.most <= hidden.numel(), (name, names, options, moved.most)
 """
-
-END = """
-    dist.barrier()
-    dist.destroy_process_group()
-    os._exit(0)  # as in the examples of several processes
-"""
-
-
-def on_processes(folder, *program):
-    text = "".join(map(textwrap.dedent, (*program, END)))
-    command = [sys.executable, "-c", text]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    running = [
-        subprocess.Popen(
-            [*command, str(rank), str(PROCESSES), str(folder / "rendezvous")],
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(PROCESSES)
-    ]
-    errors = [process.communicate(timeout=300)[1] for process in running]
-    return [process.returncode for process in running], errors
 
 
 @pytest.fixture(autouse=True)

@@ -137,8 +137,7 @@ def _bound(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict
 
 
 def _call_of(function: Any, given: dict[str, Any]) -> Call:
-    every: dict[str, Any] = {"class_shard": None, **given}
-    get = every.__getitem__
+    get = given.__getitem__
     reducing = map(get, ("reduction", "denominator", "with_stats", "implementation"))
     terms = Given(*map(get, Given._fields)), Options(*map(get, Options._fields))
     if function is cross_entropy:

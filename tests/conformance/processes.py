@@ -17,13 +17,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import maskloss as ml
 from tests.backends import BACKENDS, to_numpy
 from tests.conformance.cases import CASES
 from tests.conformance.runs import LINEAR, call, class_axis, placed, reduction_of
 
 PROCESSES = 4
-# Of numbers that are the same in each process.
-WHOLE = "mask", "weights", "denominator"
 
 
 def held_by(classes, processes):
@@ -51,7 +50,6 @@ def part_of(case, name, array, start, stop, linear):
 
 def one_part(name, dtype, processes, linear, rank, groups):
     """What a process finds of its part; as a linear loss, of its rows of a kernel that is the identity."""
-    import maskloss as ml
     from tests.conformance.modes import CHUNKS, identity_like, torch_leaves
 
     case = CASES[name]
@@ -163,13 +161,7 @@ def in_processes(case, arrays, processes=PROCESSES, linear=False):
             stats[name] = whole
         else:
             out[key] = whole
-    return out | {"gradients": gradients} | ({"stats": stats_of(stats)} if stats else {})
-
-
-def stats_of(fields):
-    import maskloss as ml
-
-    return ml.LossStats(**fields)
+    return out | {"gradients": gradients} | ({"stats": ml.LossStats(**stats)} if stats else {})
 
 
 if __name__ == "__main__":

@@ -521,8 +521,8 @@ MUTANTS = [
     ),
     Mutant(
         "arg-max over excluded classes",
-        "x = x if rows.class_mask is None else xp.where(rows.class_mask, x, -math.inf)\n    first",
-        "first",
+        "return x if rows.class_mask is None else xp.where(rows.class_mask, x, -math.inf)",
+        "return x",
         "a class that does not exist wins",
         values("class-mask-garbage"),
     ),
@@ -627,8 +627,8 @@ MUTANTS = [
     ),
     Mutant(
         "arg-max of nothing but -inf",
-        "first = xp.where(largest == -math.inf, first_allowed, first)",
-        "pass",
+        "return xp.where(largest == -math.inf, first_allowed, first)",
+        "return first",
         "a class that does not exist wins over one whose logit is -inf",
         values("class-mask-minus-inf-softcap"),
     ),
@@ -802,8 +802,8 @@ MUTANTS = [
     ),
     Mutant(
         "strided nested tensors of a small loss",
-        "x.is_cpu and x.layout is torch.strided and not x.is_nested",
-        "x.is_cpu and x.layout is torch.strided",
+        "x.layout is torch.strided and not x.is_nested\n",
+        "x.layout is torch.strided\n",
         "torch's internal error",
         refusals("strided nested labels", backend="torch"),
         "torch",

@@ -269,16 +269,6 @@ def runs_kernels(device: int) -> bool:
     return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
-def is_plain(x: Any) -> bool:
-    """A dense tensor that no tracing is about."""
-    return type(x) in (torch.Tensor, torch.nn.Parameter) and x.layout is torch.strided and not x.is_nested
-
-
-def is_plain_tensor(x: Any) -> bool:
-    """A dense tensor in this memory, that no transformation or tracing is about."""
-    return is_plain(x) and x.is_cpu and not xp.is_tracer(x) and not in_forward_mode()
-
-
 def in_forward_mode() -> bool:
     """Within internals.autograd.forward_ad.dual_level()."""
     return internals.autograd.forward_ad._current_level >= 0

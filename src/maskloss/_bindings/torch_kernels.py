@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
-from .._arrays.torch import applied, in_forward_mode, is_plain, xp
+from .._arrays.torch import applied, in_forward_mode, xp
 from .._math import softmax
 from .._math.rows import Rows
 from .torch_operators import kernels
+from .torch_small import are_common
 
 Tensor = Any
 
@@ -29,27 +30,9 @@ def loss_by_kernels(logits: Any, labels: Any, mask: Any, reduction: str) -> Tens
 
 
 def is_covered(logits: Any, labels: Any, mask: Any) -> bool:
-    """Plain tensors of one device, of matching shapes."""
+    """Of what the kernels take, and more than nothing."""
     return (
-        is_plain(logits)
-        and is_plain(labels)
-        and logits.dtype in COVERED
-        and labels.dtype in INDICES
-        and logits.dim() > 0
-        and labels.numel() > 0
-        and logits.shape[-1] > 0
-        and logits.shape[:-1] == labels.shape
-        and labels.device == logits.device
-        and not in_forward_mode()
-        and (
-            mask is None
-            or (
-                is_plain(mask)
-                and mask.dtype is torch.bool
-                and mask.shape == labels.shape
-                and mask.device == logits.device
-            )
-        )
+        are_common(logits, labels, mask) and logits.dtype in COVERED and labels.dtype in INDICES and logits.numel() > 0
     )
 
 

@@ -82,11 +82,10 @@ def _gradients_by_expression(
 ) -> dict[str, Tensor]:
     """As that of an expression of all logits held here, whose sums over processes have derivatives of their own."""
     with torch.enable_grad():
-        inputs = {name: given[name] if given[name].requires_grad else given[name].detach() for name in asked}
         rows = chunked.with_all_logits(projection, rows, SECOND, xp=xp)
-        found = _of_outputs(SOFTMAX_IN_PARTS.forward(rows, xp), g)
-        made = torch.autograd.grad(found[0], list(inputs.values()), found[1], create_graph=True)
-    return dict(zip(inputs, made, strict=True))
+        values, upstream = _of_outputs(SOFTMAX_IN_PARTS.forward(rows, xp), g)
+        made = torch.autograd.grad(values, [given[name] for name in asked], upstream, create_graph=True)
+    return dict(zip(asked, made, strict=True))
 
 
 def _of_outputs(out: Any, g: Any) -> tuple[list[Tensor], list[Tensor]]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.nn.functional import nll_loss
 
-from .._arrays.torch import applied, in_forward_mode, is_plain_tensor, xp
+from .._arrays.torch import applied, in_forward_mode, xp
 from .._engine.walk import BLOCK_BYTES, give_back, taken_out
 from .._math import softmax
 from .._math.rows import Rows
@@ -117,18 +117,33 @@ class _SmallLoss(torch.autograd.Function):
 
 
 def is_small(logits: Any, labels: Any, mask: Any) -> bool:
-    """Plain tensors of the commonest dtypes and of matching shapes."""
+    """Of the commonest dtypes, in this memory."""
     return (
-        is_plain_tensor(logits)
-        and is_dense(labels)
+        are_common(logits, labels, mask)
+        and logits.is_cpu
         and labels.dtype is torch.int64
         and logits.dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64)
         and logits.is_contiguous()
-        and logits.dim() > 0
-        and logits.shape[:-1] == labels.shape
-        and (mask is None or (is_dense(mask) and mask.dtype is torch.bool and mask.shape == labels.shape))
     )
 
 
-def is_dense(x: Any) -> bool:
-    return type(x) is torch.Tensor and x.is_cpu and x.layout is torch.strided and not x.is_nested
+def is_plain(x: Any) -> bool:
+    return type(x) in (torch.Tensor, torch.nn.Parameter) and x.layout is torch.strided and not x.is_nested
+
+
+def are_common(logits: Any, labels: Any, mask: Any) -> bool:
+    """Dense tensors of one device and of matching shapes, that no transformation or tracing is about."""
+    return (
+        is_plain(logits)
+        and is_plain(labels)
+        and not xp.is_tracer(logits)
+        and not in_forward_mode()
+        and logits.dim() > 0
+        and logits.shape[:-1] == labels.shape
+        and labels.device == logits.device
+        and (mask is None or are_places(mask, labels))
+    )
+
+
+def are_places(mask: Any, labels: Any) -> bool:
+    return is_plain(mask) and mask.dtype is torch.bool and mask.shape == labels.shape and mask.device == labels.device

@@ -19,7 +19,17 @@ from typing import Any, NamedTuple
 from .._arrays import Array, Namespace
 from .._shards import Part, all_max, all_sum, own_labels
 from . import softmax
-from .rows import RowFunction, Rows, Value, registered, selected_logits, sum_of
+from .rows import (
+    RowFunction,
+    Rows,
+    Value,
+    allowed_logits,
+    first_largest,
+    registered,
+    selected_logits,
+    selected_targets,
+    sum_of,
+)
 from .rows import is_largest as of_whole_rows
 from .softmax import LARGEST, dtype_name, exponentials, finite_max, positive
 
@@ -94,11 +104,9 @@ def of_all(rows: Rows, out: softmax.Forward, *, xp: Namespace) -> Forward:
 def own_mass(rows: Rows, *, xp: Namespace) -> Array:
     """A number for all rows, where their targets are one."""
     targets: Array = rows.targets
-    class_mask = rows.class_mask
-    if class_mask is None:
-        return xp.long_sum(targets)
-    targets = xp.of_rank(targets, class_mask.ndim) if targets.ndim == 1 else targets
-    return xp.long_sum(xp.where(class_mask, targets, 0.0))
+    if rows.class_mask is not None:  # which stands for the logits, that a projection's rows have not
+        targets = selected_targets(rows._replace(logits=rows.class_mask), xp=xp)
+    return xp.long_sum(targets)
 
 
 def own_upstream(rows: Rows, out: Forward, g: Any, *, xp: Namespace) -> tuple[softmax.Forward, Any]:
@@ -172,18 +180,14 @@ class Best(NamedTuple):
 
 
 def best_of(rows: Rows, *, xp: Namespace) -> Best:
-    x: Array = xp.astype(rows.logits, rows.dtype, copy=False)
+    x, class_mask = allowed_logits(rows, xp=xp), rows.class_mask
     *entries, held = x.shape
     if not held:
         largest = xp.filled(tuple(entries), -math.inf, rows.dtype, x)
         return Best(largest, xp.filled(tuple(entries), 0, xp.index_dtype(), x))
-    x = x if rows.class_mask is None else xp.where(rows.class_mask, x, -math.inf)
-    largest, first = xp.max(x, axis=-1), xp.astype(xp.argmax(x, axis=-1), xp.index_dtype())
-    if rows.class_mask is not None:  # of nothing but -inf the first that is allowed
-        allowed = xp.astype(xp.argmax(xp.astype(rows.class_mask, xp.uint8), axis=-1), xp.index_dtype())
-        allowed = xp.where(xp.any(rows.class_mask, axis=-1), allowed, held)
-        first = xp.where(largest == -math.inf, allowed, first)
-    return Best(largest, first)
+    largest = xp.max(x, axis=-1)
+    first = xp.astype(first_largest(x, largest, class_mask, xp=xp), xp.index_dtype())
+    return Best(largest, first if class_mask is None else xp.where(xp.any(class_mask, axis=-1), first, held))
 
 
 def is_best(part: Part, best: Best, answers: Array, *, xp: Namespace) -> Array:

@@ -149,12 +149,22 @@ def sum_of(*terms: Array | None) -> Array:
 
 def is_largest(rows: Rows, answers: Array, *, xp: Namespace) -> Array:
     """Whether the first of the largest allowed logits of each row is that of its answer."""
-    x = xp.astype(rows.logits, rows.dtype, copy=False)
-    x = x if rows.class_mask is None else xp.where(rows.class_mask, x, -math.inf)
-    first = xp.argmax(x, axis=-1)
+    x = allowed_logits(rows, xp=xp)
     # arg-max takes a NaN for the largest, and a NaN is no right answer.
     largest = xp.take_label(x, answers) if rows.class_mask is None and xp.gathers_classes else xp.max(x, axis=-1)
-    if rows.class_mask is not None:  # of nothing but -inf the first that is allowed
-        first_allowed = xp.argmax(xp.astype(rows.class_mask, xp.uint8), axis=-1)
-        first = xp.where(largest == -math.inf, first_allowed, first)
-    return (first == answers) & ~xp.isnan(largest)
+    return (first_largest(x, largest, rows.class_mask, xp=xp) == answers) & ~xp.isnan(largest)
+
+
+def allowed_logits(rows: Rows, *, xp: Namespace) -> Array:
+    """As they were given, and -inf where class_mask admits none."""
+    x = xp.astype(rows.logits, rows.dtype, copy=False)
+    return x if rows.class_mask is None else xp.where(rows.class_mask, x, -math.inf)
+
+
+def first_largest(x: Array, largest: Array, class_mask: Array | None, *, xp: Namespace) -> Array:
+    """The first class with the largest of the allowed logits; of nothing but -inf the first that is allowed."""
+    first = xp.argmax(x, axis=-1)
+    if class_mask is None:
+        return first
+    first_allowed = xp.argmax(xp.astype(class_mask, xp.uint8), axis=-1)
+    return xp.where(largest == -math.inf, first_allowed, first)
