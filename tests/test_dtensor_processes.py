@@ -10,6 +10,7 @@ from tests.programs import PROCESSES, on_processes
 
 BEGIN = """
     from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+    from torch.utils._pytree import tree_leaves
 
     entries, features, classes = (4, 5), 3, 6
     labels = torch.randint(classes, entries, generator=generator)
@@ -23,11 +24,12 @@ BEGIN = """
     logits, soft = normal(*entries, classes), torch.softmax(normal(*entries, classes), -1)
     hidden, kernel, bias = normal(*entries, features), normal(classes, features), normal(classes)
     line = dist.init_device_mesh("cpu", (4,))
-    MESHES = {
-        "rows": (line, [Shard(0)]),
-        "time": (line, [Shard(1)]),
-        "classes": (line, [Shard(2)]),
-        "rows and classes": (dist.init_device_mesh("cpu", (2, 2)), [Shard(0), Shard(2)]),
+    square = dist.init_device_mesh("cpu", (2, 2))
+    MESHES = {  # and how many collectives for the loss and its gradient
+        "rows": (line, [Shard(0)], 0),
+        "time": (line, [Shard(1)], 0),
+        "classes": (line, [Shard(2)], 2),
+        "rows and classes": (square, [Shard(0), Shard(2)], 2),
     }
     OPTIONS = (
         ((), {}),
@@ -45,11 +47,16 @@ BEGIN = """
 
         most = 0
 
+        def __init__(self):
+            super().__init__()
+            self.sizes = []
+
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
             out = function(*args, **kwargs or {})
-            if "c10d" in function.namespace and "wait" not in str(function):
-                sizes = [x.numel() for x in (*args, out) if isinstance(x, torch.Tensor)]
+            if function.namespace == "c10d":
+                sizes = [x.numel() for x in tree_leaves((args, out)) if isinstance(x, torch.Tensor)]
                 self.most = max(self.most, *sizes)
+                self.sizes.append(max(sizes))
             return out
 
 
@@ -70,7 +77,7 @@ BEGIN = """
 """
 
 LOGITS = """
-    for name, (mesh, placements) in MESHES.items():
+    for name, (mesh, placements, most) in MESHES.items():
         without_classes = [Replicate() if p == Shard(2) else p for p in placements]
         of_classes = [Shard(0) if p == Shard(2) else Replicate() for p in placements]
 
@@ -94,8 +101,16 @@ LOGITS = """
                     found = losses(ml.cross_entropy, {before}, y, **there, **options)
                 close(found, wanted, (name, names, options))
                 assert found[1].placements == x.placements, (name, names, options, found[1].placements)
-                # Of numbers per entry, or per class, but not per both.
-                assert moved.most <= labels.numel(), (name, names, options, moved.most)
+                # A few numbers per entry, or per class, but not per both.
+                if not names and targets is labels and options.get("reduction") != "mean_over_sequences":
+                    assert len(moved.sizes) <= most, (name, options, moved.sizes)
+                assert moved.most <= 4 * labels.numel(), (name, names, options, moved.most)
+        twice = []
+        for x, y in ((logits.clone(), labels), (split(logits), split(labels))):
+            x.requires_grad_()
+            (g,) = torch.autograd.grad(ml.cross_entropy(x, y, z_loss=0.1), x, create_graph=True)
+            twice.append(torch.autograd.grad((g * g).sum(), x))
+        close(*reversed(twice), (name, "twice"))
         x, y = split(logits), split(labels)
         close([ml.label_log_probs(x, y), ml.entropy(x)], [ml.label_log_probs(logits, labels), ml.entropy(logits)], name)
         close([ml.denominator(y, mask=split(arrays["mask"]), reduction=r) for r in ("mean", "mean_over_sequences")],
@@ -103,29 +118,47 @@ LOGITS = """
 """
 
 LINEAR = """
-    WAYS = {
-        "rows": ([Shard(0)], [Replicate()]),
-        "time": ([Shard(1)], [Replicate()]),
-        "classes": ([Replicate()], [Shard(0)]),
-        "everywhere": ([Replicate()], [Replicate()]),
+    WAYS = {  # what of hidden and kernel, and how many collectives for the loss and both gradients
+        "rows": (line, [Shard(0)], [Replicate()], 1),
+        "time": (line, [Shard(1)], [Replicate()], 1),
+        "classes": (line, [Replicate()], [Shard(0)], 3),
+        "rows and classes": (square, [Shard(0), Replicate()], [Replicate(), Shard(0)], 4),
+        "both over one": (line, [Shard(1)], [Shard(0)], 4),  # the hidden states are gathered
+        "everywhere": (line, [Replicate()], [Replicate()], 0),
+        "features": (line, [Shard(2)], [Shard(1)], 5),  # and the kernel's classes split in their place
     }
-    for name, (of_hidden, of_kernel) in WAYS.items():
+    for name, (mesh, of_hidden, of_kernel, most) in WAYS.items():
+        pairs = list(zip(of_hidden, of_kernel, strict=True))
+        of_entries = [h if k == Replicate() else Replicate() for h, k in pairs]
+        of_both = [h if k == Replicate() else Shard(2) for h, k in pairs]
+        of_classes = [k if k == Replicate() else Shard(0) for k in of_kernel]
+        kinds = {"class_weights": of_classes, "class_mask": of_both}
+
+
         def split(x, placements):
-            return distribute_tensor(x.clone(), line, placements)
+            return distribute_tensor(x.clone(), mesh, placements)
 
 
         for names, options in OPTIONS:
             given = {n: arrays[n] for n in names}
             variables = [x.clone().requires_grad_() for x in (hidden, kernel)]
             wanted = losses(ml.linear_cross_entropy, *variables, labels, variables=2, bias=bias, **given, **options)
-            kinds = {"class_weights": of_kernel, "class_mask": [Shard(2)] if name == "classes" else of_hidden}
-            there = {n: split(a, kinds.get(n, of_hidden)) for n, a in given.items()}
+            there = {n: split(a, kinds.get(n, of_entries)) for n, a in given.items()}
             h, k = split(hidden, of_hidden).requires_grad_(), split(kernel, of_kernel).requires_grad_()
-            b, y = split(bias, of_kernel), split(labels, of_hidden)
+            b, y = split(bias, of_classes), split(labels, of_entries)
             with Moved() as moved:
                 found = losses(ml.linear_cross_entropy, h, k, y, variables=2, bias=b, **there, **options)
             close(found, wanted, (name, names, options))
-            assert moved.most <= hidden.numel(), (name, names, options, moved.most)
+            assert [x.placements for x in found[1:3]] == [h.placements, k.placements], (name, names, options)
+            if not names and options.get("reduction") != "mean_over_sequences":
+                assert len(moved.sizes) <= most, (name, names, options, moved.sizes)
+            assert moved.most <= 4 * labels.numel(), (name, names, options, moved.most)
+        twice = []
+        for place in (lambda x, placements: x.clone(), split):
+            h, k, y = place(hidden, of_hidden).requires_grad_(), place(kernel, of_kernel), place(labels, of_entries)
+            (g,) = torch.autograd.grad(ml.linear_cross_entropy(h, k, y), h, create_graph=True)
+            twice.append(torch.autograd.grad((g * g).sum(), h))
+        close(*reversed(twice), (name, "twice"))
 """
 
 
@@ -136,7 +169,7 @@ def distributed(backend):
 
 def test_split_is_whole(tmp_path):
     codes, errors = on_processes(tmp_path, BEGIN, LOGITS.replace("{before}", "x"), LINEAR)
-    assert codes == [0] * PROCESSES, errors[0]
+    assert codes == [0] * PROCESSES, "\n".join(errors)
 
 
 def test_a_gather_is_seen(tmp_path):

@@ -2,8 +2,8 @@
 
 A binding has WAYS, an implementation's functions by its name, None being the default's; of_logits and of_projection,
 which run a lane of one; carried, the loss of what that found, with the derivative of its `zero`; common_loss, an
-answer to the commonest call with little around it, or None; and value_and_grad, None where the library has no
-derivatives.
+answer to the commonest call with little around it, or None; split_of, how the arrays of a call are split over
+processes, or None; and value_and_grad, None where the library has no derivatives.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from .._arrays import Array, Namespace
 from .._call import Call
 from .._capabilities import LIBRARIES
 from .._engine import projection as chunked
-from .._engine.lanes import of_parts
+from .._engine.lanes import Lane, of_parts
+from .._engine.projection import Projection
 from .._math import terms
 from .._math.entropy import ENTROPY
-from .._math.parts import ENTROPY_IN_PARTS, IN_PARTS
+from .._math.parts import ENTROPY_IN_PARTS, IN_PARTS, is_largest
 from .._math.reduce import reduce_entries
 from .._math.rows import Found, RowFunction, Rows
 from .._math.softmax import SOFTMAX
@@ -54,27 +55,51 @@ def run(call: Call, function: RowFunction, rows: Rows, *, answers: Array | None 
     """
     inputs, projection, xp = call.inputs, call.projection, call.inputs.xp
     name, binding = choose_implementation(call.implementation, inputs.like), binding_of(xp)
-    in_parts = function if inputs.part is None else IN_PARTS[function.name]
     if name == "autodiff":
-        if projection is None:
-            return Found(in_parts.forward(rows, xp))
-        why = "'autodiff' is one expression"
-        return chunked.from_all_logits(projection, rows, in_parts.forward, why, answers=answers, xp=xp)
+        forward = function.forward if inputs.part is None else IN_PARTS[function.name].forward
+        return as_expression(forward, projection, rows, "'autodiff' is one expression", answers, xp=xp)
     way = binding.WAYS.get(call.implementation)
     if way is None:
         fail(ValueError, "implementation", repr(call.implementation), f"there is none for {LIBRARIES[xp.name]}")
     why = None if call.implementation is None else way.uncovered(function, rows)
     if why is not None:
         fail(ValueError, "implementation", repr(call.implementation), why)
-    lane = way.lane_of(function)
-    if inputs.part is not None and (in_parts is ENTROPY_IN_PARTS or not inputs.part.held):
-        if projection is None:
-            return Found(in_parts.forward(rows, xp))
-        why = "of classes in parts it is one expression of those held here" if inputs.part.held else ""
-        return chunked.from_all_logits(projection, rows, in_parts.forward, why, answers=answers, xp=xp)
+    lane, split = way.lane_of(function), binding.split_of and binding.split_of(projection, rows)
+    if split is None:
+        return of_lane(binding, lane, projection, rows, answers, known, xp=xp)
+    projection, rows, answers, known = split.own(projection, rows, answers, known)
+    found = of_lane(binding, lane, projection, rows, answers, known, xp=xp)
+    if projection is None and answers is not None:
+        found = found._replace(right=is_largest(rows, answers, xp=xp))
+    return split.whole(function, found)
+
+
+def of_lane(
+    binding: Any,
+    lane: Lane,
+    projection: Projection | None,
+    rows: Rows,
+    answers: Array | None,
+    known: Any,
+    *,
+    xp: Namespace,
+) -> Found:
+    """By the lane, of the classes held here."""
+    part = rows.part
+    if part is not None and lane.function is ENTROPY:
+        why = "of classes in parts it is one expression of those held here"
+        return as_expression(ENTROPY_IN_PARTS.forward, projection, rows, why, answers, xp=xp)
     if projection is None:
-        return Found(binding.of_logits(lane if inputs.part is None else of_parts(lane), rows, xp=xp))
+        return Found(binding.of_logits(lane if part is None else of_parts(lane), rows, xp=xp))
     return binding.of_projection(lane, projection, rows, answers=answers, known=known, xp=xp)
+
+
+def as_expression(
+    forward: Any, projection: Projection | None, rows: Rows, why: str, answers: Array | None, *, xp: Namespace
+) -> Found:
+    if projection is None:
+        return Found(forward(rows, xp))
+    return chunked.from_all_logits(projection, rows, forward, why, answers=answers, xp=xp)
 
 
 def loss(call: Call) -> Any:
@@ -89,7 +114,7 @@ def loss(call: Call) -> Any:
         value = binding_of(inputs.xp).carried(call, parts, found)
     if not call.with_stats:
         return value
-    right = found.right if call.projection is not None else terms.right_of(inputs, answers)
+    right = terms.right_of(inputs, answers) if found.right is None else found.right
     return value, terms.stats_of(call, entries, found.out, right)
 
 

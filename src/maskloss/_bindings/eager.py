@@ -17,7 +17,7 @@ from .._math.rows import Found, Rows
 from ..stats import LossStats
 
 WAYS = dict.fromkeys((None, "analytic"), Way(lane_of))
-common_loss = value_and_grad = None
+common_loss = split_of = value_and_grad = None
 
 
 def of_logits(lane: Lane, rows: Rows, *, xp: Namespace) -> Any:

@@ -21,7 +21,7 @@ from .._math.softmax import SOFTMAX
 from .._math.terms import Terms, reduced
 from . import jax_loop, jax_sums
 
-common_loss = None
+common_loss = split_of = None
 
 
 def lane_of(function: RowFunction) -> Lane:

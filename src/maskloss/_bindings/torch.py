@@ -41,12 +41,22 @@ WAYS = {**torch_operators.WAYS, None: torch_operators.WAYS["default"]}
 # Fewer logits than these the compiler's one walk over all has passed before an operator has found the kept ones.
 LEAST_SKIPPED = 1 << 22
 # Why all logits are made at once.
-TRACED = "torch.func, forward mode, DTensor and other tracers take one expression"
+TRACED = "torch.func, forward mode and other tracers take one expression"
 
 
 def common_loss(logits: Any, labels: Any, mask: Any, reduction: str) -> Tensor | None:
     answer = loss_by_kernels if xp.prefers_kernels(logits) else small_loss
     return answer(logits, labels, mask, reduction)
+
+
+def split_of(projection: Projection | None, rows: Rows) -> Any:
+    """How DTensors are split, where each process can take its part of them."""
+    given = (rows.logits,) if projection is None else (projection.hidden, projection.kernel)
+    if not is_distributed(given[0]) or torch.compiler.is_compiling() or in_transform() or in_forward_mode():
+        return None
+    from . import torch_dtensor
+
+    return torch_dtensor.split_of(*given)
 
 
 def differentiated(*tensors: Tensor | None) -> bool:

@@ -12,7 +12,7 @@ from .._engine import projection as chunked
 from .._engine.lanes import Lane
 from .._engine.projection import Projection
 from .._math import parts
-from .._math.parts import SOFTMAX_IN_PARTS
+from .._math.parts import SOFTMAX_IN_PARTS, Best
 from .._math.rows import Found, RowFunction, Rows
 from .torch_operators import PARTS
 from .torch_shared import SECOND, TENSORS, is_again, needed, owned, projected
@@ -42,14 +42,10 @@ class _ChunksInParts(torch.autograd.Function):
         ctx.lane, ctx.chunk_size, ctx.others = lane, chunk_size, inputs[3 + TENSORS :]
         tensors = inputs[: 3 + TENSORS]
         projection, rows = projected(ctx, tensors)
-        own, right = parts.own_rows(rows, xp=xp), None
-        if answers is None:
-            out, _ = chunked.forward(lane, projection, own, answers=None, xp=xp)
-        else:
-            out, best = chunked.with_best(lane, projection, own, xp=xp)
+        out, best = _own_forward(lane, projection, rows, best_too=answers is not None)
         out = parts.of_all(rows, out, xp=xp)
-        if answers is not None:
-            right = parts.is_best(rows.part, best, answers, xp=xp)  # pyright: ignore[reportPossiblyUnboundVariable]
+        right = None if best is None else parts.is_best(rows.part, best, answers, xp=xp)
+        if right is not None:
             ctx.mark_non_differentiable(right)
         ctx.save_for_backward(*tensors, *SOFTMAX_IN_PARTS.needed(out))
         ctx.set_materialize_grads(False)
@@ -67,14 +63,34 @@ class _ChunksInParts(torch.autograd.Function):
         if is_again(g):
             results = _gradients_by_expression(projection, rows, g, asked, given)
         else:
-            with as_asked(projection.hidden):
-                of_all, of_own = parts.own_upstream(rows, out, g, xp=xp)
-                own, wide = parts.own_rows(rows, xp=xp), rows.dtype
-                results = chunked.backward(ctx.lane, projection, own, of_all, of_own, asked, xp=xp, of_hidden=wide)
+            results = _own_gradients(ctx.lane, projection, rows, out, g, asked, given)
             if "hidden" in results:
                 results["hidden"] = xp.all_sum(results["hidden"], rows.part.group)
         d = [results[name].to(given[name].dtype) if name in asked else None for name in PARTS]
         return *nothing[:3], *d[:3], None, None, d[3], *nothing[9:]
+
+
+def _own_forward(lane: Lane, projection: Projection, rows: Rows, *, best_too: bool) -> tuple[Any, Best | None]:
+    """Of the classes held here."""
+    own, hidden = parts.own_rows(rows, xp=xp), projection.hidden
+    if not rows.part.held:
+        own = own._replace(logits=hidden.new_empty((*hidden.shape[:-1], 0), dtype=rows.dtype))
+        return parts.nothing_held(own, xp=xp), parts.best_of(own, xp=xp) if best_too else None
+    if best_too:
+        return chunked.with_best(lane, projection, own, xp=xp)
+    return chunked.forward(lane, projection, own, answers=None, xp=xp)[0], None
+
+
+def _own_gradients(
+    lane: Lane, projection: Projection, rows: Rows, out: Any, g: Any, asked: set[str], given: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """Of the classes held here, what they add to the hidden states' among them."""
+    if not rows.part.held:
+        return {name: torch.zeros_like(given[name], dtype=rows.dtype) for name in asked}
+    with as_asked(projection.hidden):
+        of_all, of_own = parts.own_upstream(rows, out, g, xp=xp)
+        own = parts.own_rows(rows, xp=xp)
+        return chunked.backward(lane, projection, own, of_all, of_own, asked, xp=xp, of_hidden=rows.dtype)
 
 
 def _gradients_by_expression(
@@ -98,7 +114,7 @@ def of_projection(lane: Lane, projection: Projection, rows: Rows, answers: Tenso
     hidden, kernel, bias, chunk_size = projection
     if chunk_size is None:
         # As many rows as of all classes: a part of these takes a part of the memory.
-        whole = projection._replace(kernel=kernel[:1].expand(rows.part.classes, -1))
+        whole = projection._replace(kernel=kernel.new_empty(()).expand(rows.part.classes, 1))
         count, itemsize = math.prod(hidden.shape[:-1]), rows.dtype.itemsize
         chunk_size = chunked.chunk_length(whole, count, itemsize, on_cpu=xp.reads_without_sync(hidden))
     with as_asked(hidden):
