@@ -121,6 +121,108 @@ SECOND = """
         torch.testing.assert_close(a, b[own] if i % 2 else b, rtol=1e-11, atol=1e-13)
 """
 
+COMPILED = """
+    import maskloss._bindings.torch as binding
+
+    sizes = [8, 0, 10, 6]
+    start = sum(sizes[:rank])
+    own, uneven = slice(start, start + sizes[rank]), ml.ClassShard(mesh, start, classes)
+    given = {"mask": mask, "class_weights": class_weights}
+    OPTIONS = (
+        ((), {}),
+        (("mask",), {"reduction": "none", "z_loss": 0.1}),
+        (("mask", "class_weights"), {"label_smoothing": 0.1, "softcap": 3.0, "with_stats": True}),
+    )
+
+
+    def losses(function, names, options, y, class_shard, *variables):
+        arrays = {n: given[n] for n in names}
+        if class_shard is not None and "class_weights" in arrays:
+            arrays["class_weights"] = arrays["class_weights"][own]
+        found = function(*variables, y, **arrays, **options, class_shard=class_shard)
+        return found if options.get("with_stats") else (found, ())
+
+
+    def same(function, y, *variables, compiled, split):
+        for names, options in OPTIONS:
+            parts = [(x[..., own] if s == -1 else x[own] if s == 0 else x).clone().requires_grad_()
+                     for x, s in zip(variables, split, strict=True)]
+            wholes = [x.clone().requires_grad_() for x in variables]
+            y_of_part = y[..., own] if y.is_floating_point() else y
+            of_part = compiled(lambda *x: losses(function, names, options, y_of_part, uneven, *x))
+            loss, stats = of_part(*parts)
+            wanted, wanted_stats = losses(function, names, options, y, None, *wholes)
+            found = torch.autograd.grad(loss.sum(), parts)
+            gradients = torch.autograd.grad(wanted.sum(), wholes)
+            gradients = [x[..., own] if s == -1 else x[own] if s == 0 else x
+                         for x, s in zip(gradients, split, strict=True)]
+            for a, b in zip((loss, *found, *stats), (wanted, *gradients, *wanted_stats), strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-13, msg=lambda text: f"{names}, {options}: {text}")
+
+
+    def compiled(function):
+        torch._dynamo.reset()
+        return torch.compile(function, fullgraph=True)
+
+
+    for least in (1 << 62, 1):  # as an expression, and as operators where a mask spares work
+        binding.LEAST_SKIPPED = least
+        for y in (labels, soft)[: 1 + (least == 1)]:
+            same(ml.cross_entropy, y, logits, compiled=compiled, split=[-1])
+
+    def linear(*arrays, **options):
+        return ml.linear_cross_entropy(*arrays, chunk_size=3, **options)
+
+
+    same(linear, labels, hidden, kernel, compiled=compiled, split=[None, 0])
+    # The parts are compared while it compiles, where no call has compared them.
+    overlap = ml.ClassShard(mesh, 0, classes)
+    refused(Exception, "they overlap", lambda: compiled(lambda x: ml.entropy(x, class_shard=overlap))(logits[..., own]))
+"""
+
+TRANSFORMED = """
+    from torch.autograd import forward_ad
+    from torch.func import grad, jvp, vmap
+
+    def close(a, b):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-13)
+
+
+    x, t, of_part = logits[..., own].clone(), normal(*entries, classes), {"class_shard": shard}
+    own_t = t[..., own].contiguous()
+
+
+    def loss(x, **options):
+        return ml.cross_entropy(x, labels, mask=mask, label_smoothing=0.1, **options)
+
+
+    def part_of_loss(x):
+        return loss(x, **of_part)
+
+
+    close(grad(part_of_loss)(x), grad(loss)(logits)[..., own])
+    close(jvp(part_of_loss, (x,), (own_t,)), jvp(loss, (logits,), (t,)))
+    close(jvp(grad(part_of_loss), (x,), (own_t,))[1], jvp(grad(loss), (logits,), (t,))[1][..., own])
+    with forward_ad.dual_level():
+        along = forward_ad.unpack_dual(loss(forward_ad.make_dual(x, own_t), **of_part)).tangent
+        close(along, forward_ad.unpack_dual(loss(forward_ad.make_dual(logits, t))).tangent)
+    for function in (ml.cross_entropy, lambda x, y, **options: ml.entropy(x, **options)):
+        parts = vmap(grad(lambda x, y: function(x, y, **of_part).sum()))(x, labels)
+        close(parts, vmap(grad(lambda x, y: function(x, y).sum()))(logits, labels)[..., own])
+
+
+    def linear(h, k, **options):
+        return ml.linear_cross_entropy(h, k, labels, mask=mask, **options)
+
+
+    d_hidden, d_kernel = grad(lambda h, k: linear(h, k, **of_part), (0, 1))(hidden, kernel[own])
+    whole = grad(linear, (0, 1))(hidden, kernel)
+    close((d_hidden, d_kernel), (whole[0], whole[1][own]))
+    t = normal(*hidden.shape), normal(*kernel.shape)
+    along = jvp(lambda h, k: linear(h, k, **of_part), (hidden, kernel[own]), (t[0], t[1][own]))
+    close(along, jvp(linear, (hidden, kernel), t))
+"""
+
 REFUSED = """
     x = logits[..., own]
     group = mesh.get_group()
@@ -147,12 +249,11 @@ REFUSED = """
     refused(TypeError, "it must be a maskloss.ClassShard", lambda: ml.cross_entropy(x, labels, class_shard=group))
     refused(TypeError, "must be a torch ProcessGroup", lambda: ml.entropy(x, class_shard=ml.ClassShard("tensor")))
     refused(ValueError, "given start alone", lambda: ml.ClassShard(group, 0))
-    refused(TypeError, "outside of torch.compile and torch.func",
-            lambda: torch.func.grad(lambda x: ml.cross_entropy(x, labels, class_shard=shard))(x))
 """
 
 # The last process is gone before the others call.
 KILLED = """
+    dist.barrier()  # all have met
     if rank == processes - 1:
         os._exit(0)
     refused(RuntimeError, "", lambda: ml.cross_entropy(logits[..., own], labels, class_shard=ml.ClassShard(mesh)))
@@ -245,10 +346,12 @@ def torch(backend):
 
 
 @pytest.mark.parametrize(
-    "body", [COLLECTIVES, SECOND, REFUSED, KILLED], ids=["collectives", "second derivatives", "refused", "killed"]
+    "body",
+    [COLLECTIVES, SECOND, TRANSFORMED, COMPILED, REFUSED, KILLED],
+    ids=["collectives", "second derivatives", "transformed", "compiled", "refused", "killed"],
 )
 def test_in_processes(torch, tmp_path, body):
-    codes, errors = on_processes(tmp_path, BEGIN, body, timeout=10)
+    codes, errors = on_processes(tmp_path, BEGIN, body, timeout=60 if body is COMPILED else 10)
     assert codes == [0] * PROCESSES, "\n".join(errors)[-6000:]
 
 

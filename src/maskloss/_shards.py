@@ -5,11 +5,14 @@ A part is None where the axis is whole, and each function here is then the ident
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any, NamedTuple
 
 from ._arguments import Like, describe, fail, number_of
 from ._arrays import Array, Namespace
+
+SERIALS = itertools.count()
 
 
 class ClassShard:
@@ -37,7 +40,7 @@ class ClassShard:
     ClassShard(group='vocabulary', start=None, classes=None)
     """
 
-    __slots__ = ("agreed", "classes", "group", "start")
+    __slots__ = ("agreed", "classes", "group", "serial", "start")
 
     def __init__(self, group: Any, start: Any = None, classes: int | None = None) -> None:
         if (start is None) is not (classes is None):
@@ -47,6 +50,7 @@ class ClassShard:
             fail(ValueError, "classes", describe(classes), "it must be a positive int: how many there are in all")
         self.group, self.start, self.classes = group, start, classes
         self.agreed: set[int] = set()
+        self.serial = next(SERIALS)
 
     def __repr__(self) -> str:
         return f"ClassShard(group={self.group!r}, start={self.start!r}, classes={self.classes!r})"
@@ -70,16 +74,21 @@ def part_of(class_shard: Any, held: int, entries: tuple[int, ...], like: Like) -
         start, classes = rank * held, size * held
     part = Part(group, start, held, classes)
     if held not in class_shard.agreed:
-        check_parts(part, entries, like)
+        check_parts(part, entries, class_shard.serial, like)
         class_shard.agreed.add(held)
     return part
 
 
-def check_parts(part: Part, entries: tuple[int, ...], like: Like) -> None:
+def check_parts(part: Part, entries: tuple[int, ...], serial: int, like: Like) -> None:
     """Whether all parts are the classes, each once; told on every process alike."""
-    parts = like.xp.all_of((part.start, part.held, part.classes, math.prod(entries)), part.group, like.array)
+    numbers = part.start, part.held, part.classes, math.prod(entries)
+    parts = like.xp.all_of(numbers, part.group, serial, like.array)
     if parts is None:  # equal by construction
         return
+    check_alike(parts, part.classes)
+
+
+def check_alike(parts: list[tuple[int, ...]], total: int) -> None:
     what = ", ".join(f"[{start}, {start + held}) of {classes}" for start, held, classes, _ in parts)
     if len({classes for *_, classes, _ in parts}) > 1:
         fail(ValueError, "class_shard", f"of parts {what}", "the processes must agree on how many classes there are")
@@ -94,8 +103,12 @@ def check_parts(part: Part, entries: tuple[int, ...], like: Like) -> None:
                 ValueError, "class_shard", f"of parts {what}", f"they {wrong}: together they must be all classes, once"
             )
         end += held
-    if end != part.classes:
+    if end != total:
         fail(ValueError, "class_shard", f"of parts {what}", "together they must be all classes, once")
+
+
+# What torch.compiler.assume_constant_result sets, which imports Dynamo for it: Dynamo traces none of these words.
+vars(check_alike)["_dynamo_marked_constant"] = True
 
 
 def own_labels(part: Part | None, labels: Array, *, xp: Namespace) -> tuple[Array, Array | None]:

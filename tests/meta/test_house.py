@@ -11,7 +11,7 @@ from maskloss._capabilities import LIBRARIES
 SOURCE = Path(maskloss.__file__).parent
 # Rooms by floor, the lowest first: a file imports from lower floors alone.
 FLOORS = (
-    ("_capabilities", "_arrays.standard"),
+    ("_capabilities", "_arrays.standard", "_arrays.torch_functions"),
     ("_arrays.numpy", "_arrays.torch", "_arrays.jax", "_arrays.strict"),
     ("_arrays.cupy",),
     ("_arrays",),
@@ -24,7 +24,8 @@ FLOORS = (
     ("_call", "_bindings.torch_small", "_bindings.jax_partition", "_bindings.kernels"),
     ("_math.terms", "_bindings.jax_sums", "_bindings.torch_operators"),
     ("_bindings.jax_loop", "_bindings.torch_kernels", "_bindings.torch_shared"),
-    ("_bindings.torch_parts", "_bindings.torch_dtensor"),
+    ("_bindings.torch_part_operators", "_bindings.torch_dtensor"),
+    ("_bindings.torch_parts",),
     ("_bindings.eager", "_bindings.torch", "_bindings.jax"),
     ("_bindings",),
     ("losses", "linear"),
@@ -39,6 +40,7 @@ OWN_ROOMS = (
     "torch_kernels.py",
     "torch_shared.py",
     "torch_parts.py",
+    "torch_part_operators.py",
     "torch_dtensor.py",
     "torch_operators.py",
     "kernels.py",

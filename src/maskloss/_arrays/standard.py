@@ -124,7 +124,7 @@ class Namespace:
         """The group, and this process' rank in it and its size."""
         raise TypeError(f"class_shard has a group; {self.name} has no groups of processes: it takes PyTorch and JAX")
 
-    def all_of(self, numbers: tuple[int, ...], group: Any, x: Array) -> list[tuple[int, ...]] | None:
+    def all_of(self, numbers: tuple[int, ...], group: Any, serial: int, x: Array) -> list[tuple[int, ...]] | None:
         """What each process has of these; None where they cannot differ."""
         return None
 

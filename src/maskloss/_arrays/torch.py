@@ -8,7 +8,6 @@ import importlib.util
 import math
 import mmap
 import os
-import sys
 import warnings
 from collections.abc import Callable
 from shutil import which
@@ -18,6 +17,7 @@ import torch
 from array_api_compat import torch as functions
 
 from .standard import Array, Namespace, flattens_by_strides, taken_from_copies
+from .torch_functions import all_max, all_sum, gathered, own, product
 
 internals: Any = torch  # what has no annotations, or is private
 # Of zeros of which few will be written to, from which on the kernel keeps the others.
@@ -171,11 +171,8 @@ class Torch(Namespace):
         return x.detach()
 
     def place_in(self, group: Any, x: Array) -> tuple[Any, Any, int]:
-        if self.is_tracer(x) or in_forward_mode():
-            what = "a DTensor, which says itself how it is split" if is_distributed(x) else "traced or transformed"
-            raise TypeError(
-                f"logits are {what}; class_shard is for plain tensors, outside of torch.compile and torch.func"
-            )
+        if is_distributed(x):
+            raise TypeError("logits are a DTensor, which says itself how it is split; class_shard is for plain tensors")
         group = group.get_group() if hasattr(group, "get_group") else group
         distributed: Any = internals.distributed
         if not (distributed.is_available() and isinstance(group, distributed.ProcessGroup)):
@@ -185,20 +182,17 @@ class Torch(Namespace):
             )
         return group, distributed.get_rank(group), distributed.get_world_size(group)
 
-    def all_of(self, numbers: tuple[int, ...], group: Any, x: Array) -> list[tuple[int, ...]] | None:
-        own: Any = torch.tensor(numbers, dtype=torch.int64, device=x.device)
-        found: Any = [torch.empty_like(own) for _ in range(internals.distributed.get_world_size(group))]
-        internals.distributed.all_gather(found, own, group=group)
-        return [tuple(map(int, part)) for part in found]
+    def all_of(self, numbers: tuple[int, ...], group: Any, serial: int, x: Array) -> list[tuple[int, ...]] | None:
+        return gathered(numbers, group.group_name, x.device, serial)
 
     def all_sum(self, x: Array, group: Any) -> Array:
-        return applied(_AllSum, x, group)
+        return all_sum(x, group)
 
     def own(self, x: Array, group: Any) -> Array:
-        return applied(_Own, x, group)
+        return own(x, group)
 
     def all_max(self, x: Array, group: Any) -> Array:
-        return reduced_over(x.detach(), group, "MAX")
+        return all_max(x, group)
 
     def called(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not internals.jit.is_tracing():
@@ -284,101 +278,6 @@ def has_wide_products() -> bool:
     """Whether mm and addmm take out_dtype, which torch 2.7 to 2.9 lack."""
     operators = torch.ops.aten
     return all("dtype_out" in operator.overloads() for operator in (operators.mm, operators.addmm))
-
-
-def autocasts(x: Array) -> bool:
-    """Whether autocast would multiply x in another dtype."""
-    device = x.device.type
-    # Dynamo cannot trace the question (torch 2.11).
-    may = device in ("cpu", "cuda") or torch.amp.is_autocast_available(device)
-    return may and torch.is_autocast_enabled(device)
-
-
-def as_asked(x: Array) -> contextlib.AbstractContextManager[Any]:
-    """Where operations have the dtypes that they are given."""
-    return torch.autocast(x.device.type, enabled=False) if autocasts(x) else contextlib.nullcontext()
-
-
-def applied(function: Any, *inputs: Any) -> Any:
-    """function.apply, with a backward that Dynamo leaves alone: a compiled step calls that of a loss that is not.
-
-    Dynamo would compile the engine's loops, for 10 times as long as they take. Asked here, as it is slow to import.
-    """
-    if "torch._dynamo" in sys.modules and not hasattr(function.backward, "_torchdynamo_disable"):
-        compiler: Any = torch.compiler
-        function.backward = staticmethod(compiler.disable(function.backward))
-    return function.apply(*inputs)
-
-
-class _TracedProduct(torch.autograd.Function):
-    """a b of a (..., n) and b (n, m): autocast rounds neither what it multiplies nor what its derivatives do."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(a: Array, b: Array) -> Array:
-        with as_asked(a):
-            return a @ b
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Array) -> None:
-        ctx.save_for_backward(*inputs)
-        ctx.save_for_forward(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        (a, b), (g,), (of_a, of_b) = ctx.saved_tensors, gradients, ctx.needs_input_grad
-        d_a = product(g, b.mT) if of_a else None
-        return d_a, product(a.reshape(-1, a.shape[-1]).mT, g.reshape(-1, g.shape[-1])) if of_b else None
-
-
-class _Product(_TracedProduct):
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Array:
-        (a, b), (t_a, t_b) = ctx.saved_tensors, tangents
-        parts = None if t_a is None else product(t_a, b), None if t_b is None else product(a, t_b)
-        given = [part for part in parts if part is not None]
-        return given[0] if len(given) == 1 else given[0] + given[1]
-
-
-def product(a: Array, b: Array) -> Array:
-    if not autocasts(a):
-        return a @ b
-    # torch.compile takes no Function with a jvp.
-    function: Any = _TracedProduct
-    return function.apply(a, b) if torch.compiler.is_compiling() else applied(_Product, a, b)
-
-
-def reduced_over(x: Array, group: Any, operation: str) -> Array:
-    found = x.clone(memory_format=torch.contiguous_format)
-    internals.distributed.all_reduce(found, getattr(internals.distributed.ReduceOp, operation), group=group)
-    return found
-
-
-class _AllSum(torch.autograd.Function):
-    """A sum over a group, of which each process makes the same: what comes back to one is whole already."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Array, group: Any) -> Array:
-        ctx.group = group
-        return reduced_over(x, group, "SUM")
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        return applied(_Own, gradients[0], ctx.group), None
-
-
-class _Own(torch.autograd.Function):
-    """The identity of what is the same in each process, before each makes its own of it: what comes back adds up."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Array, group: Any) -> Array:
-        ctx.group = group
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        return applied(_AllSum, gradients[0], ctx.group), None
 
 
 xp, fused = Torch("torch", functions), Fused("torch", functions)

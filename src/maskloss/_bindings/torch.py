@@ -9,25 +9,17 @@ import torch
 
 from .._arguments import fail
 from .._arrays import Namespace
-from .._arrays.torch import (
-    applied,
-    as_asked,
-    fused,
-    has_tangent,
-    in_forward_mode,
-    in_transform,
-    is_distributed,
-    product,
-    xp,
-)
+from .._arrays.torch import fused, has_tangent, in_forward_mode, in_transform, is_distributed, xp
+from .._arrays.torch_functions import applied, as_asked, product
 from .._call import Call
 from .._engine import projection as chunked
-from .._engine.lanes import Lane
+from .._engine.lanes import Lane, of_parts
 from .._engine.projection import Projection
 from .._engine.walk import located
 from .._math.rows import Found, RowFunction, Rows
+from .._math.softmax import SOFTMAX
 from .._math.terms import Terms, reduced
-from . import torch_operators, torch_parts
+from . import torch_operators, torch_part_operators, torch_parts
 from .torch_kernels import loss_by_kernels
 from .torch_operators import PARTS
 from .torch_parts import by_expression
@@ -169,6 +161,10 @@ def compiled(lane: Lane, rows: Rows, variables: Sequence[Tensor]) -> Any:
     if not takes_operators(*variables):
         return function.forward(rows, xp)
     spares = rows.keep is not None and rows.logits.numel() >= LEAST_SKIPPED
+    if rows.part is not None:
+        if rows.part.held and (spares or lane.way == "triton"):
+            function = torch_part_operators.traced_softmax(lane._replace(function=SOFTMAX))
+        return function.out._make(traced.apply(function, *rows))
     if spares or lane.way == "triton":
         return torch_operators.of_logits(lane, rows, with_derivative=differentiated(*variables))
     return function.forward(rows, xp) if function.traced_plainly else function.out._make(traced.apply(function, *rows))
@@ -180,7 +176,7 @@ def of_logits(lane: Lane, rows: Rows, *, xp: Namespace) -> Any:
     if torch.compiler.is_compiling():
         return compiled(lane, rows, variables)
     is_traced, is_variable = any(xp.is_tracer(x) for x in variables), differentiated(*variables)
-    if is_traced and lane.function.traced_plainly:
+    if (is_traced and lane.function.traced_plainly) or (rows.part is not None and in_forward_mode()):
         return lane.function.forward(rows, xp)
     if not is_traced:
         rows = located(rows, rows.logits, xp=xp)
@@ -283,6 +279,8 @@ def of_projection(
     """The lane in chunks, with its derivative."""
     hidden, kernel, bias, chunk_size = projection
     variables = [x for x in (hidden, kernel, bias, rows.targets) if x is not None]
+    if takes_operators(*variables) and rows.part is not None:
+        return torch_parts.of_projection(lane, projection, rows, answers)
     if takes_operators(*variables):
         named = zip(PARTS, (hidden, kernel, bias, rows.targets), strict=True)
         parts = ",".join(name for name, x in named if x is not None and x.requires_grad)
@@ -291,7 +289,7 @@ def of_projection(
     if in_forward_mode() or any(xp.is_tracer(x) for x in variables):
 
         def of_rows(rows: Rows, xp: Namespace) -> Any:
-            return of_logits(lane, rows, xp=xp)
+            return of_logits(lane if rows.part is None else of_parts(lane), rows, xp=xp)
 
         return chunked.from_all_logits(projection, rows, of_rows, TRACED, answers=answers, xp=xp)
     rows = located(rows, hidden, waits=True, xp=xp)

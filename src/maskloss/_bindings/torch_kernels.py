@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from .._arrays.torch import applied, in_forward_mode, xp
+from .._arrays.torch import in_forward_mode, xp
+from .._arrays.torch_functions import applied
 from .._math import softmax
 from .._math.rows import Rows
 from .torch_operators import kernels

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from .._arrays import Namespace
-from .._arrays.torch import as_asked, xp
+from .._arrays.torch import xp
+from .._arrays.torch_functions import as_asked
 from .._engine import projection as chunked
 from .._engine.lanes import Lane, Way
 from .._engine.projection import Projection

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 
-from .._arrays.torch import applied, as_asked, xp
+from .._arrays.torch import xp
+from .._arrays.torch_functions import applied, as_asked
 from .._engine import projection as chunked
 from .._engine.lanes import Lane
 from .._engine.projection import Projection
 from .._math import parts
-from .._math.parts import SOFTMAX_IN_PARTS, Best
+from .._math.parts import SOFTMAX_IN_PARTS
 from .._math.rows import Found, RowFunction, Rows
 from .torch_operators import PARTS
+from .torch_part_operators import own_forward, own_gradients, traced_forward, traced_gradients
 from .torch_shared import SECOND, TENSORS, is_again, needed, owned, projected
 
 Tensor = Any
@@ -39,58 +40,56 @@ class _ChunksInParts(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, lane: Lane, chunk_size: int | None, answers: Any, *inputs: Any) -> Any:
-        ctx.lane, ctx.chunk_size, ctx.others = lane, chunk_size, inputs[3 + TENSORS :]
-        tensors = inputs[: 3 + TENSORS]
-        projection, rows = projected(ctx, tensors)
-        out, best = _own_forward(lane, projection, rows, best_too=answers is not None)
-        out = parts.of_all(rows, out, xp=xp)
-        right = None if best is None else parts.is_best(rows.part, best, answers, xp=xp)
-        if right is not None:
-            ctx.mark_non_differentiable(right)
-        ctx.save_for_backward(*tensors, *SOFTMAX_IN_PARTS.needed(out))
-        ctx.set_materialize_grads(False)
-        return *map(owned, out[: SOFTMAX_IN_PARTS.differentiable]), right
+        return tuple(map(owned, _forward(ctx, own_forward, lane, chunk_size, answers, *inputs)))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        g, nothing = gradients[:-1], (None,) * len(ctx.needs_input_grad)
-        if all(x is None for x in g):
-            return nothing
-        saved = ctx.saved_tensors
-        tensors, out = saved[: 3 + TENSORS], SOFTMAX_IN_PARTS.out._make(saved[3 + TENSORS :])
-        (projection, rows), asked = projected(ctx, tensors), needed(ctx, 3)
-        given: dict[str, Tensor] = {**projection._asdict(), "targets": rows.targets}
-        if is_again(g):
-            results = _gradients_by_expression(projection, rows, g, asked, given)
-        else:
-            results = _own_gradients(ctx.lane, projection, rows, out, g, asked, given)
-            if "hidden" in results:
-                results["hidden"] = xp.all_sum(results["hidden"], rows.part.group)
-        d = [results[name].to(given[name].dtype) if name in asked else None for name in PARTS]
-        return *nothing[:3], *d[:3], None, None, d[3], *nothing[9:]
+        return _backward(ctx, own_gradients, gradients, again=is_again(gradients[:-1]))
 
 
-def _own_forward(lane: Lane, projection: Projection, rows: Rows, *, best_too: bool) -> tuple[Any, Best | None]:
-    """Of the classes held here."""
-    own, hidden = parts.own_rows(rows, xp=xp), projection.hidden
-    if not rows.part.held:
-        own = own._replace(logits=hidden.new_empty((*hidden.shape[:-1], 0), dtype=rows.dtype))
-        return parts.nothing_held(own, xp=xp), parts.best_of(own, xp=xp) if best_too else None
-    if best_too:
-        return chunked.with_best(lane, projection, own, xp=xp)
-    return chunked.forward(lane, projection, own, answers=None, xp=xp)[0], None
+class _TracedChunks(torch.autograd.Function):
+    """For torch.compile: the engine as operators."""
+
+    @staticmethod
+    def forward(ctx: Any, lane: Lane, chunk_size: int | None, answers: Any, *inputs: Any) -> Any:
+        return _forward(ctx, traced_forward, lane, chunk_size, answers, *inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        return _backward(ctx, traced_gradients, gradients, again=False)
 
 
-def _own_gradients(
-    lane: Lane, projection: Projection, rows: Rows, out: Any, g: Any, asked: set[str], given: dict[str, Tensor]
-) -> dict[str, Tensor]:
-    """Of the classes held here, what they add to the hidden states' among them."""
-    if not rows.part.held:
-        return {name: torch.zeros_like(given[name], dtype=rows.dtype) for name in asked}
-    with as_asked(projection.hidden):
-        of_all, of_own = parts.own_upstream(rows, out, g, xp=xp)
-        own = parts.own_rows(rows, xp=xp)
-        return chunked.backward(lane, projection, own, of_all, of_own, asked, xp=xp, of_hidden=rows.dtype)
+def _forward(ctx: Any, of_own: Any, lane: Lane, chunk_size: int | None, answers: Any, *inputs: Any) -> Any:
+    ctx.lane, ctx.chunk_size, ctx.others = lane, chunk_size, inputs[3 + TENSORS :]
+    tensors = inputs[: 3 + TENSORS]
+    projection, rows = projected(ctx, tensors)
+    out, best = of_own(lane, projection, parts.own_rows(rows, xp=xp), best_too=answers is not None)
+    out = parts.of_all(rows, out, xp=xp)
+    right = None if best is None else parts.is_best(rows.part, best, answers, xp=xp)
+    if right is not None:
+        ctx.mark_non_differentiable(right)
+    ctx.save_for_backward(*tensors, *SOFTMAX_IN_PARTS.needed(out))
+    ctx.set_materialize_grads(False)
+    return *out[: SOFTMAX_IN_PARTS.differentiable], right
+
+
+def _backward(ctx: Any, of_own: Any, gradients: tuple[Any, ...], *, again: bool) -> Any:
+    g, nothing = gradients[:-1], (None,) * len(ctx.needs_input_grad)
+    if all(x is None for x in g):
+        return nothing
+    saved = ctx.saved_tensors
+    tensors, out = saved[: 3 + TENSORS], SOFTMAX_IN_PARTS.out._make(saved[3 + TENSORS :])
+    (projection, rows), asked = projected(ctx, tensors), needed(ctx, 3)
+    given: dict[str, Tensor] = {**projection._asdict(), "targets": rows.targets}
+    if again:
+        results = _gradients_by_expression(projection, rows, g, asked, given)
+    else:
+        out, g = parts.own_upstream(rows, out, g, xp=xp)
+        results = of_own(ctx.lane, projection, parts.own_rows(rows, xp=xp), out, g, asked)
+        if "hidden" in results:
+            results["hidden"] = xp.all_sum(results["hidden"], rows.part.group)
+    d = [results[name].to(given[name].dtype) if name in asked else None for name in PARTS]
+    return *nothing[:3], *d[:3], None, None, d[3], *nothing[9:]
 
 
 def _gradients_by_expression(
@@ -114,10 +113,14 @@ def of_projection(lane: Lane, projection: Projection, rows: Rows, answers: Tenso
     hidden, kernel, bias, chunk_size = projection
     if chunk_size is None:
         # As many rows as of all classes: a part of these takes a part of the memory.
-        whole = projection._replace(kernel=kernel.new_empty(()).expand(rows.part.classes, 1))
-        count, itemsize = math.prod(hidden.shape[:-1]), rows.dtype.itemsize
-        chunk_size = chunked.chunk_length(whole, count, itemsize, on_cpu=xp.reads_without_sync(hidden))
+        chunk_size = chunked.most_rows(rows.part.classes, rows.dtype.itemsize, on_cpu=hidden.device.type == "cpu")
     with as_asked(hidden):
         given = hidden, kernel, bias, *rows._replace(for_backward=True)
-        *values, right = applied(_ChunksInParts, lane, chunk_size, answers, *given)
+        if torch.compiler.is_compiling():
+            traced: Any = _TracedChunks
+            # Which may be the labels: Dynamo takes no tensor twice.
+            answers = None if answers is None else answers.view_as(answers)
+            *values, right = traced.apply(lane, chunk_size, answers, *given)
+        else:
+            *values, right = applied(_ChunksInParts, lane, chunk_size, answers, *given)
     return Found(SOFTMAX_IN_PARTS.restored(values), right)

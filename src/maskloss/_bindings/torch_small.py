@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch.nn.functional import nll_loss
 
-from .._arrays.torch import applied, in_forward_mode, xp
+from .._arrays.torch import in_forward_mode, xp
+from .._arrays.torch_functions import applied
 from .._engine.walk import BLOCK_BYTES, give_back, taken_out
 from .._math import softmax
 from .._math.rows import Rows

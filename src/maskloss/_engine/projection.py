@@ -86,13 +86,18 @@ class Chunk(NamedTuple):
     rows: Rows
 
 
-def chunk_length(projection: Projection, visited: int, itemsize: int, *, on_cpu: bool, share: float = 1) -> int:
-    """Rows of a chunk: at most as many as asked for, else by size; of one length, so that none is near empty."""
+def most_rows(classes: int, itemsize: int, *, on_cpu: bool) -> int:
+    """Of a chunk, by size."""
     size, fewest, most = CHUNK_BYTES, FEWEST, MOST
     if not on_cpu:
         size, fewest, most = ACCELERATOR_CHUNK_BYTES, ACCELERATOR_FEWEST, ACCELERATOR_MOST
-    row_bytes = projection.kernel.shape[0] * itemsize
-    most = projection.chunk_size or int(share * max(fewest, min(most, size // row_bytes)))
+    return max(fewest, min(most, size // (classes * itemsize)))
+
+
+def chunk_length(projection: Projection, visited: int, itemsize: int, *, on_cpu: bool, share: float = 1) -> int:
+    """Rows of a chunk: at most as many as asked for, else by size; of one length, so that none is near empty."""
+    classes = projection.kernel.shape[0]
+    most = projection.chunk_size or int(share * most_rows(classes, itemsize, on_cpu=on_cpu))
     count = max(1, -(-visited // most))
     return max(1, -(-visited // count))
 

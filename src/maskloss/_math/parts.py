@@ -47,9 +47,12 @@ class Forward(NamedTuple):
 
 
 def nothing_held(rows: Rows, *, xp: Namespace) -> softmax.Forward:
-    """Of no classes; the sums connect the result to the logits."""
+    """Of no classes; the sums connect the result to the logits.
+
+    The shift as well: what is a constant, Inductor sends to the other processes while it compiles (torch 2.13).
+    """
     zero: Array = xp.sum(xp.astype(rows.logits, rows.dtype, copy=False), axis=-1)
-    lowest = xp.full_like(zero, -LARGEST[dtype_name(zero)])
+    lowest = xp.stop_gradient(zero) - LARGEST[dtype_name(zero)]
     nll, dot = (None if given is None else zero for given in (rows.labels, rows.targets))
     return softmax.Forward(nll, dot, None, zero, lowest)
 
@@ -183,8 +186,7 @@ def best_of(rows: Rows, *, xp: Namespace) -> Best:
     x, class_mask = allowed_logits(rows, xp=xp), rows.class_mask
     *entries, held = x.shape
     if not held:
-        largest = xp.filled(tuple(entries), -math.inf, rows.dtype, x)
-        return Best(largest, xp.filled(tuple(entries), 0, xp.index_dtype(), x))
+        return Best(xp.sum(x, axis=-1) - math.inf, xp.filled(tuple(entries), 0, xp.index_dtype(), x))
     largest = xp.max(x, axis=-1)
     first = xp.astype(first_largest(x, largest, class_mask, xp=xp), xp.index_dtype())
     return Best(largest, first if class_mask is None else xp.where(xp.any(class_mask, axis=-1), first, held))
