@@ -43,6 +43,7 @@ EIGHT = (("XLA_FLAGS", "--xla_force_host_platform_device_count=8"),)
 CUPY = {"eager": (*FLOATS, "float16"), "autodiff": FLOATS, "blocks": SINGLE, "linear": FLOATS}
 JAX_GPU = X64 | {"eager": ALL, "linear": SINGLE}
 SHARDS = {"shards": SINGLE, "shards-2": ("float64",), "shards-linear": SINGLE}
+SHARDS |= {f"entries{more}": SINGLE for more in ("", "-linear", "-and-shards", "-and-shards-linear")}
 BACKENDS = {
     b.name: b
     for b in (

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import maskloss as ml
-from tests.conformance.processes import in_processes
+from tests.conformance.processes import WAYS, in_processes
 from tests.conformance.runs import (
     LINEAR,
     REDUCED,
@@ -330,9 +330,7 @@ def linear(observe):
 
 
 MODES = {
-    ("autograd", "shards"): in_processes,
-    ("autograd", "shards-linear"): functools.partial(in_processes, linear=True),
-    ("autograd", "shards-2"): functools.partial(in_processes, processes=2),
+    **{("autograd", mode): functools.partial(in_processes, mode=mode) for mode in WAYS},
     ("value_and_grad", "eager"): array_api_eager,
     ("value_and_grad", "autodiff"): array_api_autodiff,
     ("autograd", "eager"): torch_eager,

@@ -9,6 +9,7 @@ from tests import backends
 from tests.conformance.cases import CASES
 from tests.conformance.closeness import errors, summation
 from tests.conformance.modes import MODES
+from tests.conformance.processes import WAYS, splits_entries
 from tests.conformance.runs import (
     LINEAR,
     Run,
@@ -75,17 +76,11 @@ def runs(backend, gradients=False):
     """Every (id, Run) on a backend; with gradients, those that take one."""
     for case in CASES.values():
         for mode, dtypes in backend.modes.items():
-            listed = {
-                "linear": "eager",
-                "preferred": "eager",
-                "shards": "eager",
-                "shards-2": "eager",
-                "shards-linear": "eager",
-            }.get(mode, "autodiff" if mode in COMPARED else mode)
-            listed = "jit" if mode.startswith("devices") else listed
+            listed = "autodiff" if mode in COMPARED else "jit" if mode.startswith("devices") else mode
+            listed = "eager" if mode in ("linear", "preferred", *WAYS) else listed
             if mode.endswith("linear") and not is_linear(case):
                 continue
-            if mode.startswith("shards") and case.function not in LINEAR:
+            if mode in WAYS and (case.function not in LINEAR or (WAYS[mode].entries > 1 and not splits_entries(case))):
                 continue
             if mode.startswith("triton") and not is_of_kernels(case):
                 continue
