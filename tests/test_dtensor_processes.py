@@ -161,6 +161,39 @@ LINEAR = """
         close(*reversed(twice), (name, "twice"))
 """
 
+COMPILED = """
+    def compiled(function):
+        torch._dynamo.reset()
+        return torch.compile(function, fullgraph=True)
+
+
+    def loss(x, y, mask):
+        loss, stats = ml.cross_entropy(x, y, mask=mask, z_loss=0.1, with_stats=True)
+        # An output that has a derivative must take part: https://github.com/pytorch/pytorch/issues/172556
+        return loss, [s.detach() for s in stats]
+
+
+    def linear(h, k, y, mask):
+        return ml.linear_cross_entropy(h, k, y, mask=mask, chunk_size=2)
+
+
+    mask = arrays["mask"]
+    x = logits.clone().requires_grad_()
+    wanted, stats = loss(x, labels, mask)
+    wanted = [wanted.detach(), *torch.autograd.grad(wanted, x), *stats]
+    h, k = hidden.clone().requires_grad_(), kernel.clone().requires_grad_()
+    wanted_linear = linear(h, k, labels, mask)
+    wanted_linear = [wanted_linear.detach(), *torch.autograd.grad(wanted_linear, (h, k))]
+    y, m = (distribute_tensor(a, line, [Replicate()]) for a in (labels, mask))
+    x = distribute_tensor(logits.clone(), line, [Shard(2)]).requires_grad_()
+    found, stats = compiled(loss)(x, y, m)
+    close([found, *torch.autograd.grad(found, x), *stats], wanted, "logits")
+    h = distribute_tensor(hidden.clone(), line, [Replicate()]).requires_grad_()
+    k = distribute_tensor(kernel.clone(), line, [Shard(0)]).requires_grad_()
+    found = compiled(linear)(h, k, y, m)
+    close([found, *torch.autograd.grad(found, (h, k))], wanted_linear, "linear")
+"""
+
 
 @pytest.fixture(autouse=True)
 def distributed(backend):
@@ -169,6 +202,11 @@ def distributed(backend):
 
 def test_split_is_whole(tmp_path):
     codes, errors = on_processes(tmp_path, BEGIN, LOGITS.replace("{before}", "x"), LINEAR)
+    assert codes == [0] * PROCESSES, "\n".join(errors)
+
+
+def test_split_is_whole_when_compiled(tmp_path):
+    codes, errors = on_processes(tmp_path, BEGIN, COMPILED)
     assert codes == [0] * PROCESSES, "\n".join(errors)
 
 

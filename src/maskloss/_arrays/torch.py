@@ -208,7 +208,7 @@ class Fused(Torch):
 
 def is_distributed(x: Array) -> bool:
     """Whether this is a DTensor."""
-    return hasattr(x, "full_tensor")
+    return hasattr(x, "placements")  # and not by a method, which Dynamo does not see (torch 2.13)
 
 
 def split_alike(numbers: Array, x: Array) -> Array:

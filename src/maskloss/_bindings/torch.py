@@ -44,7 +44,7 @@ def common_loss(logits: Any, labels: Any, mask: Any, reduction: str) -> Tensor |
 def split_of(projection: Projection | None, rows: Rows) -> Any:
     """How DTensors are split, where each process can take its part of them."""
     given = (rows.logits,) if projection is None else (projection.hidden, projection.kernel)
-    if not is_distributed(given[0]) or torch.compiler.is_compiling() or in_transform() or in_forward_mode():
+    if not is_distributed(given[0]) or in_transform() or in_forward_mode():
         return None
     from . import torch_dtensor
 

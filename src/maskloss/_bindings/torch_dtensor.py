@@ -59,17 +59,22 @@ def split_of(x: Tensor, kernel: Tensor | None = None) -> Layout | None:
     are gathered over that dimension: no sum of logits goes from one process to another.
     """
     shape, placements = tuple(x.shape), tuple(x.placements)
-    known = all(type(p) in (Shard, Replicate) for p in placements)
+    known = are_known(placements, x.ndim)
     if kernel is not None:
         shape, features = (*x.shape[:-1], kernel.shape[0]), Shard(x.ndim - 1)
         known = known and x.device_mesh == kernel.device_mesh
-        known = known and all(type(p) in (Shard, Replicate) for p in kernel.placements)
+        known = known and are_known(kernel.placements, 2)
         pairs = zip(placements, kernel.placements, strict=True)
         placements = tuple(
             features if of_kernel.is_shard() else Replicate() if p == features else p for p, of_kernel in pairs
         )
     layout = Layout(x.device_mesh, placements, shape)
     return layout if known and placements.count(layout.last) <= 1 else None
+
+
+def are_known(placements: Any, ndim: int) -> bool:
+    known = Replicate(), *(Shard(axis) for axis in range(ndim))
+    return all(p in known for p in placements)
 
 
 def part_of(layout: Layout) -> Part | None:
