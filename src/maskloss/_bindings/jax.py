@@ -12,12 +12,14 @@ from typing import Any
 import jax
 
 from .._arrays import Namespace, is_static
+from .._arrays.jax import xp
 from .._call import Call
 from .._engine import projection as chunked
 from .._engine.lanes import Lane, Way, of_parts
 from .._engine.projection import Projection
+from .._math import parts
 from .._math.rows import Found, RowFunction, Rows
-from .._math.softmax import SOFTMAX
+from .._math.softmax import SOFTMAX, Forward
 from .._math.terms import Terms, reduced
 from . import jax_loop, jax_sums
 
@@ -40,13 +42,31 @@ def of_logits(lane: Lane, rows: Rows, *, xp: Namespace) -> Any:
 def of_projection(
     lane: Lane, projection: Projection, rows: Rows, *, answers: Any, known: Callable[[], Any] | None, xp: Namespace
 ) -> Found:
-    if rows.part is not None:
-        why, lane = "classes in parts are one expression of those held here", of_parts(lane)
-        return chunked.from_all_logits(projection, rows, lane.forward, why, answers=answers, xp=xp)
     why = why_whole(projection.hidden)
+    if rows.part is not None:
+        if why is None and answers is None:
+            return Found(in_chunks(lane, projection, rows))
+        lane, why = of_parts(lane), why or "statistics of classes in parts are of all logits held here"
     if why is not None:
         return chunked.from_all_logits(projection, rows, lane.forward, why, answers=answers, xp=xp)
     return jax_loop.of_projection(lane, projection, rows, answers, None if known is None else known())
+
+
+def backward_of_part(rows: Rows, out: Any, g: Any, **options: Any) -> Any:
+    """Of a total and a shift that are given beside what has a derivative."""
+    return SOFTMAX.backward(rows, out, g[: SOFTMAX.differentiable], **options)
+
+
+SOFTMAX_OF_PART = SOFTMAX._replace(differentiable=len(Forward._fields), backward=backward_of_part)
+
+
+def in_chunks(lane: Lane, projection: Projection, rows: Rows) -> Any:
+    """The classes held here in chunks, and of all of them at once what goes between the devices."""
+    lane = lane._replace(function=SOFTMAX_OF_PART)
+    out = jax_loop.of_projection(lane, projection, parts.own_rows(rows, xp=xp), None, None).out
+    if rows.keep is not None:  # of what is not visited: 0 has no logarithm
+        out = out._replace(total=xp.where(rows.keep, out.total, 1.0))
+    return parts.of_all(rows, out, xp=xp)
 
 
 def why_whole(hidden: Any) -> str | None:
