@@ -87,7 +87,8 @@ LOGITS = """
             return distribute_tensor(x.clone(), mesh, kind)
 
 
-        for names, options in OPTIONS:
+        # The last by DTensor's own operations.
+        for names, options in (*OPTIONS, (("mask",), {"with_stats": True, "implementation": "autodiff"})):
             for targets in (labels, soft):
                 if targets is soft and "ignore_index" in options:
                     continue

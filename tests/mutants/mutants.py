@@ -754,7 +754,7 @@ MUTANTS = [
     ),
     Mutant(
         "autocast in the derivative of a product",
-        "    return function.apply(a, b) if torch.compiler.is_compiling() else applied(_Product, a, b)",
+        "    return called(_TracedProduct, _Product, a, b) if autocasts(a) else a @ b",
         "    with as_asked(a):\n        return a @ b",
         "a backward within autocast rounds what it multiplies",
         ("tests/test_linear.py::test_torch_autocast_rounds_no_logits[torch]",),
@@ -794,7 +794,7 @@ MUTANTS = [
     ),
     Mutant(
         "a plain tensor beside a DTensor",
-        'return hasattr(x, "full_tensor")',
+        'return hasattr(x, "placements")',
         "return False",
         "the error is torch's, and says nothing of what to do",
         ("tests/test_dtensor.py::test_a_plain_tensor_beside_one[torch]",),
@@ -1139,7 +1139,7 @@ MUTANTS = [
     ),
     Mutant(
         "an upstream gradient that is not the same everywhere",
-        "return applied(_Own, gradients[0], ctx.group), None",
+        "return own(gradients[0], ctx.group), None",
         "return gradients[0], None",
         "second derivatives lack what the other parts make of it",
         ("tests/test_class_shards.py::test_in_processes[torch-second derivatives]",),
@@ -1151,6 +1151,30 @@ MUTANTS = [
         "if False:",
         "parts that overlap give a number",
         ("tests/test_class_shards.py::test_in_processes[torch-refused]",),
+        "torch",
+    ),
+    Mutant(
+        "a tangent of one part",
+        "return all_sum(tangents[0], ctx.group)",
+        "return tangents[0]",
+        "a forward derivative is of the classes held here",
+        ("tests/test_class_shards.py::test_in_processes[torch-transformed]",),
+        "torch",
+    ),
+    Mutant(
+        "parts of even length",
+        "length = -(-classes // layout.mesh.size(at))",
+        "length = classes // layout.mesh.size(at)",
+        "DTensor's last parts are the shorter ones",
+        ("tests/test_dtensor_processes.py::test_split_is_whole[torch]",),
+        "torch",
+    ),
+    Mutant(
+        "a kernel's gradient of some entries",
+        "Partial() if entries.is_shard() and p.is_replicate() else p",
+        "p",
+        "each process has that of its own entries",
+        ("tests/test_dtensor_processes.py::test_split_is_whole[torch]",),
         "torch",
     ),
     # The kernels as the default.
