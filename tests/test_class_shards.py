@@ -204,6 +204,12 @@ TRANSFORMED = """
     close(grad(part_of_loss)(x), grad(loss)(logits)[..., own])
     close(jvp(part_of_loss, (x,), (own_t,)), jvp(loss, (logits,), (t,)))
     close(jvp(grad(part_of_loss), (x,), (own_t,))[1], jvp(grad(loss), (logits,), (t,))[1][..., own])
+    far = logits.clone()
+    far[..., :held] -= 40.0  # a part with 1e-18 of the total
+    first = torch.zeros_like(labels)
+    found = grad(lambda x: ml.cross_entropy(x, first, **of_part))(far[..., own])
+    wanted = grad(lambda x: ml.cross_entropy(x, first))(far)[..., own]
+    torch.testing.assert_close(found, wanted, rtol=1e-11, atol=0.0)
     with forward_ad.dual_level():
         along = forward_ad.unpack_dual(loss(forward_ad.make_dual(x, own_t), **of_part)).tangent
         close(along, forward_ad.unpack_dual(loss(forward_ad.make_dual(logits, t))).tangent)
@@ -337,6 +343,23 @@ JAX = """
             specs = P(), P("v"), last if y is soft else P(), {n: of[n] for n in names}
             parts = split(lambda h, k, y, given: in_chunks(h, k, y, given, class_shard=shard), *specs)
             same(*(jax.value_and_grad(f, (0, 1)) for f in (parts, in_chunks)), hidden, kernel, y, given)
+    # A part with 1e-18 of the total, and with the label, has its gradient to the last digits as well.
+    far = jnp.asarray(rng.normal(size=(5, classes))).at[:, :2].add(-40.0)
+    of_far, kernel_of_far = jnp.ones(5, jnp.int32), far.T
+
+
+    def few(x, **more):
+        return ml.cross_entropy(x, of_far, label_smoothing=0.1, **more) + ml.cross_entropy(x, of_far, **more)
+
+
+    def few_of(kernel, **more):
+        return ml.linear_cross_entropy(jnp.eye(5), kernel, of_far, chunk_size=2, **more)
+
+
+    for function, variable, spec in ((few, far, P(None, "v")), (few_of, kernel_of_far, P("v"))):
+        parts = split(functools.partial(function, class_shard=shard), spec)
+        found, wanted = (jax.jit(jax.grad(f))(variable) for f in (parts, function))
+        np.testing.assert_allclose(found, wanted, rtol=1e-11)
     # Of 512 x 512 logits on each device, 64 rows at a time, in the forward and in the backward.
     shapes = [jax.ShapeDtypeStruct(shape, jnp.float64) for shape in ((512, features), (8 * 512, features))]
 

@@ -1177,6 +1177,22 @@ MUTANTS = [
         ("tests/test_dtensor_processes.py::test_split_is_whole[torch]",),
         "torch",
     ),
+    Mutant(
+        "a part's own lse in its nll",
+        "return of_all(rows, with_lse_held(own, of_part(own, xp), xp=xp), xp=xp)",
+        "return of_all(rows, of_part(own, xp), xp=xp)",
+        "what is derived by it does not cancel",
+        ("tests/test_class_shards.py::test_in_shard_map[jax]",),
+        "jax",
+    ),
+    Mutant(
+        "a coefficient with the label's part",
+        "if not lse_is_held:",
+        "if True:",
+        "the derivative by lse is counted twice",
+        ("tests/test_class_shards.py::test_in_shard_map[jax]",),
+        "jax",
+    ),
     # The kernels as the default.
     Mutant(
         "a label that is no class in a kernel",

@@ -16,7 +16,7 @@ from .._arrays import Array, Namespace
 from .._call import Call
 from .._capabilities import LIBRARIES
 from .._engine import projection as chunked
-from .._engine.lanes import Lane, of_parts
+from .._engine.lanes import Lane
 from .._engine.projection import Projection
 from .._math import terms
 from .._math.entropy import ENTROPY
@@ -85,12 +85,11 @@ def of_lane(
     xp: Namespace,
 ) -> Found:
     """By the lane, of the classes held here."""
-    part = rows.part
-    if part is not None and lane.function is ENTROPY:
+    if rows.part is not None and lane.function is ENTROPY:
         why = "of classes in parts it is one expression of those held here"
         return as_expression(ENTROPY_IN_PARTS.forward, projection, rows, why, answers, xp=xp)
     if projection is None:
-        return Found(binding.of_logits(lane if part is None else of_parts(lane), rows, xp=xp))
+        return Found(binding.of_logits(lane, rows, xp=xp))
     return binding.of_projection(lane, projection, rows, answers=answers, known=known, xp=xp)
 
 

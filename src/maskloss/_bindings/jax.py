@@ -15,7 +15,7 @@ from .._arrays import Namespace, is_static
 from .._arrays.jax import xp
 from .._call import Call
 from .._engine import projection as chunked
-from .._engine.lanes import Lane, Way, of_parts
+from .._engine.lanes import Lane, Way
 from .._engine.projection import Projection
 from .._math import parts
 from .._math.rows import Found, RowFunction, Rows
@@ -36,7 +36,7 @@ WAYS = dict.fromkeys((None, "analytic"), Way(lane_of, jax_sums.uncovered))
 
 
 def of_logits(lane: Lane, rows: Rows, *, xp: Namespace) -> Any:
-    return lane.forward(rows, xp)
+    return lane.forward(rows, xp) if rows.part is None else parts.expression(rows, xp, of_part=lane.forward)
 
 
 def of_projection(
@@ -46,15 +46,19 @@ def of_projection(
     if rows.part is not None:
         if why is None and answers is None:
             return Found(in_chunks(lane, projection, rows))
-        lane, why = of_parts(lane), why or "statistics of classes in parts are of all logits held here"
+        why = why or "statistics of classes in parts are of all logits held here"
     if why is not None:
-        return chunked.from_all_logits(projection, rows, lane.forward, why, answers=answers, xp=xp)
+
+        def of_rows(rows: Rows, xp: Namespace) -> Any:
+            return of_logits(lane, rows, xp=xp)
+
+        return chunked.from_all_logits(projection, rows, of_rows, why, answers=answers, xp=xp)
     return jax_loop.of_projection(lane, projection, rows, answers, None if known is None else known())
 
 
 def backward_of_part(rows: Rows, out: Any, g: Any, **options: Any) -> Any:
-    """Of a total and a shift that are given beside what has a derivative."""
-    return SOFTMAX.backward(rows, out, g[: SOFTMAX.differentiable], **options)
+    """Of what `parts.of_all` takes: a total and a shift beside what has a derivative."""
+    return SOFTMAX.backward(rows, out, g[: SOFTMAX.differentiable], lse_is_held=True, **options)
 
 
 SOFTMAX_OF_PART = SOFTMAX._replace(differentiable=len(Forward._fields), backward=backward_of_part)

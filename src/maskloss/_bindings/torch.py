@@ -162,8 +162,8 @@ def compiled(lane: Lane, rows: Rows, variables: Sequence[Tensor]) -> Any:
         return function.forward(rows, xp)
     spares = rows.keep is not None and rows.logits.numel() >= LEAST_SKIPPED
     if rows.part is not None:
-        if rows.part.held and (spares or lane.way == "triton"):
-            function = torch_part_operators.traced_softmax(lane._replace(function=SOFTMAX))
+        by_operators = rows.part.held and (spares or lane.way == "triton")
+        function = torch_part_operators.traced_softmax(lane._replace(function=SOFTMAX) if by_operators else None)
         return function.out._make(traced.apply(function, *rows))
     if spares or lane.way == "triton":
         return torch_operators.of_logits(lane, rows, with_derivative=differentiated(*variables))
@@ -172,6 +172,7 @@ def compiled(lane: Lane, rows: Rows, variables: Sequence[Tensor]) -> Any:
 
 def of_logits(lane: Lane, rows: Rows, *, xp: Namespace) -> Any:
     """The lane with its backward as its derivative."""
+    lane = lane if rows.part is None else of_parts(lane)
     variables = [x for x in (rows.logits, rows.targets) if x is not None]
     if torch.compiler.is_compiling():
         return compiled(lane, rows, variables)
@@ -289,7 +290,7 @@ def of_projection(
     if in_forward_mode() or any(xp.is_tracer(x) for x in variables):
 
         def of_rows(rows: Rows, xp: Namespace) -> Any:
-            return of_logits(lane if rows.part is None else of_parts(lane), rows, xp=xp)
+            return of_logits(lane, rows, xp=xp)
 
         return chunked.from_all_logits(projection, rows, of_rows, TRACED, answers=answers, xp=xp)
     rows = located(rows, hidden, waits=True, xp=xp)

@@ -113,8 +113,10 @@ def traced_gradients(
     return {name: x for name, x in zip(PARTS, found, strict=True) if x is not None}
 
 
-def traced_softmax(lane: Lane) -> RowFunction:
-    """Of logits in parts, where the lane's operators spare work."""
+def traced_softmax(lane: Lane | None) -> RowFunction:
+    """Of logits in parts, by the lane's operators where they spare work."""
+    if lane is None:
+        return SOFTMAX_IN_PARTS._replace(forward=parts.forward)
 
     def of_part(own: Rows, xp: Any) -> Any:
         given = operators.maskloss.rows(name_of(lane), own.logits, *own_of(own), True, True)

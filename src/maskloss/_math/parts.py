@@ -68,14 +68,50 @@ def forward(rows: Rows, xp: Namespace, of_part: Callable[..., Any] = softmax.for
     return of_all(rows, of_part(own, xp) if rows.part.held else nothing_held(own, xp=xp), xp=xp)
 
 
+def expression(rows: Rows, xp: Namespace, of_part: Callable[..., Any] = softmax.forward) -> Forward:
+    """forward with derivatives of its own, of every order."""
+    own = own_rows(rows, xp=xp)
+    if not rows.part.held:
+        return of_all(rows, nothing_held(own, xp=xp), xp=xp)
+    return of_all(rows, with_lse_held(own, of_part(own, xp), xp=xp), xp=xp)
+
+
+def with_lse_held(rows: Rows, out: softmax.Forward, *, xp: Namespace) -> softmax.Forward:
+    """nll and dot with the derivatives that they have where lse is a constant, -dx_y and -sum_c t_c dx_c.
+
+    Those by lse, as large as they are, would cancel in that of the total, s_r / s of them: with a small part of the
+    total nothing of it would be left.
+    """
+    x, _ = selected_logits(rows, xp=xp)
+    nll, dot = out.nll, out.dot
+    if nll is not None and rows.labels is not None:
+        at_label = xp.class_indices(x, rows.labels.dtype) == xp.expand_dims(rows.labels, axis=-1)
+        nll = derived_as(nll, -xp.sum(xp.where(at_label, x, 0.0), axis=-1), xp=xp)
+    if dot is not None:
+        lse = xp.stop_gradient(out.lse)
+        cost = xp.expand_dims(finite(lse, xp=xp), axis=-1) - x
+        dot = derived_as(dot, xp.sum(selected_targets(rows, xp=xp) * finite(cost, xp=xp), axis=-1), xp=xp)
+    return out._replace(nll=nll, dot=dot)
+
+
+def finite(x: Array, *, xp: Namespace) -> Array:
+    return xp.where(xp.isfinite(x), x, 0.0)
+
+
+def derived_as(value: Array, formula: Array, *, xp: Namespace) -> Array:
+    """The value, with the derivative of the formula; of an infinite one none."""
+    formula = finite(formula, xp=xp)
+    return xp.stop_gradient(value) + (formula - xp.stop_gradient(formula))
+
+
 def of_all(rows: Rows, out: softmax.Forward, *, xp: Namespace) -> Forward:
-    """From what this part's own rows give."""
+    """From what this part's own rows give; nll and dot have the derivatives of a constant lse."""
     part = rows.part
     # With a total that has the derivative of lse, whatever the lane holds constant.
     nll, dot, _, total, own_shift = softmax.restated(out, xp)
     own_shift = xp.where(xp.isnan(own_shift), 0.0, own_shift)  # it is in the total as well
     (shift,) = all_max(part, own_shift, xp=xp)
-    change, log_total = own_shift - shift, xp.log(positive(total, xp=xp))
+    change, log_total = own_shift - shift, xp.stop_gradient(xp.log(positive(total, xp=xp)))
     total = total * xp.exp(change)
     numbers = [total]
     if nll is not None:
@@ -163,7 +199,7 @@ SOFTMAX_IN_PARTS = registered(
     RowFunction(
         "softmax in parts",
         Forward,
-        forward,
+        expression,
         backward,
         refused,
         differentiable=3,

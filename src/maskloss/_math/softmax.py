@@ -173,12 +173,21 @@ def restated(out: Forward, xp: Namespace) -> Forward:
 
 
 def backward(
-    rows: Rows, out: Forward, g: Any, *, targets_too: bool, xp: Namespace, into: Array | None = None
+    rows: Rows,
+    out: Forward,
+    g: Any,
+    *,
+    targets_too: bool,
+    xp: Namespace,
+    into: Array | None = None,
+    lse_is_held: bool = False,  # in nll and dot: whose derivative by it is in g_lse already
 ) -> tuple[Array, Array | None]:
     (g_nll, g_dot, g_lse), total, shift = g, out.total, out.shift
     x, slope = selected_logits(rows, xp=xp)
     targets: Array = None if g_dot is None else selected_targets(rows, xp=xp)
-    coefficient = sum_of(g_nll, g_lse, None if g_dot is None else g_dot * xp.long_sum(targets))
+    coefficient = g_lse
+    if not lse_is_held:
+        coefficient = sum_of(g_nll, g_lse, None if g_dot is None else g_dot * xp.long_sum(targets))
     d_targets = None
     if g_dot is not None and targets_too:
         d_targets = xp.expand_dims(g_dot, axis=-1) * costs(x, targets, total, shift, xp=xp)
