@@ -334,6 +334,7 @@ JAX = """
 
     def in_chunks(hidden, kernel, y, given, **more):
         options = {"chunk_size": 4, "label_smoothing": 0.1 * (y is labels), "z_loss": 0.1, "softcap": 3.0}
+        options |= {"with_stats": True}
         return ml.linear_cross_entropy(hidden, kernel, y, **given, **options, **more)
 
 
@@ -342,7 +343,7 @@ JAX = """
             given = {n: arrays[n] for n in names}
             specs = P(), P("v"), last if y is soft else P(), {n: of[n] for n in names}
             parts = split(lambda h, k, y, given: in_chunks(h, k, y, given, class_shard=shard), *specs)
-            same(*(jax.value_and_grad(f, (0, 1)) for f in (parts, in_chunks)), hidden, kernel, y, given)
+            same(*(jax.value_and_grad(f, (0, 1), has_aux=True) for f in (parts, in_chunks)), hidden, kernel, y, given)
     # A part with 1e-18 of the total, and with the label, has its gradient to the last digits as well.
     far = jnp.asarray(rng.normal(size=(5, classes))).at[:, :2].add(-40.0)
     of_far, kernel_of_far = jnp.ones(5, jnp.int32), far.T
@@ -366,10 +367,10 @@ JAX = """
 
     def of_many(hidden, kernel):
         labels = jnp.zeros(hidden.shape[0], jnp.int32)
-        return ml.linear_cross_entropy(hidden, kernel, labels, chunk_size=64, class_shard=shard)
+        return ml.linear_cross_entropy(hidden, kernel, labels, chunk_size=64, with_stats=True, class_shard=shard)
 
 
-    program = jax.jit(jax.value_and_grad(split(of_many, P(), P("v")), (0, 1))).lower(*shapes).compile()
+    program = jax.jit(jax.value_and_grad(split(of_many, P(), P("v")), (0, 1), has_aux=True)).lower(*shapes).compile()
     assert program.memory_analysis().temp_size_in_bytes < 512 * 512 * 8 // 2, program.memory_analysis()
     assert " all-gather(" not in program.as_text()
     entropy = split(lambda x: ml.entropy(x, mask=mask, class_shard=shard).sum(), last)

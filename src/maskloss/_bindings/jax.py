@@ -6,8 +6,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import jax
 
@@ -43,10 +44,8 @@ def of_projection(
     lane: Lane, projection: Projection, rows: Rows, *, answers: Any, known: Callable[[], Any] | None, xp: Namespace
 ) -> Found:
     why = why_whole(projection.hidden)
-    if rows.part is not None:
-        if why is None and answers is None:
-            return Found(in_chunks(lane, projection, rows))
-        why = why or "statistics of classes in parts are of all logits held here"
+    if rows.part is not None and why is None:
+        return in_chunks(lane, projection, rows, answers)
     if why is not None:
 
         def of_rows(rows: Rows, xp: Namespace) -> Any:
@@ -56,21 +55,45 @@ def of_projection(
     return jax_loop.of_projection(lane, projection, rows, answers, None if known is None else known())
 
 
-def backward_of_part(rows: Rows, out: Any, g: Any, **options: Any) -> Any:
-    """Of what `parts.of_all` takes: a total and a shift beside what has a derivative."""
-    return SOFTMAX.backward(rows, out, g[: SOFTMAX.differentiable], lse_is_held=True, **options)
+class OfPart(NamedTuple):
+    """What `parts.of_all` and `parts.is_best` take: the latter two where they are asked for."""
+
+    nll: Any
+    dot: Any
+    lse: Any
+    total: Any
+    shift: Any
+    largest: Any
+    first: Any
 
 
-SOFTMAX_OF_PART = SOFTMAX._replace(differentiable=len(Forward._fields), backward=backward_of_part)
+def backward_of_part(rows: Rows, out: OfPart, g: Any, **options: Any) -> Any:
+    return SOFTMAX.backward(rows, cast(Any, out), g[: SOFTMAX.differentiable], lse_is_held=True, **options)
 
 
-def in_chunks(lane: Lane, projection: Projection, rows: Rows) -> Any:
+# All is given: what has no derivative as well.
+SOFTMAX_OF_PART = SOFTMAX._replace(out=OfPart, differentiable=len(OfPart._fields), backward=backward_of_part)
+
+
+@functools.cache  # as what is traced again for every function that is new
+def lane_of_part(lane: Lane, best_too: bool) -> Lane:
+    def forward(rows: Rows, xp: Namespace) -> OfPart:
+        largest, first = parts.best_of(rows, xp=xp) if best_too else (None, None)
+        return OfPart(*lane.forward(rows, xp), largest=largest, first=first)
+
+    return lane._replace(function=SOFTMAX_OF_PART, forward=forward)
+
+
+def in_chunks(lane: Lane, projection: Projection, rows: Rows, answers: Any) -> Found:
     """The classes held here in chunks, and of all of them at once what goes between the devices."""
-    lane = lane._replace(function=SOFTMAX_OF_PART)
-    out = jax_loop.of_projection(lane, projection, parts.own_rows(rows, xp=xp), None, None).out
+    lane, own = lane_of_part(lane, answers is not None), parts.own_rows(rows, xp=xp)
+    *values, largest, first = jax_loop.of_projection(lane, projection, own, None, None).out
+    out, right = Forward(*values), None
     if rows.keep is not None:  # of what is not visited: 0 has no logarithm
         out = out._replace(total=xp.where(rows.keep, out.total, 1.0))
-    return parts.of_all(rows, out, xp=xp)
+    if answers is not None:
+        right = parts.is_best(rows.part, parts.Best(largest, first), answers, xp=xp)
+    return Found(parts.of_all(rows, out, xp=xp), right)
 
 
 def why_whole(hidden: Any) -> str | None:
