@@ -37,7 +37,7 @@ X64 = {"eager": ("float64",), "jit": ("float64",), "vmap": ("float64",)}
 X32 = {"eager": ("float32", "bfloat16"), "jit": ("float32", "float16"), "blocks": SINGLE, "linear": SINGLE}
 PREFERRED = {"preferred": (*SINGLE, *HALVES)}  # the kernels as the default, and what they leave to others
 TRITON = {"triton": (*SINGLE, *HALVES), "triton-blocks": SINGLE, "triton-linear": (*SINGLE, "bfloat16")}
-DEVICES = {"devices": ("float64",), "devices-linear": ("float64",), "devices-classes": ("float64",)}
+DEVICES = dict.fromkeys(("devices", "devices-linear", "devices-classes", "devices-both"), ("float64",))
 INTERPRETED = (("TRITON_INTERPRET", "1"),)  # Triton's kernels, in Python
 EIGHT = (("XLA_FLAGS", "--xla_force_host_platform_device_count=8"),)
 CUPY = {"eager": (*FLOATS, "float16"), "autodiff": FLOATS, "blocks": SINGLE, "linear": FLOATS}
@@ -53,7 +53,7 @@ BACKENDS = {
         Backend("strict-limited", "array_api_strict", {"eager": SINGLE}, "value_and_grad", limited=True),
         Backend("strict-device", "array_api_strict", {"eager": SINGLE}, "value_and_grad", ("eager",), device="device1"),
         Backend("torch", "torch", TORCH | COMPILED, "autograd", ("compile",), device="cpu"),
-        Backend("torch-processes", "torch", SHARDS, "autograd", device="cpu"),
+        Backend("torch-processes", "torch", SHARDS, "autograd", ("entries-linear",), device="cpu"),
         Backend("torch-meta", "torch", {"eager": SINGLE}, "autograd", device="meta", shapes_only=True),
         Backend(
             "torch-triton",

@@ -167,7 +167,7 @@ COMPILED = """
 
     same(ml.cross_entropy, labels, logits, compiled=compiled, split=[-1], of=OPTIONS[2:])
     binding.LEAST_SKIPPED = 1  # operators, where a mask spares work
-    same(ml.cross_entropy, labels, logits, compiled=compiled, split=[-1])
+    same(ml.cross_entropy, labels, logits, compiled=compiled, split=[-1], of=OPTIONS[1:2])
     same(ml.cross_entropy, soft, logits, compiled=compiled, split=[-1], of=OPTIONS[2:])
 
 
@@ -175,7 +175,7 @@ COMPILED = """
         return ml.linear_cross_entropy(*arrays, chunk_size=3, **options)
 
 
-    same(linear, labels, hidden, kernel, compiled=compiled, split=[None, 0])
+    same(linear, labels, hidden, kernel, compiled=compiled, split=[None, 0], of=OPTIONS[::2])
     # The parts are compared while it compiles, where no call has compared them.
     overlap = ml.ClassShard(mesh, 0, classes)
     refused(Exception, "they overlap", lambda: compiled(lambda x: ml.entropy(x, class_shard=overlap))(logits[..., own]))
@@ -338,12 +338,11 @@ JAX = """
         return ml.linear_cross_entropy(hidden, kernel, y, **given, **options, **more)
 
 
-    for y in (labels, soft):
-        for names in ((), ("mask", "weights"), ("mask", "class_weights"), ("class_mask",)):
-            given = {n: arrays[n] for n in names}
-            specs = P(), P("v"), last if y is soft else P(), {n: of[n] for n in names}
-            parts = split(lambda h, k, y, given: in_chunks(h, k, y, given, class_shard=shard), *specs)
-            same(*(jax.value_and_grad(f, (0, 1), has_aux=True) for f in (parts, in_chunks)), hidden, kernel, y, given)
+    for y, names in ((labels, ("mask", "weights")), (labels, ("class_mask",)), (soft, ("mask", "class_weights"))):
+        given = {n: arrays[n] for n in names}
+        specs = P(), P("v"), last if y is soft else P(), {n: of[n] for n in names}
+        parts = split(lambda h, k, y, given: in_chunks(h, k, y, given, class_shard=shard), *specs)
+        same(*(jax.value_and_grad(f, (0, 1), has_aux=True) for f in (parts, in_chunks)), hidden, kernel, y, given)
     # A part with 1e-18 of the total, and with the label, has its gradient to the last digits as well.
     far = jnp.asarray(rng.normal(size=(5, classes))).at[:, :2].add(-40.0)
     of_far, kernel_of_far = jnp.ones(5, jnp.int32), far.T

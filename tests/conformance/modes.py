@@ -347,6 +347,7 @@ MODES = {
     ("vjp", "blocks"): jax_blocks,
     ("vjp", "devices"): jax_devices,
     ("vjp", "devices-classes"): functools.partial(jax_devices, kind="classes"),
+    ("vjp", "devices-both"): functools.partial(jax_devices, kind="both"),
     ("vjp", "devices-linear"): linear(jax_devices),
     ("autograd", "triton"): in_kernels,
     ("autograd", "preferred"): in_preferred_kernels,

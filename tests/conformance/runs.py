@@ -1,6 +1,7 @@
 """One case on one backend: its arrays there, the calls it stands for, and the numbers expected of them."""
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import array_api_compat
@@ -196,13 +197,19 @@ def axes_of(case, shape):
 
 
 def devices_of(case, kind):
-    """Over how many devices each axis of the first input is split, of eight: the entries', or that of the classes."""
-    left, counts = 8, []
-    for i, length in enumerate(next(iter(case.inputs.values())).shape):
-        splits = length and (i == class_axis(case)) == (kind == "classes")
-        counts.append(max(n for n in range(1, left + 1) if length % n == 0) if splits else 1)
-        left //= counts[-1]
-    return counts
+    """Over how many devices of eight each axis of the first input is split: the entries', the classes', or both."""
+    shape, at = next(iter(case.inputs.values())).shape, class_axis(case)
+    counts, left = [1] * len(shape), 8
+    if kind in ("classes", "both") and at is not None and shape[at]:
+        most = left if kind == "classes" else 4
+        counts[at] = max(n for n in range(1, most + 1) if shape[at] % n == 0)
+        left //= counts[at]
+    for i, length in enumerate(shape):
+        if i != at and length and kind != "classes":
+            counts[i] = max(n for n in range(1, left + 1) if length % n == 0)
+            left //= counts[i]
+    of_both = kind == "both" and (at is None or counts[at] == 1 or math.prod(counts) == counts[at])
+    return [1] * len(shape) if of_both else counts
 
 
 def mapped(case):
