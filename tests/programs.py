@@ -14,6 +14,7 @@ START = """
     import torch
     import torch.distributed as dist
     from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
 
     import maskloss as ml
 
@@ -22,6 +23,21 @@ START = """
     store, timeout = dist.FileStore(rendezvous, processes), datetime.timedelta(seconds=int(sys.argv[4]))
     dist.init_process_group("gloo", store=store, timeout=timeout, world_size=processes, rank=rank)
     generator = torch.Generator().manual_seed(0)
+
+
+    class Collectives(TorchDispatchMode):
+        \"""The numbers that each collective takes, or those that it gives where these are more.\"""
+
+        def __init__(self):
+            super().__init__()
+            self.sizes = []
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **kwargs or {})
+            if function.namespace == "c10d":
+                tensors = ([x for x in tree_leaves(arg) if isinstance(x, torch.Tensor)] for arg in (*args, out))
+                self.sizes.append(max(sum(x.numel() for x in each) for each in tensors))
+            return out
 
 
     def normal(*shape):

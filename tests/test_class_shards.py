@@ -24,19 +24,6 @@ BEGIN = """
     own = slice(rank * held, (rank + 1) * held)
 
 
-    class Collectives(TorchDispatchMode):
-        \"""The numbers that each collective takes.\"""
-
-        def __init__(self):
-            super().__init__()
-            self.sizes = []
-
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            if function.namespace == "c10d":
-                self.sizes.append(sum(x.numel() for x in args[0]))
-            return function(*args, **kwargs or {})
-
-
     def refused(kind, words, call):
         try:
             call()

@@ -10,7 +10,6 @@ from tests.programs import PROCESSES, on_processes
 
 BEGIN = """
     from torch.distributed.tensor import Replicate, Shard, distribute_tensor
-    from torch.utils._pytree import tree_leaves
 
     entries, features, classes = (4, 5), 3, 6
     labels = torch.randint(classes, entries, generator=generator)
@@ -40,24 +39,6 @@ BEGIN = """
         (("mask",), {"reduction": "mean_over_sequences"}),
         ((), {"ignore_index": 3, "reduction": "mean_over_kept"}),
     )
-
-
-    class Moved(TorchDispatchMode):
-        \"""The most numbers that any collective took or gave.\"""
-
-        most = 0
-
-        def __init__(self):
-            super().__init__()
-            self.sizes = []
-
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            out = function(*args, **kwargs or {})
-            if function.namespace == "c10d":
-                sizes = [x.numel() for x in tree_leaves((args, out)) if isinstance(x, torch.Tensor)]
-                self.most = max(self.most, *sizes)
-                self.sizes.append(max(sizes))
-            return out
 
 
     def whole(x):
@@ -98,14 +79,14 @@ LOGITS = """
                 wanted = losses(ml.cross_entropy, logits.clone().requires_grad_(), targets, **given, **options)
                 there = {n: split(a) for n, a in given.items()}
                 x, y = split(logits).requires_grad_(), split(targets)
-                with Moved() as moved:
+                with Collectives() as moved:
                     found = losses(ml.cross_entropy, {before}, y, **there, **options)
                 close(found, wanted, (name, names, options))
                 assert found[1].placements == x.placements, (name, names, options, found[1].placements)
                 # A few numbers per entry, or per class, but not per both.
                 if not names and targets is labels and options.get("reduction") != "mean_over_sequences":
                     assert len(moved.sizes) <= most, (name, options, moved.sizes)
-                assert moved.most <= 4 * labels.numel(), (name, names, options, moved.most)
+                assert max(moved.sizes, default=0) <= 4 * labels.numel(), (name, names, options, moved.sizes)
         twice = []
         for x, y in ((logits.clone(), labels), (split(logits), split(labels))):
             x.requires_grad_()
@@ -147,13 +128,13 @@ LINEAR = """
             there = {n: split(a, kinds.get(n, of_entries)) for n, a in given.items()}
             h, k = split(hidden, of_hidden).requires_grad_(), split(kernel, of_kernel).requires_grad_()
             b, y = split(bias, of_classes), split(labels, of_entries)
-            with Moved() as moved:
+            with Collectives() as moved:
                 found = losses(ml.linear_cross_entropy, h, k, y, variables=2, bias=b, **there, **options)
             close(found, wanted, (name, names, options))
             assert [x.placements for x in found[1:3]] == [h.placements, k.placements], (name, names, options)
             if not names and options.get("reduction") != "mean_over_sequences":
                 assert len(moved.sizes) <= most, (name, names, options, moved.sizes)
-            assert moved.most <= 4 * labels.numel(), (name, names, options, moved.most)
+            assert max(moved.sizes, default=0) <= 4 * labels.numel(), (name, names, options, moved.sizes)
         twice = []
         for place in (lambda x, placements: x.clone(), split):
             h, k, y = place(hidden, of_hidden).requires_grad_(), place(kernel, of_kernel), place(labels, of_entries)

@@ -10,7 +10,7 @@ import math
 from typing import Any, NamedTuple
 
 from ._arguments import Like, describe, fail, number_of
-from ._arrays import Array, Namespace
+from ._arrays import Array, Namespace, called_while_traced
 
 SERIALS = itertools.count()
 
@@ -88,6 +88,7 @@ def check_parts(part: Part, entries: tuple[int, ...], serial: int, like: Like) -
     check_alike(parts, part.classes)
 
 
+@called_while_traced
 def check_alike(parts: list[tuple[int, ...]], total: int) -> None:
     what = ", ".join(f"[{start}, {start + held}) of {classes}" for start, held, classes, _ in parts)
     if len({classes for *_, classes, _ in parts}) > 1:
@@ -105,10 +106,6 @@ def check_alike(parts: list[tuple[int, ...]], total: int) -> None:
         end += held
     if end != total:
         fail(ValueError, "class_shard", f"of parts {what}", "together they must be all classes, once")
-
-
-# What torch.compiler.assume_constant_result sets, which imports Dynamo for it: Dynamo traces none of these words.
-vars(check_alike)["_dynamo_marked_constant"] = True
 
 
 def own_labels(part: Part | None, labels: Array, *, xp: Namespace) -> tuple[Array, Array | None]:

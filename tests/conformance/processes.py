@@ -22,7 +22,7 @@ import pytest
 import maskloss as ml
 from tests.backends import BACKENDS, to_numpy
 from tests.conformance.cases import CASES
-from tests.conformance.runs import LINEAR, UPSTREAM, call, class_axis, is_array, placed, reduction_of, upstream_of
+from tests.conformance.runs import LINEAR, call, class_axis, denominator, is_array, placed, reduction_of
 
 PROCESSES = 4
 
@@ -144,10 +144,7 @@ def with_divisor(case, arrays, reduction, shard, group):
     if group is None or case.function != "cross_entropy" or own:
         return arrays
     if shard is None:
-        names = ("mask", "weights", "class_weights", "class_mask", "ignore_index", "axis", "validate")
-        given = {n: a for n, a in {**arrays, **case.options}.items() if n in names}
-        classes = case.inputs["logits"].shape[class_axis(case)]
-        divisor = ml.denominator(arrays["labels"], classes=classes, reduction=reduction, **given)
+        divisor = denominator(case, arrays)["denominator"]
     else:
         divisor = call(case, arrays, reduction, with_stats=True, class_shard=shard)[1].denominator
     return arrays | {"denominator": all_reduce(divisor, group=group)}
@@ -156,6 +153,8 @@ def with_divisor(case, arrays, reduction, shard, group):
 def outputs(case, arrays, shard, group, entries):
     """Of scalars, what this part adds to them."""
     import torch
+
+    from tests.conformance.modes import torch_gradients
 
     reduction = reduction_of(case)
     given = with_divisor(case, arrays, reduction, shard, group)
@@ -166,27 +165,22 @@ def outputs(case, arrays, shard, group, entries):
         out["entries"] = call(case, arrays, "none", class_shard=shard)
         out["again"], stats = call(case, given, reduction, with_stats=True, class_shard=shard)
         out |= {f"stats {field}": x for field, x in stats._asdict().items()}
-    out |= {f"d {name}": x for name, x in gradients(case, out["value"], arrays, entries).items()}
+    gradients = torch_gradients(case, out["value"], arrays, upstream_of_part(case, out["value"], entries))
+    if isinstance(gradients, Exception):
+        raise gradients
+    out |= {f"d {name}": x for name, x in gradients.items()}
     return {key: to_numpy(BACKENDS["torch"], x) for key, x in out.items()}
 
 
-def gradients(case, value, arrays, entries):
-    import torch
+def upstream_of_part(case, value, entries):
+    """That of the whole value, of which this process has the entries."""
+    from tests.conformance.modes import upstream
 
-    from tests.conformance.modes import split
-
-    names, variables = split(case, arrays)
-    if not names:
-        return {}
-    upstream = np.asarray(UPSTREAM)
-    if value.ndim or case.function != "cross_entropy":
-        shape = case.inputs["logits"].shape
-        upstream = upstream_of(tuple(n for i, n in enumerate(shape) if i != class_axis(case)))
-        if entries.axis is not None:
-            axis = entries.axis - (entries.axis > class_axis(case))
-            upstream = upstream.take(range(entries.start, entries.stop), axis)
-    upstream = torch.from_numpy(upstream.copy()).to(value)
-    return dict(zip(names, torch.autograd.grad(value, variables, upstream), strict=True))
+    shape, at = case.inputs["logits"].shape, class_axis(case)
+    whole = upstream(case, tuple(n for i, n in enumerate(shape) if i != at) if value.ndim else ())
+    if entries.axis is None or not whole.ndim:
+        return whole
+    return whole.take(range(entries.start, entries.stop), entries.axis - (entries.axis > at))
 
 
 def answer(*asked):

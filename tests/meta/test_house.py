@@ -11,7 +11,8 @@ from maskloss._capabilities import LIBRARIES
 SOURCE = Path(maskloss.__file__).parent
 # Rooms by floor, the lowest first: a file imports from lower floors alone.
 FLOORS = (
-    ("_capabilities", "_arrays.standard", "_arrays.torch_functions"),
+    ("_capabilities", "_arrays.standard"),
+    ("_arrays.torch_functions",),
     ("_arrays.numpy", "_arrays.torch", "_arrays.jax", "_arrays.strict"),
     ("_arrays.cupy",),
     ("_arrays",),

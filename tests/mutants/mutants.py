@@ -834,8 +834,8 @@ MUTANTS = [
     ),
     Mutant(
         "sums that DTensor may put anywhere",
-        "return settled(DTensor.from_local(",
-        "return (DTensor.from_local(",
+        "return settled(from_part(",
+        "return (from_part(",
         "the logits are moved to where it puts them",
         ("tests/test_dtensor_processes.py::test_split_is_whole[torch]",),
         "torch",
@@ -1139,8 +1139,8 @@ MUTANTS = [
     ),
     Mutant(
         "an upstream gradient that is not the same everywhere",
-        "return own(gradients[0], ctx.group), None",
-        "return gradients[0], None",
+        "adjoint = own if ctx.sums else all_sum",
+        "adjoint = own",
         "second derivatives lack what the other parts make of it",
         ("tests/test_class_shards.py::test_in_processes[torch-second derivatives]",),
         "torch",
@@ -1155,8 +1155,8 @@ MUTANTS = [
     ),
     Mutant(
         "a tangent of one part",
-        "return all_sum(tangents[0], ctx.group)",
-        "return tangents[0]",
+        "same = all_sum if ctx.sums else own",
+        "same = own",
         "a forward derivative is of the classes held here",
         ("tests/test_class_shards.py::test_in_processes[torch-transformed]",),
         "torch",

@@ -15,6 +15,7 @@ from array_api_compat import is_cupy_array, is_jax_array, is_numpy_array
 
 from .standard import Array as Array
 from .standard import Namespace as Namespace
+from .standard import called_while_traced as called_while_traced
 from .standard import is_numpy_scalar as is_numpy_scalar
 from .standard import is_static as is_static
 

@@ -88,5 +88,19 @@ class Jax(Namespace):
     def stop_gradient(self, x: Array) -> Array:
         return jax.lax.stop_gradient(x)
 
+    def with_derivative_of(self, formula: Array, value: Array) -> Array:
+        return with_derivative_of(formula, value)
+
+
+@jax.custom_jvp
+def with_derivative_of(formula: Any, value: Any) -> Any:
+    """Where nothing is derived, the formula is not computed."""
+    return value
+
+
+@with_derivative_of.defjvp
+def _(primals: Any, tangents: Any) -> Any:
+    return with_derivative_of(*primals), tangents[0]
+
 
 xp = Jax("jax", functions)

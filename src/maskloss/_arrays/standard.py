@@ -27,6 +27,13 @@ def is_static(*lengths: Any) -> bool:
     return all(type(length) is int for length in lengths)
 
 
+def called_while_traced(function: Any) -> Any:
+    """A function that torch.compile calls while it traces, and whose result it takes for a constant."""
+    # What torch.compiler.assume_constant_result sets, which imports Dynamo for it.
+    vars(function)["_dynamo_marked_constant"] = True
+    return function
+
+
 def is_numpy_scalar(value: object) -> bool:
     for kind in type(value).__mro__:  # noqa: SIM110  (any() would call a generator for each)
         if kind.__name__ == "generic" and kind.__module__ == "numpy":
@@ -256,6 +263,10 @@ class Namespace:
 
     def stop_gradient(self, x: Array) -> Array:
         return x
+
+    def with_derivative_of(self, formula: Array, value: Array) -> Array:
+        """The value, with the derivative of the formula."""
+        return value
 
     # Calls.
 

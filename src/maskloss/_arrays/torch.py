@@ -170,6 +170,9 @@ class Torch(Namespace):
     def stop_gradient(self, x: Array) -> Array:
         return x.detach()
 
+    def with_derivative_of(self, formula: Array, value: Array) -> Array:
+        return value.detach() + (formula - formula.detach())
+
     def place_in(self, group: Any, x: Array) -> tuple[Any, Any, int]:
         if is_distributed(x):
             raise TypeError("logits are a DTensor, which says itself how it is split; class_shard is for plain tensors")
@@ -230,7 +233,7 @@ def settled(x: Array) -> Array:
 
 def largest_of_parts(x: Array, keepdims: bool) -> Array:
     """The maximum along the last axis, as a constant. Of an empty part DTensor's own is an error (torch 2.13)."""
-    from torch.distributed.tensor import DTensor, Partial, Shard
+    from torch.distributed.tensor import Partial, Shard
 
     part, last, kept = x.to_local(), Shard(x.ndim - 1), [1] * keepdims
     if part.shape[-1]:
@@ -238,10 +241,17 @@ def largest_of_parts(x: Array, keepdims: bool) -> Array:
     else:
         lowest = -math.inf if part.dtype.is_floating_point else torch.iinfo(part.dtype).min
         part = part.new_full((*part.shape[:-1], *kept), lowest)
-    whole = torch.empty((*x.shape[:-1], *kept), device="meta")
     placements = [Partial("max") if placement == last else placement for placement in x.placements]
-    shape, stride = whole.shape, whole.stride()
-    return settled(DTensor.from_local(part, x.device_mesh, placements, run_check=False, shape=shape, stride=stride))
+    return settled(from_part(part, x.device_mesh, placements, (*x.shape[:-1], *kept)))
+
+
+def from_part(part: Array, mesh: Any, placements: Any, shape: tuple[int, ...]) -> Array:
+    """A DTensor of that shape, of which this process has the part."""
+    from torch.distributed.tensor import DTensor
+
+    whole = torch.empty(shape, device="meta")
+    size, stride = whole.shape, whole.stride()
+    return DTensor.from_local(part, mesh, placements, run_check=False, shape=size, stride=stride)
 
 
 def in_transform() -> bool:

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-Array = Any
+from .standard import Array, called_while_traced
+
 distributed: Any = torch.distributed
 
 
@@ -86,13 +87,10 @@ def _gathered(numbers: tuple[int, ...], group_name: str, device: Any, serial: in
     return [tuple(map(int, part)) for part in found]
 
 
+@called_while_traced
 def gathered(*given: Any) -> list[tuple[int, ...]]:
     """The numbers of each process of a group; asked once for a serial, however often a compiler traces it again."""
     return _gathered(*given)
-
-
-# What torch.compiler.assume_constant_result sets, which imports Dynamo for it: they are asked while it traces.
-vars(gathered)["_dynamo_marked_constant"] = True
 
 
 def reduced_over(x: Array, group: Any, operation: str) -> Array:
@@ -106,11 +104,13 @@ def all_max(x: Array, group: Any) -> Array:
 
 
 def all_sum(x: Array, group: Any) -> Array:
-    return called(_TracedSum, _AllSum, x, group)
+    """Of which each process makes the same: what comes back to one is whole already."""
+    return called(_TracedOverGroup, _OverGroup, x, group, True)
 
 
 def own(x: Array, group: Any) -> Array:
-    return called(_TracedOwn, _Own, x, group)
+    """The identity of what is the same in each process, before each makes its own of it: what comes back adds up."""
+    return called(_TracedOverGroup, _OverGroup, x, group, False)
 
 
 class _AllMax(torch.autograd.Function):
@@ -129,53 +129,29 @@ class _AllMax(torch.autograd.Function):
         return all_max(*args), in_dims[0]
 
 
-class _TracedSum(torch.autograd.Function):
-    """A sum over a group, of which each process makes the same: what comes back to one is whole already."""
+class _TracedOverGroup(torch.autograd.Function):
+    """all_sum, or own, which is its adjoint."""
 
     @staticmethod
-    def forward(x: Array, group: Any) -> Array:
-        return reduced_over(x, group, "SUM")
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Array) -> None:
-        _, ctx.group = inputs
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        return own(gradients[0], ctx.group), None
-
-
-class _AllSum(_TracedSum):
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Array:
-        return all_sum(tangents[0], ctx.group)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Array, Any]:
-        return all_sum(*args), in_dims[0]
-
-
-class _TracedOwn(torch.autograd.Function):
-    """The identity of what is the same in each process, before each makes its own of it: what comes back adds up."""
-
-    @staticmethod
-    def forward(x: Array, group: Any) -> Array:
-        return x.view_as(x)
+    def forward(x: Array, group: Any, sums: bool) -> Array:
+        return reduced_over(x, group, "SUM") if sums else x.view_as(x)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Array) -> None:
-        _, ctx.group = inputs
+        _, ctx.group, ctx.sums = inputs
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        return all_sum(gradients[0], ctx.group), None
+        adjoint = own if ctx.sums else all_sum
+        return adjoint(gradients[0], ctx.group), None, None
 
 
-class _Own(_TracedOwn):
+class _OverGroup(_TracedOverGroup):
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Array:
-        return own(tangents[0], ctx.group)
+        same = all_sum if ctx.sums else own
+        return same(tangents[0], ctx.group)
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Array, Any]:
-        return own(*args), in_dims[0]
+    def vmap(info: Any, in_dims: tuple[Any, ...], x: Array, group: Any, sums: bool) -> tuple[Array, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return (all_sum if sums else own)(x, group), in_dims[0]

@@ -60,7 +60,7 @@ def forward(rows: Rows, xp: Namespace) -> Forward:
         return softmax.forward(rows, xp)
     keep, labels = rows.keep, rows.labels
     lse, total, shift, label_logits = sums(rows.dtype, False, rows.logits, labels, keep)
-    nll = with_derivative_of(lse - label_logits, label_costs(total, label_logits, shift))
+    nll = xp.with_derivative_of(lse - label_logits, label_costs(total, label_logits, shift))
     return Forward(nll, None, lse if rows.with_lse else None, total, shift)
 
 
@@ -70,17 +70,6 @@ def label_costs(total: Any, label_logits: Any, shift: Any) -> Any:
     ratio = jnp.maximum(total / jnp.exp(label_logits - shift), 1.0)
     far = jnp.log(softmax.positive(total, xp=xp)) - (label_logits - shift)
     return jnp.where(ratio <= GREATEST_RATIO, jnp.log(ratio), far)
-
-
-@jax.custom_jvp
-def with_derivative_of(formula: Any, value: Any) -> Any:
-    """The value, which is the formula's but for rounding; the derivative is the formula's."""
-    return value
-
-
-@with_derivative_of.defjvp
-def _(primals: Any, tangents: Any) -> Any:
-    return with_derivative_of(*primals), tangents[0]
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))

@@ -280,9 +280,9 @@ def of_projection(
     """The lane in chunks, with its derivative."""
     hidden, kernel, bias, chunk_size = projection
     variables = [x for x in (hidden, kernel, bias, rows.targets) if x is not None]
-    if takes_operators(*variables) and rows.part is not None:
-        return torch_parts.of_projection(lane, projection, rows, answers)
     if takes_operators(*variables):
+        if rows.part is not None:
+            return torch_parts.of_projection(lane, projection, rows, answers)
         named = zip(PARTS, (hidden, kernel, bias, rows.targets), strict=True)
         parts = ",".join(name for name, x in named if x is not None and x.requires_grad)
         parts = parts if torch.is_grad_enabled() else ""

@@ -6,10 +6,12 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+from torch.distributed.tensor import Partial, Replicate, Shard
 
+from .._arrays.torch import from_part
 from .._engine.projection import Projection
 from .._math.rows import Found, RowFunction, Rows
+from .._math.softmax import Upstream
 from .._shards import Part
 
 Tensor = Any
@@ -40,10 +42,9 @@ class Layout(NamedTuple):
             hidden, kernel, bias, chunk_size = projection
             kernel, bias = (local(x, self.of_classes, self) for x in (kernel, bias))
             projection = Projection(local(hidden, self.of_entries, self), kernel, bias, chunk_size)
-        known_here = (
-            None if known is None else lambda: of_each(known(), partial(local, placements=self.of_entries, layout=self))
-        )
-        return projection, local_rows(rows, self), local(answers, self.of_entries, self), known_here
+        of_entries = partial(local, placements=self.of_entries, layout=self)
+        known_here = None if known is None else lambda: Upstream(*map(of_entries, known()))
+        return projection, local_rows(rows, self), of_entries(answers), known_here
 
     def whole(self, function: RowFunction, found: Found) -> Found:
         """Of what may be differentiated; the rest is for each process' backward."""
@@ -96,10 +97,6 @@ def local(x: Tensor | None, placements: tuple[Any, ...], layout: Layout) -> Tens
     return part if type(part) is torch.Tensor else part.clone()  # of a collective that nobody has waited for yet
 
 
-def of_each(numbers: Any, function: Any) -> Any:
-    return numbers._make(map(function, numbers))
-
-
 def along(x: Tensor | None, layout: Layout) -> tuple[Any, ...]:
     """The placements of numbers that broadcast to those of the layout: of all its axes, or of the classes alone."""
     if x is None or x.ndim < len(layout.shape):
@@ -124,6 +121,4 @@ def whole(x: Tensor | None, layout: Layout) -> Tensor | None:
     """Numbers of this process' entries as those of all."""
     if x is None:
         return None
-    shape = torch.Size(layout.shape[:-1])
-    stride = torch.empty(shape, device="meta").stride()
-    return DTensor.from_local(x, layout.mesh, layout.of_entries, run_check=False, shape=shape, stride=stride)
+    return from_part(x, layout.mesh, layout.of_entries, layout.shape[:-1])

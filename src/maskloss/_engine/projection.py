@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Set
 from typing import Any, NamedTuple
 
-from .._arrays import Array, Namespace
+from .._arrays import Array, Namespace, called_while_traced
 from .._math.parts import Best, best_of, is_largest
 from .._math.rows import Found, Rows, Value
 from . import lanes
@@ -138,14 +138,11 @@ def selected_hidden(hidden: Array, keep: Array | None, dtype: Any, *, xp: Namesp
     return hidden if keep is None else xp.where(xp.expand_dims(keep, axis=-1), hidden, 0.0)
 
 
+@called_while_traced
 def warn_of_chunks(why: str) -> None:
     # Without the size, which torch.compile may have as a symbol.
     text = f"chunk_size is ignored: all logits are made at once, since {why}"
     warnings.warn(text, ChunkSizeWarning, stacklevel=2)
-
-
-# What torch.compiler.assume_constant_result sets, which imports Dynamo for it: the warning is given while it traces.
-vars(warn_of_chunks)["_dynamo_marked_constant"] = True
 
 
 def with_all_logits(projection: Projection, rows: Rows, why: str, *, xp: Namespace) -> Rows:

@@ -86,22 +86,18 @@ def with_lse_held(rows: Rows, out: softmax.Forward, *, xp: Namespace) -> softmax
     nll, dot = out.nll, out.dot
     if nll is not None and rows.labels is not None:
         at_label = xp.class_indices(x, rows.labels.dtype) == xp.expand_dims(rows.labels, axis=-1)
-        nll = derived_as(nll, -xp.sum(xp.where(at_label, x, 0.0), axis=-1), xp=xp)
+        label_logits = xp.sum(xp.where(at_label, x, 0.0), axis=-1)
+        nll = xp.with_derivative_of(finite(-label_logits, xp=xp), nll)
     if dot is not None:
         lse = xp.stop_gradient(out.lse)
         cost = xp.expand_dims(finite(lse, xp=xp), axis=-1) - x
-        dot = derived_as(dot, xp.sum(selected_targets(rows, xp=xp) * finite(cost, xp=xp), axis=-1), xp=xp)
+        spent = xp.sum(selected_targets(rows, xp=xp) * finite(cost, xp=xp), axis=-1)
+        dot = xp.with_derivative_of(finite(spent, xp=xp), dot)
     return out._replace(nll=nll, dot=dot)
 
 
 def finite(x: Array, *, xp: Namespace) -> Array:
     return xp.where(xp.isfinite(x), x, 0.0)
-
-
-def derived_as(value: Array, formula: Array, *, xp: Namespace) -> Array:
-    """The value, with the derivative of the formula; of an infinite one none."""
-    formula = finite(formula, xp=xp)
-    return xp.stop_gradient(value) + (formula - xp.stop_gradient(formula))
 
 
 def of_all(rows: Rows, out: softmax.Forward, *, xp: Namespace) -> Forward:
