@@ -10,7 +10,7 @@ from numbers import Integral, Real
 from typing import Any, Literal, NamedTuple, NoReturn, get_args
 
 from ._arrays import FLOATS, HALVES, INTEGERS, Array, Namespace, as_array, dtype_name, is_numpy_scalar, namespace_of
-from ._capabilities import DTYPES, IMPLEMENTATIONS, LIBRARIES
+from ._capabilities import DTYPES, IMPLEMENTATIONS, LIBRARIES, NOT_REPRODUCIBLE
 
 Shape = tuple[int, ...]
 Reduction = Literal["none", "sum", "mean", "mean_over_kept", "mean_over_all", "mean_over_sequences"]
@@ -20,7 +20,7 @@ CHOICES: dict[str, tuple[str | bool, ...]] = {
     "validate": ("auto", True, False),
     "kernel_layout": ("vd", "dv"),
     "implementation": tuple(IMPLEMENTATIONS),
-    **dict.fromkeys(("with_stats", "has_aux", "keepdims"), (True, False)),
+    **dict.fromkeys(("with_stats", "has_aux", "keepdims", "reproducible"), (True, False)),
 }
 # Ends of the range, and what is accepted. Any other number is finite and real.
 RANGES: dict[str, tuple[float | None, float, str]] = {
@@ -160,6 +160,13 @@ def array_of(name: str, x: Any, like: Like | None) -> tuple[Array, str, Namespac
 def floating_like(name: str, x: Any) -> Like:
     x, kind, xp = array_of(name, x, None)
     return Like(name, x, xp, xp.float32 if kind in HALVES else x.dtype)
+
+
+def check_reproducible(like: Like) -> None:
+    device = f"{like.xp.name} {str(getattr(like.array, 'device', '')).partition(':')[0]}"
+    for what in (dtype_name(like.array), device, "DTensor" if hasattr(like.array, "placements") else ""):
+        if what in NOT_REPRODUCIBLE:
+            fail(ValueError, "reproducible", f"True beside {like.name} of {what}", NOT_REPRODUCIBLE[what])
 
 
 def broadcasts(given: Shape, shape: Shape) -> bool:

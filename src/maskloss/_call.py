@@ -6,15 +6,17 @@ from typing import Any, NamedTuple
 
 from . import _arguments
 from ._arguments import Like, describe, fail
-from ._arrays import FLOATS, Array, dtype_name
+from ._arrays import FLOATS, Array, dtype_name, namespace_of
 from ._engine.projection import Projection
 from ._inputs import Given, Inputs, prepare
+from ._math.exact import flushed, order_free
 
 
 class Options(NamedTuple):
     label_smoothing: float = 0.0
     z_loss: float = 0.0
     softcap: float | None = None
+    reproducible: bool = False
 
 
 class Call(NamedTuple):
@@ -30,9 +32,25 @@ class Call(NamedTuple):
 PLAIN = Options()
 
 
+def reproducible(like: Like, given: Given) -> tuple[Like, Given]:
+    """In float64, of weights that are 0 where some devices would make it so."""
+    _arguments.check_reproducible(like)
+    names = "labels", "weights", "class_weights"
+    floating = {name: x for name in names if is_floating(x := getattr(given, name))}
+    own: Any = namespace_of
+    given = given._replace(**{name: flushed(x, xp=own(x)) for name, x in floating.items()})
+    return like._replace(dtype=like.xp.float64), given
+
+
+def is_floating(x: Any) -> bool:
+    return namespace_of(x) is not None and dtype_name(x) in ("float32", "float64", "bfloat16")
+
+
 def of_logits(logits: Any, axis: Any, given: Given, options: Options = PLAIN, *reducing: Any) -> Call:
     """Of cross_entropy's arguments, or fewer; those at the end are `checked`'s."""
     like = _arguments.floating_like("logits", logits)
+    if options.reproducible:
+        like, given = reproducible(like, given)
     logits, shape = like.array, tuple(like.array.shape)
     if not shape:
         fail(ValueError, "logits", describe(logits), "it needs a class axis: at least one dimension")
@@ -97,7 +115,7 @@ def checked(
     with_stats: Any = False,
     implementation: Any = None,
 ) -> Call:
-    label_smoothing, z_loss, softcap = options
+    label_smoothing, z_loss, softcap, is_reproducible = options
     dtype, xp = inputs.dtype, inputs.xp
     _arguments.check_choice(reduction=reduction, with_stats=with_stats)
     if type(z_loss) is not float or z_loss:
@@ -108,5 +126,7 @@ def checked(
         softcap = _arguments.check_number("softcap", softcap, dtype, xp)
     if denominator is not None:
         denominator = _arguments.to_denominator(denominator, reduction, inputs.like)
-    options = Options(label_smoothing, z_loss, softcap)
+    if is_reproducible:
+        inputs = inputs._replace(xp=order_free(xp))
+    options = Options(label_smoothing, z_loss, softcap, is_reproducible)
     return Call(inputs, options, projection, reduction, denominator, with_stats, implementation)

@@ -55,6 +55,13 @@ MISSING = {
     ("*", "array_api_strict", "float16"): "the library has no float16",
 }
 
+# dtype of the logits, or library + device -> why there is no reproducible=True.
+NOT_REPRODUCIBLE = {
+    "float64": "its products need more bits than float64 has; float32, bfloat16 and float16 have such results",
+    "torch mps": "its sums and products are of float64, which the device has not",
+    "DTensor": "DTensor's own operations come between; pass this process' part and class_shard, or .full_tensor()",
+}
+
 IMPLEMENTATIONS = {
     "analytic": Implementation("the analytic forward and backward pair, on kept rows; keeps two numbers a row", {}),
     "autodiff": Implementation("one array-API expression, differentiated by the framework", {}),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from . import _bindings
-from ._arguments import Reduction
-from ._arrays import Array, namespace_of, on_arrays
+from ._arguments import Reduction, check_choice, fail, floating_like
+from ._arrays import Array, as_array, namespace_of, on_arrays
+from ._bindings.reproducible import LOSS, restored
 from ._call import Options, of_labels, of_logits
 from ._inputs import Given
 from ._math.terms import denominator_of
@@ -35,6 +36,7 @@ def cross_entropy(
     validate: bool | Literal["auto"] = "auto",
     implementation: str | None = None,
     class_shard: ClassShard | None = None,
+    reproducible: bool = False,
 ) -> Any:
     r"""Masked cross-entropy between logits and labels.
 
@@ -125,6 +127,15 @@ def cross_entropy(
     >>> print(round(float(loss), 4))
     0.7261
     """
+    if reproducible is not False:
+        given: dict[str, Any] = {
+            **{"logits": logits, "labels": labels, "mask": mask, "weights": weights, "class_weights": class_weights},
+            **{"class_mask": class_mask, "ignore_index": ignore_index, "label_smoothing": label_smoothing},
+            **{"z_loss": z_loss, "softcap": softcap, "axis": axis, "reduction": reduction, "denominator": denominator},
+            **{"with_stats": with_stats, "validate": validate, "implementation": implementation},
+            **{"class_shard": class_shard, "reproducible": reproducible},
+        }
+        return _reproducible_loss(given)
     plain = weights is class_weights is class_mask is ignore_index is softcap is denominator is implementation is None
     plain = (
         plain
@@ -144,6 +155,17 @@ def cross_entropy(
     options = Options(label_smoothing, z_loss, softcap)
     call = of_logits(logits, axis, given, options, reduction, denominator, with_stats, implementation)
     return _bindings.loss(call)
+
+
+def _reproducible_loss(given: dict[str, Any]) -> Any:
+    check_choice(reproducible=given["reproducible"])
+    if given["implementation"] not in (None, "analytic"):
+        accepted = "reproducible=True has one arithmetic of its own; pass None"
+        fail(ValueError, "implementation", repr(given["implementation"]), accepted)
+    floating_like("logits", given["logits"])
+    given = {name: as_array(x) for name, x in given.items()}
+    binding = _bindings.binding_of(cast(Any, namespace_of(given["logits"])))
+    return restored(binding.reproducible(LOSS, given))
 
 
 @on_arrays

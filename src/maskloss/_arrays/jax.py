@@ -12,7 +12,7 @@ import jax.numpy as functions
 import numpy as np
 from jax.core import Tracer
 
-from .standard import Array, Namespace, is_static, taken_from_copies
+from .standard import Array, Namespace, is_static, settled, shortened, taken_from_copies
 
 
 class Jax(Namespace):
@@ -81,6 +81,12 @@ class Jax(Namespace):
         has_nan = self.any(self.isnan(x), axis=axis, keepdims=keepdims)
         return self.where(has_nan, self.nan, self.max(x, axis=axis, keepdims=keepdims))
 
+    def argmax(self, x: Array, *, axis: int | None = None) -> Array:
+        if axis is None:
+            return functions.argmax(x)
+        # Of int64 it cannot be lowered in a program of 32 bits, in which enable_x64 was called (jax 0.10.2).
+        return jax.lax.argmax(x, axis % x.ndim, functions.int32)
+
     def sum_all(self, x: Array) -> Array:
         # An axis that is split over devices merges with no other.
         return self.sum_over(x, tuple(range(x.ndim)), keepdims=False)
@@ -88,8 +94,32 @@ class Jax(Namespace):
     def stop_gradient(self, x: Array) -> Array:
         return jax.lax.stop_gradient(x)
 
+    def power_of_two(self, exponent: Array) -> Array:
+        return of_bits((self.astype(exponent, self.int64) + 1023) << 52)
+
+    def power_above(self, x: Array) -> Array:
+        bits = jax.lax.bitcast_convert_type(self.maximum(x, 2.0**-901), self.int64)
+        return of_bits(((bits >> 52) + 1) << 52)
+
+    def settled(self, x: Array) -> Array:
+        return settled(x, xp=self)
+
+    def times(self, a: Array, b: Array) -> Array:
+        return self.settled(a * b)
+
+    def varying(self, value: float, like: Array) -> Array | float:
+        return jax.lax.optimization_barrier(self.asarray(value, dtype=like.dtype))
+
+    def rounded_to(self, x: Array, dtype: Any) -> Array:
+        # XLA makes one conversion of two.
+        return self.astype(x if dtype == self.float32 else shortened(x, xp=self), dtype)
+
     def with_derivative_of(self, formula: Array, value: Array) -> Array:
         return with_derivative_of(formula, value)
+
+
+def of_bits(bits: Array) -> Array:
+    return jax.lax.bitcast_convert_type(bits, functions.float64)
 
 
 @jax.custom_jvp

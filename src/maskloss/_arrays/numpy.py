@@ -32,6 +32,23 @@ class NumPyLike(Namespace):
     def clipped_below(self, x: Array, low: float) -> Array:
         return x.clip(low, None)
 
+    def power_of_two(self, exponent: Array) -> Array:
+        return self.ldexp(self.ones_like(exponent), self.astype(exponent, self.int32))
+
+    def power_above(self, x: Array) -> Array:
+        return self.ldexp(self.ones_like(x), self.frexp(self.clip(x, 2.0**-901, None))[1])
+
+    def raised_to(self, x: Array, low: float) -> None:
+        self.maximum(x, low, out=x)
+
+    def flush(self, x: Array, least: float) -> None:
+        x[self.abs(x) < least] = 0.0
+
+    def exponent_bits(self, x: Array) -> Array:
+        bits = x.view(self.int64)
+        self.left_shift(bits, 52, out=bits)
+        return x
+
     def sums_side_by_side(self, x: Array, axis: int) -> bool:
         return axis == x.ndim - 1
 

@@ -268,11 +268,64 @@ class Namespace:
         """The value, with the derivative of the formula."""
         return value
 
+    # Powers of two, and what stands between a product and a sum.
+
+    def power_of_two(self, exponent: Array) -> Array:
+        """2^exponent, exact, of integers in float64."""
+        return self.pow(self.full_like(exponent, 2.0), exponent)
+
+    def power_above(self, x: Array) -> Array:
+        """The least power of two above x, of float64 numbers from 0 on; at least 2^-900."""
+        x = self.clip(x, 2.0**-901, None)
+        power = self.power_of_two(self.floor(self.log2(x)))
+        power = self.where(power > x, power * 0.5, power)
+        return self.where(power * 2.0 > x, power * 2.0, power * 4.0)
+
+    def settled(self, x: Array) -> Array:
+        """x, a product, as it was rounded: no compiler contracts it with a sum."""
+        return x
+
+    def times(self, a: Array, b: Array) -> Array:
+        """a b, settled."""
+        return a * b
+
+    def varying(self, value: float, like: Array) -> Array | float:
+        """A number that a compiler takes for no constant."""
+        return value
+
+    def raised_to(self, x: Array, low: float) -> None:
+        """x, not below low, in its place; NaN stays."""
+        raise NotImplementedError
+
+    def exponent_bits(self, x: Array) -> Array:
+        """In the place of x: of its bits the last 11 as the exponent of a float64."""
+        raise NotImplementedError
+
+    def flush(self, x: Array, least: float) -> None:
+        """x in its place, 0 where it is less in size; NaN stays."""
+        raise NotImplementedError
+
+    def rounded_to(self, x: Array, dtype: Any) -> Array:
+        """x of float64 by way of float32, to half precision as well."""
+        return self.astype(self.astype(x, self.float32), dtype, copy=False)
+
     # Calls.
 
     def called(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What the public function returns, with what the library asks for around it."""
         return function(*args, **kwargs)
+
+
+def settled(x: Array, *, xp: Any) -> Array:
+    """Rounded to multiples of its own unit in the last place, which it is."""
+    size = xp.power_above(xp.where(xp.isfinite(x), xp.abs(x), 0.0))
+    return xp.where(xp.isfinite(x), xp.round(x * (2.0**53 / size)) * (size * 2.0**-53), x)
+
+
+def shortened(x: Array, *, xp: Any) -> Array:
+    """Rounded to the 24 bits of float32, still in float64."""
+    size = xp.power_above(xp.where(xp.isfinite(x), xp.abs(x), 0.0))
+    return xp.where(xp.isfinite(x), xp.round(x * (2.0**24 / size)) * (size * 2.0**-24), x)
 
 
 def flattens_by_strides(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:

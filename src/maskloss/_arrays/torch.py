@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from array_api_compat import torch as functions
 
-from .standard import Array, Namespace, flattens_by_strides, taken_from_copies
+from .standard import Array, Namespace, flattens_by_strides, settled, shortened, taken_from_copies
 from .torch_functions import all_max, all_sum, gathered, own, product
 
 internals: Any = torch  # what has no annotations, or is private
@@ -172,6 +172,34 @@ class Torch(Namespace):
 
     def with_derivative_of(self, formula: Array, value: Array) -> Array:
         return value.detach() + (formula - formula.detach())
+
+    def power_of_two(self, exponent: Array) -> Array:
+        return ((exponent.long() + 1023) << 52).view(torch.float64)
+
+    def power_above(self, x: Array) -> Array:
+        bits = x.clip(2.0**-901, None).view(torch.int64)
+        return (((bits >> 52) + 1) << 52).view(torch.float64)
+
+    def settled(self, x: Array) -> Array:
+        return settled(x, xp=self) if torch.compiler.is_compiling() else x
+
+    def times(self, a: Array, b: Array) -> Array:
+        return self.settled(a * b)
+
+    def raised_to(self, x: Array, low: float) -> None:
+        x.clamp_(min=low)
+
+    def flush(self, x: Array, least: float) -> None:
+        internals.ops.aten.hardshrink.out(x, math.nextafter(least, 0.0), out=x)
+
+    def exponent_bits(self, x: Array) -> Array:
+        x.view(torch.int64).bitwise_left_shift_(52)
+        return x
+
+    def rounded_to(self, x: Array, dtype: Any) -> Array:
+        if dtype is torch.float32 or not torch.compiler.is_compiling():
+            return x.to(torch.float32).to(dtype)
+        return shortened(x, xp=self).to(dtype)
 
     def place_in(self, group: Any, x: Array) -> tuple[Any, Any, int]:
         if is_distributed(x):

@@ -36,6 +36,38 @@ def lane_of(function: RowFunction) -> Lane:
 WAYS = dict.fromkeys((None, "analytic"), Way(lane_of, jax_sums.uncovered))
 
 
+def reproducible(function: Any, given: dict[str, Any]) -> tuple[Any, ...]:
+    """In 64 bits, within a program of 32 as well; reverse mode alone."""
+    with jax.enable_x64(True):
+        function.check(given)
+    arrays = {name: x for name, x in given.items() if isinstance(x, jax.Array)}
+
+    @jax.custom_vjp
+    def run(arrays: dict[str, Any]) -> Any:
+        with jax.enable_x64(True):
+            return function.value_of({**given, **arrays})[0]
+
+    def forward(arrays: dict[str, Any]) -> Any:
+        with jax.enable_x64(True):
+            results, saved = function.value_of({**given, **arrays})
+        return results, (arrays, saved)
+
+    def backward(residuals: Any, cotangents: Any) -> Any:
+        arrays, saved = residuals
+        wanted = frozenset(name for name in function.names if name in arrays and is_floating(arrays[name]))
+        cotangents = [None if x.dtype == jax.dtypes.float0 else x for x in cotangents]
+        with jax.enable_x64(True):
+            made = function.gradients_of({**given, **arrays}, saved, cotangents, wanted)
+        return ({name: made.get(name) for name in arrays},)
+
+    run.defvjp(forward, backward)
+    return run(arrays)
+
+
+def is_floating(x: Any) -> bool:
+    return jax.numpy.issubdtype(x.dtype, jax.numpy.floating)
+
+
 def of_logits(lane: Lane, rows: Rows, *, xp: Namespace) -> Any:
     return lane.forward(rows, xp) if rows.part is None else parts.expression(rows, xp, of_part=lane.forward)
 

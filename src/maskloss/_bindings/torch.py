@@ -23,6 +23,7 @@ from . import torch_operators, torch_part_operators, torch_parts
 from .torch_kernels import loss_by_kernels
 from .torch_operators import PARTS
 from .torch_parts import by_expression
+from .torch_reproducible import reproducible as reproducible
 from .torch_shared import SECOND, TENSORS, is_again, needed, owned, projected
 from .torch_small import small_loss
 

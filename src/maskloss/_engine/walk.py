@@ -88,22 +88,22 @@ def visit_of(rows: Rows, entries: tuple[int, ...], *, xp: Namespace) -> Visit:
     )
 
 
-def walk_of(rows: Rows, *, xp: Namespace) -> Walk:
-    """With a workspace, for give_back."""
+def walk_of(rows: Rows, *, buffers: int = 1, xp: Namespace) -> Walk:
+    """With a workspace, of as many blocks as are asked for, for give_back."""
     logits: Array = rows.logits
     *entries, classes = logits.shape
     on_cpu = xp.reads_without_sync(logits)
     rows = rows if rows.keep is None else located(rows, logits, waits=on_cpu, xp=xp)
     visit = visit_of(rows, tuple(entries), xp=xp)
     wide = rows.dtype == xp.float64
-    row_bytes = classes * (8 if wide else 4)
+    row_bytes = classes * (8 if wide else 4) * buffers
     length = max(1, min(visit.visited, (BLOCK_BYTES if on_cpu else ACCELERATOR_BLOCK_BYTES) // row_bytes))
     held = workspace = None
     if xp.has_out and on_cpu:
-        held = taken_out(length, classes, rows.dtype, logits, xp=xp)
+        held = taken_out(length * buffers, classes, rows.dtype, logits, xp=xp)
         workspace = held[-1]
     elif xp.has_out:
-        workspace = xp.empty((length, classes), dtype=rows.dtype, **xp.placement(logits))
+        workspace = xp.empty((length * buffers, classes), dtype=rows.dtype, **xp.placement(logits))
     is_plain = xp.has_out and visit.keep is rows.class_mask is rows.softcap is None
     return Walk(visit, table_of(logits, visit.kept, xp=xp), on_cpu, wide, length, held, workspace, is_plain)
 
@@ -128,7 +128,7 @@ def give_back(held: tuple[Any, Array, Array] | None) -> None:
     """What was taken out, but for a row that is longer than a block."""
     if held is not None:
         key, block, view = held
-        if view.shape[0] > 1 or block.shape[0] > view.shape[1]:
+        if block.nbytes <= BLOCK_BYTES:
             blocks: dict[Any, tuple[Array, Array]] = _held.__dict__
             blocks[key] = block, view
 

@@ -109,6 +109,15 @@ def reduce_entries(entries: Entries, reduction: str, denominator: Array | None, 
     return quotient(total, divisor if denominator is None else denominator, xp=xp)
 
 
+class Cotangents(NamedTuple):
+    """Of what a call returns; None: 0."""
+
+    value: Array | float
+    total: Array | None = None
+    denominator: Array | None = None
+    z_loss: Array | None = None
+
+
 class Derivatives(NamedTuple):
     """Of a scalar reduction with respect to each part."""
 
@@ -119,9 +128,9 @@ class Derivatives(NamedTuple):
 
 
 def reduction_derivatives(
-    entries: Entries, reduction: str, denominator: Array | None, *, xp: Namespace
+    entries: Entries, reduction: str, denominator: Array | None, g: Cotangents = Cotangents(1.0), *, xp: Namespace
 ) -> tuple[Array, Derivatives]:
-    """The value L and its derivatives. With d_each = dL/d(w_i l_i) and d_unit = dL/du_i:
+    """The value L, and the derivatives of it (times g.value; with those of the sums in the statistics). With d_each = dL/d(w_i l_i) and d_unit = dL/du_i:
 
     dL/dl_i = d_each w_i       dL/dw_i = d_each l_i + d_unit m_i       dL/dm_i = d_unit w_i
 
@@ -129,14 +138,16 @@ def reduction_derivatives(
     same again inside, by the chain rule through S_r / D_r.
     """
     total, own = total_and_divisor(entries, reduction, xp=xp)
-    divisor = 1.0 if reduction == "sum" else own if denominator is None else denominator
-    value = quotient(total, divisor, xp=xp)
-    d_total = quotient(xp.ones_like(total), divisor, xp=xp)
-    d_divisor = -quotient(value, divisor, xp=xp)
-    zeros = xp.zeros_like(entries.losses)
-    d_each, d_unit = zeros + d_total, zeros
-    if reduction == "mean" and denominator is None:
-        d_unit = zeros + d_divisor
+    divisor = 1.0 if reduction in ("sum", "none") else own if denominator is None else denominator
+    value, zeros = quotient(total, divisor, xp=xp), xp.zeros_like(entries.losses)
+    d_total = g.value * quotient(xp.ones_like(total), divisor, xp=xp)
+    d_divisor = -(g.value * quotient(value, divisor, xp=xp))
+    d_own = d_divisor if reduction == "mean" and denominator is None else None
+    if g.total is not None:
+        d_total = d_total + g.total
+    if g.denominator is not None and reduction in ("mean", "sum", "none"):
+        d_own = g.denominator if d_own is None else d_own + g.denominator
+    d_each, d_unit = zeros + d_total, zeros if d_own is None else zeros + d_own
     if reduction == "mean_over_sequences":
         sequence_total, sequence_units = sequence_sums(entries, xp=xp)
         mean = quotient(sequence_total, sequence_units, xp=xp)
@@ -144,7 +155,7 @@ def reduction_derivatives(
         spread = by_sequence(zeros, xp=xp)
         d_each, d_unit = [xp.reshape(spread + xp.expand_dims(d * d_total, axis=-1), zeros.shape) for d in d_sequence]
     keep, weights, masses = entries.keep, entries.weights, entries.masses
-    d_weights = d_each * entries.losses + (d_unit if masses is None else d_unit * masses)
+    d_weights = xp.times(d_each, entries.losses) + (d_unit if masses is None else xp.times(d_unit, masses))
     d_losses, d_masses = (d_each, d_unit) if weights is None else (d_each * weights, d_unit * weights)
     if keep is not None:
         d_losses, d_weights, d_masses = [xp.where(keep, d, 0.0) for d in (d_losses, d_weights, d_masses)]

@@ -88,7 +88,7 @@ def terms_of(call: Call) -> Terms:
         if inputs.class_mask is not None:
             class_weights = xp.where(inputs.class_mask, class_weights, 0.0)
     if share is not None:
-        targets = (1.0 - eps) * targets + (share if isinstance(share, float) else xp.expand_dims(share, axis=-1))
+        targets = xp.times(1.0 - eps, targets) + (share if isinstance(share, float) else xp.expand_dims(share, axis=-1))
     if class_weights is not None:
         targets, masses = targets * class_weights, masses * class_weights
     (masses,) = all_sum(inputs.part, xp.long_sum(masses), xp=xp)
@@ -130,7 +130,7 @@ def z_term(out: Forward, options: Options, inputs: Inputs) -> Array:
     """z_loss lse**2. Where lse is infinite it is replaced first: its derivative, 2 lse p, would be inf * 0."""
     xp, infinite = inputs.xp, inputs.xp.isinf(out.lse)
     lse = xp.where(infinite, 0.0, out.lse)
-    return xp.where(infinite, math.inf, options.z_loss * lse * lse)
+    return xp.where(infinite, math.inf, xp.times(options.z_loss * lse, lse))
 
 
 def nan_where_invalid(x: Array, inputs: Inputs) -> Array:
@@ -143,9 +143,9 @@ def entries_of(call: Call, terms: Terms, out: Forward) -> Entries:
     xp = inputs.xp
     nll = dot = None
     if out.nll is not None:
-        nll = out.nll if is_one(terms.alpha) else terms.alpha * weighed_nll(out.nll, terms.alpha, inputs)
+        nll = out.nll if is_one(terms.alpha) else xp.times(terms.alpha, weighed_nll(out.nll, terms.alpha, inputs))
     if out.dot is not None:
-        dot = out.dot if is_one(terms.beta) else terms.beta * out.dot
+        dot = out.dot if is_one(terms.beta) else xp.times(terms.beta, out.dot)
     losses = nll if dot is None else sum_of(nll, dot)
     if options.z_loss:
         losses = losses + z_term(out, options, inputs)
@@ -211,10 +211,14 @@ def sum_to(x: Array, shape: tuple[int, ...], inputs: Inputs) -> Array:
 
 def upstream_of(call: Call, terms: Terms) -> Upstream:
     """The derivative of a scalar loss by what a walk over the classes gives: linear in that, it is known before."""
-    inputs, z_loss, xp = call.inputs, call.options.z_loss, call.inputs.xp
+    inputs, xp = call.inputs, call.inputs.xp
     losses = xp.filled(inputs.entries, 0.0, inputs.dtype, inputs.like.array)
     entries = Entries(losses, inputs.keep, inputs.weights, terms.masses)
-    derivatives = reduction_derivatives(entries, call.reduction, call.denominator, xp=xp)[1]
+    return upstream_by(call, terms, reduction_derivatives(entries, call.reduction, call.denominator, xp=xp)[1])
+
+
+def upstream_by(call: Call, terms: Terms, derivatives: Derivatives) -> Upstream:
+    inputs, z_loss = call.inputs, call.options.z_loss
     g = nan_where_invalid(derivatives.losses, inputs)
     nll = None if terms.rows.labels is None else g * terms.alpha
     dot = None if terms.rows.targets is None else g * terms.beta
@@ -239,16 +243,17 @@ def adjoints(
         return gradients
     if q is not None:
         d_masses = xp.expand_dims(d.masses, axis=-1)
-        d_q = ((1.0 - eps) * d_targets + d_masses) * of_classes
+        d_q = (xp.times(1.0 - eps, d_targets) + d_masses) * of_classes
         gradients["labels"] = d_q if inputs.class_mask is None else xp.where(inputs.class_mask, d_q, 0.0)
         if class_weights is not None:
             unweighted: Array = terms_of(call._replace(inputs=inputs._replace(class_weights=None))).rows.targets
-            gradients["class_weights"] = sum_to(unweighted * d_targets + q * d_masses, class_weights.shape, inputs)
+            each = xp.times(unweighted, d_targets) + xp.times(q, d_masses)
+            gradients["class_weights"] = sum_to(each, class_weights.shape, inputs)
     elif inputs.labels is not None and class_weights is not None:
         d_label = d.masses
         if out.nll is not None:
             g = nan_where_invalid(d.losses, inputs)
-            d_label = d_label + (1.0 - eps) * weighed_nll(out.nll, terms.alpha, inputs) * g
+            d_label = d_label + xp.times((1.0 - eps) * weighed_nll(out.nll, terms.alpha, inputs), g)
         classes = xp.class_indices(class_weights, inputs.labels.dtype)
         at_label = classes == xp.expand_dims(inputs.labels, axis=-1)
         d_weights = sum_to(xp.where(at_label, xp.expand_dims(d_label, axis=-1), 0.0), class_weights.shape, inputs)

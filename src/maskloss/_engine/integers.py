@@ -1,0 +1,136 @@
+"""The lane of reproducible.py, in the memory of three blocks: of which rows together, and how many, changes no bit."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from .._arrays import Array, Namespace
+from .._math import exact
+from .._math.exact import AS_NUMBERS, IN_UNITS, LEAST
+from .._math.reproducible import (
+    SOFTMAX,
+    TO_UNITS,
+    Forward,
+    divisor_of,
+    finished,
+    label_gradients,
+    label_logits,
+    largest_of,
+    logits_of,
+    mass_and_moment,
+)
+from .._math.rows import RowFunction, Rows, selected_targets, sum_of, through_selection
+from .lanes import Lane, add_targets, empty_targets
+from .walk import (
+    Walk,
+    block_logits,
+    block_rows,
+    concat_blocks,
+    give_back,
+    gradient_like,
+    joined,
+    sliced,
+    spans,
+    taken,
+    walk_of,
+    write_rows,
+)
+
+# Added to a number below 2^51 it is rounded to an integer, which its last bits are.
+MAGIC = 1.5 * 2.0**52
+MAGIC_BITS = 0x4338 << 48
+
+
+class Sums(NamedTuple):
+    largest: Array
+    units: Array
+    at_label: Array | None
+    mass: Array | None
+    moment: Array | None
+
+
+def block_of(walk: Walk, start: int, stop: int, *, xp: Namespace) -> tuple[Rows, Array, Array | None, Array, Array]:
+    """Rows, their logits in the workspace, the slope of these, and the rest of the workspace."""
+    logits, x = block_logits(walk, start, stop, xp=xp)
+    rows = block_rows(walk.visit, logits, start, stop, xp=xp)
+    slope = None
+    if not walk.is_plain:
+        selected, slope = logits_of(rows, xp=xp)
+        x[...] = selected
+    count, workspace = walk.length, walk.workspace
+    u, k = (workspace[i * count : i * count + stop - start] for i in (1, 2))
+    return rows, x, slope, u, k
+
+
+def sum_of_units(e: Array, k: Array, *, xp: Namespace) -> Array:
+    xp.multiply(e, k, out=e)
+    xp.add(e, MAGIC, out=e)
+    added = (e.shape[-1] * MAGIC_BITS + 2**63) % 2**64 - 2**63
+    # Modulo 2^64.
+    return xp.sum(e.view(xp.int64), axis=-1) - added
+
+
+def sums_of(walk: Walk, start: int, stop: int, *, xp: Namespace) -> Sums:
+    rows, x, _, u, k = block_of(walk, start, stop, xp=xp)
+    largest, shift = largest_of(x, rows, xp=xp)
+    at_label, mass, moment = label_logits(x, rows, xp=xp), None, None
+    xp.subtract(x, xp.expand_dims(shift, axis=-1), out=x)
+    if rows.targets is not None:
+        mass, moment = mass_and_moment(x, rows, xp=xp)
+    e, k = exact.exponentials_into(x, IN_UNITS, u, k, xp=xp)
+    return Sums(largest, sum_of_units(e, k, xp=xp), at_label, mass, moment)
+
+
+def forward(rows: Rows, xp: Namespace) -> Forward:
+    walk = walk_of(rows, buffers=3, xp=xp)
+    pieces = [sums_of(walk, start, stop, xp=xp) for start, stop in spans(walk.visit.visited, walk.length)]
+    give_back(walk.held)
+    sums = pieces[0] if len(pieces) == 1 else concat_blocks(pieces, xp=xp)
+    out = finished(walk.visit.rows, *sums, xp)
+    return out if walk.visit.in_order else joined(walk.visit, [out], xp=xp)
+
+
+def backward(
+    rows: Rows, out: Forward, g: Any, *, targets_too: bool, xp: Namespace, d_logits: Array | None = None
+) -> tuple[Array, Array | None]:
+    walk = walk_of(rows, buffers=3, xp=xp)
+    visit = walk.visit
+    out, g = (taken(parts, visit.kept, xp=xp) for parts in (out, g))
+    d_logits = gradient_like(rows.logits, visit.kept, xp=xp) if d_logits is None else d_logits
+    d_targets = empty_targets(visit, rows.logits, xp=xp) if targets_too else None
+    for start, stop in spans(visit.visited, walk.length):
+        own_out, own_g = sliced(out, start, stop), sliced(g, start, stop)
+        if targets_too:
+            rows_of_block = block_rows(visit, block_logits(walk, start, stop, xp=xp)[0], start, stop, xp=xp)
+            d_block, of_targets = SOFTMAX.backward(rows_of_block, own_out, own_g, targets_too=True, xp=xp)
+            d_targets = add_targets(d_targets, visit, start, stop, of_targets, xp=xp)
+        else:
+            d_block = gradient_of(walk, start, stop, own_out, own_g, xp=xp)
+        xp.flush(d_block, LEAST)
+        write_rows(d_logits, visit.kept, start, stop, xp.rounded_to(d_block, d_logits.dtype), xp=xp)
+    give_back(walk.held)
+    if d_targets is not None:
+        d_targets = xp.reshape(d_targets, rows.targets.shape)
+    return xp.reshape(d_logits, rows.logits.shape), d_targets
+
+
+def gradient_of(walk: Walk, start: int, stop: int, out: Forward, g: Any, *, xp: Namespace) -> Array:
+    g_nll, g_dot, g_lse = g
+    rows, x, slope, u, k = block_of(walk, start, stop, xp=xp)
+    others = sum_of(g_lse, None if g_dot is None else g_dot * out.mass)
+    coefficient = sum_of(g_nll, others)
+    coefficient = xp.where(xp.isfinite(out.lse) | (out.lse == -xp.inf), coefficient, xp.nan)
+    coefficient = xp.where((out.total > 0) | xp.isnan(coefficient), coefficient, 0.0)
+    at_label = None if g_nll is None else label_gradients(rows, x, out, g_nll, others, xp=xp)
+    xp.subtract(x, xp.expand_dims(out.shift, axis=-1), out=x)
+    e, k = exact.exponentials_into(x, AS_NUMBERS, u, k, xp=xp)
+    xp.multiply(e, k, out=e)
+    xp.multiply(e, xp.expand_dims(coefficient * (TO_UNITS / divisor_of(out.total, xp=xp)), axis=-1), out=e)
+    if at_label is not None:
+        e[xp.arange(e.shape[0], **xp.placement(e)), rows.labels] = at_label
+    if g_dot is not None:
+        e -= xp.expand_dims(g_dot, axis=-1) * selected_targets(rows, xp=xp)
+    return e if walk.is_plain else through_selection(e, slope, rows, xp=xp)
+
+
+LANE = Lane("analytic", SOFTMAX, forward, backward)
