@@ -43,7 +43,7 @@ def reproducible(like: Like, given: Given) -> tuple[Like, Given]:
 
 
 def is_floating(x: Any) -> bool:
-    return namespace_of(x) is not None and dtype_name(x) in ("float32", "float64", "bfloat16")
+    return hasattr(x, "dtype") and namespace_of(x) is not None and dtype_name(x) in ("float32", "float64", "bfloat16")
 
 
 def of_logits(logits: Any, axis: Any, given: Given, options: Options = PLAIN, *reducing: Any) -> Call:

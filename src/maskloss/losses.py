@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from . import _bindings
 from ._arguments import Reduction, check_choice, fail, floating_like
-from ._arrays import Array, as_array, namespace_of, on_arrays
+from ._arrays import Array, namespace_of, on_arrays
 from ._bindings.reproducible import LOSS, restored
 from ._call import Options, of_labels, of_logits
 from ._inputs import Given
@@ -162,9 +162,7 @@ def _reproducible_loss(given: dict[str, Any]) -> Any:
     if given["implementation"] not in (None, "analytic"):
         accepted = "reproducible=True has one arithmetic of its own; pass None"
         fail(ValueError, "implementation", repr(given["implementation"]), accepted)
-    floating_like("logits", given["logits"])
-    given = {name: as_array(x) for name, x in given.items()}
-    binding = _bindings.binding_of(cast(Any, namespace_of(given["logits"])))
+    binding = _bindings.binding_of(floating_like("logits", given["logits"]).xp)
     return restored(binding.reproducible(LOSS, given))
 
 

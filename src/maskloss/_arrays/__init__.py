@@ -95,6 +95,15 @@ def namespace_of(x: object) -> Namespace | None:
     return found
 
 
+def while_traced(function: Callable[..., Any], *args: Any) -> Any:
+    """function(*args), which torch.compile runs while it traces; what it has read of this module stays as it was."""
+    global _torch, _torch_namespace
+    before = _torch, _torch_namespace
+    result = function(*args)
+    _torch, _torch_namespace = before
+    return result
+
+
 def as_array(x: Any) -> Any:
     """What stands for a JAX array, as the array: a parameter of Flax, say."""
     return x.__jax_array__() if hasattr(x, "__jax_array__") and namespace_of(x) is None else x

@@ -12,7 +12,7 @@ import jax.numpy as functions
 import numpy as np
 from jax.core import Tracer
 
-from .standard import Array, Namespace, is_static, settled, shortened, taken_from_copies
+from .standard import Array, Namespace, as_rounded, is_static, shortened, taken_from_copies
 
 
 class Jax(Namespace):
@@ -102,7 +102,7 @@ class Jax(Namespace):
         return of_bits(((bits >> 52) + 1) << 52)
 
     def settled(self, x: Array) -> Array:
-        return settled(x, xp=self)
+        return as_rounded(x, xp=self)
 
     def times(self, a: Array, b: Array) -> Array:
         return self.settled(a * b)

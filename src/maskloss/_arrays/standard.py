@@ -316,7 +316,7 @@ class Namespace:
         return function(*args, **kwargs)
 
 
-def settled(x: Array, *, xp: Any) -> Array:
+def as_rounded(x: Array, *, xp: Any) -> Array:
     """Rounded to multiples of its own unit in the last place, which it is."""
     size = xp.power_above(xp.where(xp.isfinite(x), xp.abs(x), 0.0))
     return xp.where(xp.isfinite(x), xp.round(x * (2.0**53 / size)) * (size * 2.0**-53), x)

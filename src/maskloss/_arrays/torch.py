@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from array_api_compat import torch as functions
 
-from .standard import Array, Namespace, flattens_by_strides, settled, shortened, taken_from_copies
+from .standard import Array, Namespace, as_rounded, flattens_by_strides, shortened, taken_from_copies
 from .torch_functions import all_max, all_sum, gathered, own, product
 
 internals: Any = torch  # what has no annotations, or is private
@@ -28,7 +28,10 @@ class Torch(Namespace):
     has_out = True
 
     def refusal(self, x: Array) -> tuple[str, str] | None:
-        if not x.is_nested and x.layout is torch.strided:
+        # Dynamo traces no layout in a backward (torch 2.13).
+        traced = torch.compiler.is_compiling()
+        is_sparse = x.is_sparse or x.is_sparse_csr if traced else x.layout is not torch.strided
+        if not x.is_nested and not is_sparse:
             return None
         return f"a torch {'nested' if x.is_nested else 'sparse'} tensor", "it must be a dense tensor"
 
@@ -181,7 +184,7 @@ class Torch(Namespace):
         return (((bits >> 52) + 1) << 52).view(torch.float64)
 
     def settled(self, x: Array) -> Array:
-        return settled(x, xp=self) if torch.compiler.is_compiling() else x
+        return as_rounded(x, xp=self) if torch.compiler.is_compiling() else x
 
     def times(self, a: Array, b: Array) -> Array:
         return self.settled(a * b)

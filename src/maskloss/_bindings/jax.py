@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, cast
 
 import jax
 
-from .._arrays import Namespace, is_static
+from .._arrays import Namespace, as_array, is_static
 from .._arrays.jax import xp
 from .._call import Call
 from .._engine import projection as chunked
@@ -38,6 +38,7 @@ WAYS = dict.fromkeys((None, "analytic"), Way(lane_of, jax_sums.uncovered))
 
 def reproducible(function: Any, given: dict[str, Any]) -> tuple[Any, ...]:
     """In 64 bits, within a program of 32 as well; reverse mode alone."""
+    given = {name: as_array(x) for name, x in given.items()}
     with jax.enable_x64(True):
         function.check(given)
     arrays = {name: x for name, x in given.items() if isinstance(x, jax.Array)}

@@ -22,6 +22,7 @@ from ..stats import LossStats
 
 
 class Reproducible(NamedTuple):
+    name: str
     check: Callable[[dict[str, Any]], Any]  # raises, of numbers that a tracer would hide
     value_of: Callable[[dict[str, Any]], tuple[tuple[Array, ...], tuple[Array, ...]]]
     gradients_of: Callable[..., dict[str, Array]]
@@ -102,7 +103,13 @@ def of_argument(gradient: Array, name: str, given: dict[str, Any], call: Call) -
     return gradient if gradient.dtype == argument.dtype else rounded(gradient, argument.dtype, xp=xp)
 
 
-LOSS = Reproducible(call_of, loss_of, loss_gradients, ("logits", *sorted(terms.AROUND)), lambda given: 6 if given["with_stats"] else 1)
+def loss_results(given: dict[str, Any]) -> int:
+    return 1 + len(LossStats._fields) if given["with_stats"] else 1
+
+
+LOSS = Reproducible("loss", call_of, loss_of, loss_gradients, ("logits", *sorted(terms.AROUND)), loss_results)
+FUNCTIONS = {function.name: function for function in (LOSS,)}
+
 
 
 def restored(results: tuple[Array, ...]) -> Any:

@@ -168,14 +168,14 @@ class OrderFree(Namespace):
         return total_of(self.reshape(x, (-1,)), 0, xp=self)
 
 
-NAMESPACES: dict[Namespace, Namespace] = {}
+NAMESPACES: dict[str, Namespace] = {}
 
 
 def order_free(xp: Namespace) -> Namespace:
     """The same functions, with such sums."""
-    found = NAMESPACES.get(xp)
+    found = NAMESPACES.get(xp.name)
     if found is None:
         kind: Any = type("OrderFree", (OrderFree, type(xp)), {})
-        found = NAMESPACES[xp] = kind.__new__(kind)
+        found = NAMESPACES[xp.name] = kind.__new__(kind)
         vars(found).update(vars(xp))
     return found
