@@ -7,7 +7,7 @@ from typing import Any, Literal
 from . import _bindings
 from ._arguments import Reduction, check_choice, fail, floating_like
 from ._arrays import Array, namespace_of, on_arrays
-from ._bindings.reproducible import LOSS, restored
+from ._bindings.reproducible import ENTROPY, LOSS, restored
 from ._call import Options, of_labels, of_logits
 from ._inputs import Given
 from ._math.terms import denominator_of
@@ -157,7 +157,11 @@ def cross_entropy(
     return _bindings.loss(call)
 
 
+DEFAULTS: dict[str, Any] = vars(cross_entropy)["__wrapped__"].__kwdefaults__
+
+
 def _reproducible_loss(given: dict[str, Any]) -> Any:
+    given = {**DEFAULTS, **given}
     check_choice(reproducible=given["reproducible"])
     if given["implementation"] not in (None, "analytic"):
         accepted = "reproducible=True has one arithmetic of its own; pass None"
@@ -178,6 +182,7 @@ def label_log_probs(
     axis: int = -1,
     validate: bool | Literal["auto"] = "auto",
     class_shard: ClassShard | None = None,
+    reproducible: bool = False,
 ) -> Array:
     r"""Log-probability of each entry's label, :math:`\log p_y = x_y - \mathrm{lse}`; 0 where not kept.
 
@@ -203,6 +208,12 @@ def label_log_probs(
     >>> print(np.exp(ml.label_log_probs(logits, np.asarray([1, 0]))))
     [0.75 0.5 ]
     """
+    if reproducible is not False:
+        given = {
+            **{"logits": logits, "labels": labels, "mask": mask, "class_mask": class_mask, "axis": axis},
+            **{"ignore_index": ignore_index, "softcap": softcap, "validate": validate, "class_shard": class_shard},
+        }
+        return 0.0 - _reproducible_loss({**given, "reduction": "none", "reproducible": reproducible})
     given = Given(labels, mask, None, None, class_mask, ignore_index, validate, class_shard)
     call = of_logits(logits, axis, given, Options(softcap=softcap))
     return _bindings.log_probs(call)
@@ -217,6 +228,7 @@ def entropy(
     softcap: float | None = None,
     axis: int = -1,
     class_shard: ClassShard | None = None,
+    reproducible: bool = False,
 ) -> Array:
     r"""Entropy of each entry's softmax, :math:`-\sum_c p_c \log p_c` in nats; 0 where not kept.
 
@@ -237,6 +249,11 @@ def entropy(
     >>> print(round(float(ml.entropy(np.asarray([0.0, 0.0, -np.inf]))), 6))  # log 2
     0.693147
     """
+    if reproducible is not False:
+        check_choice(reproducible=reproducible)
+        given = {"logits": logits, "mask": mask, "class_mask": class_mask, "softcap": softcap, "axis": axis}
+        binding = _bindings.binding_of(floating_like("logits", logits).xp)
+        return binding.reproducible(ENTROPY, {**given, "class_shard": class_shard})[0]
     given = Given(mask=mask, class_mask=class_mask, class_shard=class_shard)
     return _bindings.entropy(of_logits(logits, axis, given, Options(softcap=softcap)))
 

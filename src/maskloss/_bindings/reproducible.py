@@ -18,6 +18,7 @@ from .._inputs import Given, Inputs
 from .._math import reproducible, softmax, terms
 from .._math.exact import flushed
 from .._math.reduce import Cotangents, reduce_entries, reduction_derivatives
+from .._math.rows import Rows
 from ..stats import LossStats
 
 
@@ -107,9 +108,44 @@ def loss_results(given: dict[str, Any]) -> int:
     return 1 + len(LossStats._fields) if given["with_stats"] else 1
 
 
-LOSS = Reproducible("loss", call_of, loss_of, loss_gradients, ("logits", *sorted(terms.AROUND)), loss_results)
-FUNCTIONS = {function.name: function for function in (LOSS,)}
+def entropy_call(given: dict[str, Any]) -> Call:
+    get = given.__getitem__
+    about = Given(mask=get("mask"), class_mask=get("class_mask"), class_shard=get("class_shard"))
+    return of_logits(get("logits"), get("axis"), about, Options(softcap=get("softcap"), reproducible=True))
 
+
+def entropy_lane(rows: Rows, *, xp: Namespace) -> Lane:
+    function = reproducible.ENTROPY
+    if xp.has_out and rows.part is None and not xp.is_tracer(rows.logits):
+        return integers.in_blocks(function)
+    return Lane("analytic", function, function.forward, function.backward)
+
+
+def entropy_of(given: dict[str, Any]) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+    call = entropy_call(given)
+    rows, keep, xp = terms.rows_of(call), call.inputs.keep, call.inputs.xp
+    out = entropy_lane(rows, xp=xp).forward(rows, xp)
+    value = out.value if keep is None else xp.where(keep, out.value, 0.0)
+    return (rounded(value, xp.float32, xp=xp),), tuple(out)
+
+
+def entropy_gradients(
+    given: dict[str, Any], saved: tuple[Array, ...], cotangents: Any, wanted: frozenset[str]
+) -> dict[str, Array]:
+    call, out = entropy_call(given), reproducible.Entropy(*saved)
+    rows, xp = terms.rows_of(call), call.inputs.xp
+    g = (xp.astype(cotangents[0], xp.float64),)
+    d_logits, _ = entropy_lane(rows, xp=xp).backward(rows, out, g, targets_too=False, xp=xp)
+    return {name: of_argument(d_logits, name, given, call) for name in wanted}
+
+
+def one_result(given: dict[str, Any]) -> int:
+    return 1
+
+
+LOSS = Reproducible("loss", call_of, loss_of, loss_gradients, ("logits", *sorted(terms.AROUND)), loss_results)
+ENTROPY = Reproducible("entropy", entropy_call, entropy_of, entropy_gradients, ("logits",), one_result)
+FUNCTIONS = {function.name: function for function in (LOSS, ENTROPY)}
 
 
 def restored(results: tuple[Array, ...]) -> Any:

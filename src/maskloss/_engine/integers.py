@@ -15,12 +15,12 @@ from .._math.reproducible import (
     finished,
     label_gradients,
     label_logits,
-    largest_of,
     logits_of,
     mass_and_moment,
 )
 from .._math.rows import RowFunction, Rows, selected_targets, sum_of, through_selection
 from .lanes import Lane, add_targets, empty_targets
+from .lanes import in_blocks as blocks_of
 from .walk import (
     Walk,
     block_logits,
@@ -63,8 +63,8 @@ def block_of(walk: Walk, start: int, stop: int, *, xp: Namespace) -> tuple[Rows,
 
 
 def sum_of_units(e: Array, k: Array, *, xp: Namespace) -> Array:
-    xp.multiply(e, k, out=e)
-    xp.add(e, MAGIC, out=e)
+    e *= k
+    e += MAGIC
     added = (e.shape[-1] * MAGIC_BITS + 2**63) % 2**64 - 2**63
     # Modulo 2^64.
     return xp.sum(e.view(xp.int64), axis=-1) - added
@@ -72,9 +72,10 @@ def sum_of_units(e: Array, k: Array, *, xp: Namespace) -> Array:
 
 def sums_of(walk: Walk, start: int, stop: int, *, xp: Namespace) -> Sums:
     rows, x, _, u, k = block_of(walk, start, stop, xp=xp)
-    largest, shift = largest_of(x, rows, xp=xp)
+    # Where it is infinite or NaN, the sums mean nothing, and `finished` puts others in their place.
+    largest = xp.max(x, axis=-1)
     at_label, mass, moment = label_logits(x, rows, xp=xp), None, None
-    xp.subtract(x, xp.expand_dims(shift, axis=-1), out=x)
+    x -= xp.expand_dims(largest, axis=-1)
     if rows.targets is not None:
         mass, moment = mass_and_moment(x, rows, xp=xp)
     e, k = exact.exponentials_into(x, IN_UNITS, u, k, xp=xp)
@@ -122,10 +123,10 @@ def gradient_of(walk: Walk, start: int, stop: int, out: Forward, g: Any, *, xp: 
     coefficient = xp.where(xp.isfinite(out.lse) | (out.lse == -xp.inf), coefficient, xp.nan)
     coefficient = xp.where((out.total > 0) | xp.isnan(coefficient), coefficient, 0.0)
     at_label = None if g_nll is None else label_gradients(rows, x, out, g_nll, others, xp=xp)
-    xp.subtract(x, xp.expand_dims(out.shift, axis=-1), out=x)
+    x -= xp.expand_dims(out.shift, axis=-1)
     e, k = exact.exponentials_into(x, AS_NUMBERS, u, k, xp=xp)
-    xp.multiply(e, k, out=e)
-    xp.multiply(e, xp.expand_dims(coefficient * (TO_UNITS / divisor_of(out.total, xp=xp)), axis=-1), out=e)
+    e *= k
+    e *= xp.expand_dims(coefficient * (TO_UNITS / divisor_of(out.total, xp=xp)), axis=-1)
     if at_label is not None:
         e[xp.arange(e.shape[0], **xp.placement(e)), rows.labels] = at_label
     if g_dot is not None:
@@ -134,3 +135,15 @@ def gradient_of(walk: Walk, start: int, stop: int, out: Forward, g: Any, *, xp: 
 
 
 LANE = Lane("analytic", SOFTMAX, forward, backward)
+
+
+def in_blocks(function: RowFunction) -> Lane:
+    """Of any such function, block by block."""
+
+    def backward(rows: Rows, out: Any, g: Any, *, targets_too: bool, xp: Namespace, into: Array | None = None) -> Any:
+        d_logits, d_targets = function.backward(rows, out, g, targets_too=targets_too, xp=xp)
+        xp.flush(d_logits, LEAST)
+        # From there to half precision it is rounded once more, as it is everywhere.
+        return xp.rounded_to(d_logits, xp.float32), d_targets
+
+    return blocks_of(function._replace(backward=backward))

@@ -73,18 +73,20 @@ def exponentials_into(d: Array, scale: tuple[int, float], u: Array, k: Array, *,
     """The same in the place of d, as the product of d and k: u and k are arrays of its shape to compute in."""
     power, lowest = scale
     magic = FRACTION * (MAGIC + BIAS + power)
-    xp.multiply(d, LOG2E, out=d)
+    d *= LOG2E
     xp.raised_to(d, lowest * FRACTION)
     xp.add(d, magic, out=k)
     xp.subtract(k, magic, out=u)
-    xp.subtract(d, u, out=d)
-    for place, b, c in ((u, B_1, C_1), (d, B_2, C_2)):
-        xp.add(d, b, out=place)
-        xp.multiply(place, place, out=place)
-        xp.add(place, c, out=place)
-    xp.multiply(d, u, out=d)
+    d -= u
+    xp.add(d, B_1, out=u)
+    u *= u
+    u += C_1
+    d += B_2
+    d *= d
+    d += C_2
+    d *= u
     for _ in range(SQUARINGS):
-        xp.multiply(d, d, out=d)
+        d *= d
     return d, xp.exponent_bits(k)
 
 
