@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 from . import _arguments
 from ._arguments import Like, describe, fail
-from ._arrays import FLOATS, Array, dtype_name, namespace_of
+from ._arrays import FLOATS, Array, dtype_name
 from ._engine.projection import Projection
 from ._inputs import Given, Inputs, prepare
-from ._math.exact import flushed, order_free
+from ._math.exact import flushed_argument, order_free
 
 
 class Options(NamedTuple):
@@ -36,14 +36,8 @@ def reproducible(like: Like, given: Given) -> tuple[Like, Given]:
     """In float64, of weights that are 0 where some devices would make it so."""
     _arguments.check_reproducible(like)
     names = "labels", "weights", "class_weights"
-    floating = {name: x for name in names if is_floating(x := getattr(given, name))}
-    own: Any = namespace_of
-    given = given._replace(**{name: flushed(x, xp=own(x)) for name, x in floating.items()})
+    given = given._replace(**{name: flushed_argument(getattr(given, name)) for name in names})
     return like._replace(dtype=like.xp.float64), given
-
-
-def is_floating(x: Any) -> bool:
-    return hasattr(x, "dtype") and namespace_of(x) is not None and dtype_name(x) in ("float32", "float64", "bfloat16")
 
 
 def of_logits(logits: Any, axis: Any, given: Given, options: Options = PLAIN, *reducing: Any) -> Call:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from . import _bindings
-from ._arguments import Reduction, check_choice, fail, floating_like
+from ._arguments import Reduction, fail
 from ._arrays import Array, namespace_of, on_arrays
-from ._bindings.reproducible import ENTROPY, LOSS, restored
 from ._call import Options, of_labels, of_logits
 from ._inputs import Given
 from ._math.terms import denominator_of
@@ -161,13 +160,11 @@ DEFAULTS: dict[str, Any] = vars(cross_entropy)["__wrapped__"].__kwdefaults__
 
 
 def _reproducible_loss(given: dict[str, Any]) -> Any:
-    given = {**DEFAULTS, **given}
-    check_choice(reproducible=given["reproducible"])
+    given = {"logits": given["logits"], **DEFAULTS, **given}
     if given["implementation"] not in (None, "analytic"):
         accepted = "reproducible=True has one arithmetic of its own; pass None"
         fail(ValueError, "implementation", repr(given["implementation"]), accepted)
-    binding = _bindings.binding_of(floating_like("logits", given["logits"]).xp)
-    return restored(binding.reproducible(LOSS, given))
+    return _bindings.run_reproducible("loss", given["reproducible"], given)
 
 
 @on_arrays
@@ -250,10 +247,8 @@ def entropy(
     0.693147
     """
     if reproducible is not False:
-        check_choice(reproducible=reproducible)
         given = {"logits": logits, "mask": mask, "class_mask": class_mask, "softcap": softcap, "axis": axis}
-        binding = _bindings.binding_of(floating_like("logits", logits).xp)
-        return binding.reproducible(ENTROPY, {**given, "class_shard": class_shard})[0]
+        return _bindings.run_reproducible("entropy", reproducible, {**given, "class_shard": class_shard})
     given = Given(mask=mask, class_mask=class_mask, class_shard=class_shard)
     return _bindings.entropy(of_logits(logits, axis, given, Options(softcap=softcap)))
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from .._arguments import choose_implementation, fail
+from .._arguments import check_choice, choose_implementation, fail, floating_like
 from .._arrays import Array, Namespace
 from .._call import Call
 from .._capabilities import LIBRARIES
@@ -24,7 +24,8 @@ from .._math.parts import ENTROPY_IN_PARTS, IN_PARTS, is_largest
 from .._math.reduce import reduce_entries
 from .._math.rows import Found, RowFunction, Rows
 from .._math.softmax import SOFTMAX
-from . import eager
+from . import eager, reproducible_reductions  # noqa: F401  (what registers itself)
+from .reproducible import FUNCTIONS, restored
 
 
 # By statement: torch.compile traces no import_module.
@@ -46,6 +47,14 @@ BINDINGS: dict[str, Callable[[], Any]] = {"torch": torch_binding, "jax": jax_bin
 def binding_of(xp: Namespace) -> Any:
     found = BINDINGS.get(xp.name)
     return eager if found is None else found()
+
+
+def run_reproducible(name: str, asked: Any, given: dict[str, Any]) -> Any:
+    """What the function of that name in reproducible.py gives of these arguments."""
+    check_choice(reproducible=asked)
+    first = next(iter(given))
+    binding = binding_of(floating_like(first, given[first]).xp)
+    return restored(binding.reproducible(FUNCTIONS[name], given))
 
 
 def run(call: Call, function: RowFunction, rows: Rows, *, answers: Array | None = None, known: Any = None) -> Found:

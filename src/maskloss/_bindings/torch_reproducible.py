@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from .._arguments import number_of
 from .._arrays import while_traced
 from .._arrays.standard import called_while_traced
 from .._arrays.torch_functions import applied
@@ -107,11 +108,12 @@ def reproducible(function: Reproducible, given: dict[str, Any]) -> tuple[Tensor,
 
 @called_while_traced
 def in_words(name: str, others: dict[str, Any], names: tuple[str, ...]) -> str:
-    return json.dumps([name, others, names])
+    return json.dumps([name, others, names], default=number_of)
 
 
 def called_for(words: str) -> tuple[Reproducible, dict[str, Any], tuple[str, ...]]:
     name, others, names = json.loads(words)
+    others = {key: tuple(x) if isinstance(x, list) else x for key, x in others.items()}
     # Where it is compiled, a label that is no class makes NaN.
     return FUNCTIONS[name], {**others, "validate": False}, tuple(names)
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from typing import Any
-from .._arrays import Array, Namespace
+from .._arrays import Array, Namespace, dtype_name, namespace_of
 from .._shards import Part, all_max, all_sum
 
 # exp(d) = 2^(k + f) with d log2(e) = k + f, |f| <= 1/2; and 2^f is the 8th power of a polynomial q of degree 4, whose
@@ -134,6 +134,14 @@ def total_of(x: Array, axis: int, *, part: Part | None = None, terms: int | None
 def flushed(x: Array, *, xp: Namespace) -> Array:
     """Without numbers that are subnormal in float32, of which some devices have none."""
     return xp.where(xp.abs(x) < LEAST, 0.0, x)
+
+
+def flushed_argument(x: Any) -> Any:
+    """The same of what a caller gives, if it is an array of floating numbers that may be subnormal."""
+    xp = namespace_of(x) if hasattr(x, "dtype") else None
+    if xp is None or dtype_name(x) not in ("float32", "float64", "bfloat16"):
+        return x
+    return flushed(x, xp=xp)
 
 
 def tanh(z: Array, *, xp: Namespace) -> Array:

@@ -167,6 +167,23 @@ def label_gradients(rows: Rows, x: Array, out: Forward, g_nll: Array, others: Ar
     return xp.where(xp.isfinite(out.lse) | (out.lse == -math.inf), d, math.nan)
 
 
+def probabilities(rows: Rows, out: Forward, *, xp: Namespace) -> Array:
+    """p_c; 0 of what does not exist."""
+    x, _ = logits_of(rows, xp=xp)
+    e = exact.exponentials(x - xp.expand_dims(out.shift, axis=-1), AS_NUMBERS, xp=xp)
+    p = e * xp.expand_dims(TO_UNITS / divisor_of(out.total, xp=xp), axis=-1)
+    p = xp.where(xp.expand_dims(out.total > 0, axis=-1) & (x > -math.inf), p, 0.0)
+    return xp.where(xp.expand_dims(out.lse < math.inf, axis=-1), p, math.nan)
+
+
+def log_probabilities(rows: Rows, out: Forward, *, xp: Namespace) -> Array:
+    """x_c - lse."""
+    x, _ = logits_of(rows, xp=xp)
+    log_total = log_of_units(xp.where(out.total > 0, out.total, ONE), xp=xp)
+    log_p = -costs(x, out.shift, log_total, xp=xp)
+    return xp.where(xp.expand_dims(out.lse < math.inf, axis=-1), log_p, math.nan)
+
+
 def entropy(rows: Rows, xp: Namespace) -> Entropy:
     """H = log(T / ONE) - sum_c E_c d_c / T."""
     x, _ = logits_of(rows, xp=xp)
