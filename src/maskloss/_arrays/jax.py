@@ -107,8 +107,8 @@ class Jax(Namespace):
     def times(self, a: Array, b: Array) -> Array:
         return self.settled(a * b)
 
-    def varying(self, value: float, like: Array) -> Array | float:
-        return jax.lax.optimization_barrier(self.asarray(value, dtype=like.dtype))
+    def varying(self, x: Array | float) -> Array | float:
+        return jax.lax.optimization_barrier(self.asarray(x, dtype=self.float64) if type(x) is float else x)
 
     def rounded_to(self, x: Array, dtype: Any) -> Array:
         # XLA makes one conversion of two.

@@ -289,9 +289,13 @@ class Namespace:
         """a b, settled."""
         return a * b
 
-    def varying(self, value: float, like: Array) -> Array | float:
-        """A number that a compiler takes for no constant."""
-        return value
+    def varying(self, x: Array | float) -> Array | float:
+        """A number, or numbers, that a compiler takes for no constants: it rewrites arithmetic with these."""
+        return x
+
+    def over(self, a: Array | float, b: Array | float) -> Array:
+        """a / b."""
+        return a / b
 
     def raised_to(self, x: Array, low: float) -> None:
         """x, not below low, in its place; NaN stays."""

@@ -46,11 +46,11 @@ def reproducible(function: Any, given: dict[str, Any]) -> tuple[Any, ...]:
     @jax.custom_vjp
     def run(arrays: dict[str, Any]) -> Any:
         with jax.enable_x64(True):
-            return function.value_of({**given, **arrays})[0]
+            return function.value_of({**given, **xp.varying(arrays)})[0]
 
     def forward(arrays: dict[str, Any]) -> Any:
         with jax.enable_x64(True):
-            results, saved = function.value_of({**given, **arrays})
+            results, saved = function.value_of({**given, **xp.varying(arrays)})
         return results, (arrays, saved)
 
     def backward(residuals: Any, cotangents: Any) -> Any:
@@ -58,7 +58,8 @@ def reproducible(function: Any, given: dict[str, Any]) -> tuple[Any, ...]:
         wanted = frozenset(name for name in function.names if name in arrays and is_floating(arrays[name]))
         cotangents = [None if x.dtype == jax.dtypes.float0 else x for x in cotangents]
         with jax.enable_x64(True):
-            made = function.gradients_of({**given, **arrays}, saved, cotangents, wanted)
+            given_here, cotangents = {**given, **xp.varying(arrays)}, xp.varying(cotangents)
+            made = function.gradients_of(given_here, saved, cotangents, wanted)
         return ({name: made.get(name) for name in arrays},)
 
     run.defvjp(forward, backward)

@@ -58,7 +58,7 @@ def exponentials(d: Array, scale: tuple[int, float], *, xp: Namespace) -> Array:
     """exp(d) of d <= 0, times of_zero(power); NaN for NaN."""
     power, lowest = scale
     # No constant, lest a compiler moves the addition behind into both arms of the maximum.
-    lowest = xp.varying(lowest * FRACTION, d)
+    lowest = xp.varying(lowest * FRACTION)
     t = xp.clipped_below(d * LOG2E, lowest)
     k = xp.round(t * (1.0 / FRACTION))
     f = t - k * FRACTION
@@ -102,7 +102,7 @@ def log_of_units(total: Array, *, xp: Namespace) -> Array:
         high = x >= ONE * 2.0 ** (step - 0.5)
         x = xp.where(high, x * 2.0**-step, x)
         exponent = xp.where(high, exponent + float(step), exponent)
-    s = (x - float(ONE)) / (x + float(ONE))
+    s = xp.over(x - float(ONE), x + float(ONE))
     square = s * s
     series = xp.zeros_like(s)
     for term in LOG_TERMS[::-1]:
@@ -152,11 +152,11 @@ def tanh(z: Array, *, xp: Namespace) -> Array:
     size = xp.abs(z)
     e = exponentials(-2.0 * size, AS_NUMBERS, xp=xp) * (1.0 / of_zero(AS_NUMBERS[0]))
     e = xp.settled(e)
-    far = (1.0 - e) / (1.0 + e)
+    far = xp.over(1.0 - e, 1.0 + e)
     near, square = 19.0, xp.settled(z * z)
     for odd in range(17, 0, -2):
-        near = float(odd) + square / near
-    return xp.where(size < 2.0, z / near, xp.where(z < 0, -far, far))
+        near = float(odd) + xp.over(square, near)
+    return xp.where(size < 2.0, xp.over(z, near), xp.where(z < 0, -far, far))
 
 
 
@@ -173,6 +173,10 @@ class OrderFree(Namespace):
         flat = self.reshape(self.permute_dims(x, (*rest, *axes)), (*lengths, -1 if 0 not in x.shape else math.prod(x.shape[axis] for axis in axes)))
         total = total_of(flat, len(lengths), xp=self)
         return self.reshape(total, shape) if keepdims else total
+
+    def over(self, a: Array | float, b: Array | float) -> Array:
+        # XLA makes a product of a division by a constant, which rounds twice.
+        return a / self.varying(b)
 
     def sum_all(self, x: Array) -> Array:
         return total_of(self.reshape(x, (-1,)), 0, xp=self)

@@ -28,10 +28,10 @@ class Entries(NamedTuple):
 def quotient(total: Array, divisor: Array | float, *, xp: Namespace) -> Array:
     """total / divisor, and 0 with derivatives that are 0 where the divisor is 0."""
     if type(divisor) is float:  # and not NumPy's, which is one of Python's too
-        return total / divisor if divisor else total * 0.0
+        return xp.over(total, divisor) if divisor else total * 0.0
     nothing = divisor == 0
     # Replaced before the division as well: the derivative of total / 0 is NaN, which where() would multiply by 0.
-    return xp.where(nothing, 0.0, total / xp.where(nothing, 1.0, divisor))
+    return xp.where(nothing, 0.0, xp.over(total, xp.where(nothing, 1.0, divisor)))
 
 
 def kept_of(entries: Entries, *, xp: Namespace) -> Array:

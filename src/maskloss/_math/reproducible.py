@@ -42,7 +42,7 @@ def logits_of(rows: Rows, *, xp: Namespace) -> tuple[Array, Array | None]:
     if rows.softcap is None:
         return selected_logits(rows, xp=xp)
     x, _ = selected_logits(rows._replace(softcap=None, class_mask=None), xp=xp)
-    tanh = exact.tanh(x / rows.softcap, xp=xp)
+    tanh = exact.tanh(xp.over(x, rows.softcap), xp=xp)
     x = xp.settled(rows.softcap * tanh)
     if rows.class_mask is not None:
         x = xp.where(rows.class_mask, x, -math.inf)
@@ -134,7 +134,7 @@ def backward(
     # Of +inf or NaN, which may be in other parts; and of -inf, which has no probabilities.
     coefficient = xp.where(xp.isfinite(out.lse) | (out.lse == -math.inf), coefficient, math.nan)
     coefficient = xp.where((out.total > 0) | xp.isnan(coefficient), coefficient, 0.0)
-    scale = coefficient * (TO_UNITS / divisor_of(out.total, xp=xp))
+    scale = coefficient * xp.over(TO_UNITS, divisor_of(out.total, xp=xp))
     e = exact.exponentials(x - shift, AS_NUMBERS, xp=xp)
     d_logits, d_targets = xp.times(e, xp.expand_dims(scale, axis=-1)), None
     if g_nll is not None:
@@ -161,9 +161,9 @@ def label_gradients(rows: Rows, x: Array, out: Forward, g_nll: Array, others: Ar
         return xp.zeros_like(g_nll)
     e = exact.exponentials(xp.take_label(x, labels) - out.shift, IN_UNITS, xp=xp)
     units, divisor = in_units(e, xp=xp), divisor_of(out.total, xp=xp)
-    d = xp.times(g_nll, xp.where(out.total > 0, xp.astype(units - out.total, xp.float64) / divisor, -1.0))
+    d = xp.times(g_nll, xp.where(out.total > 0, xp.over(xp.astype(units - out.total, xp.float64), divisor), -1.0))
     if others is not None:
-        d = d + xp.times(others, xp.where(out.total > 0, xp.astype(units, xp.float64) / divisor, 0.0))
+        d = d + xp.times(others, xp.where(out.total > 0, xp.over(xp.astype(units, xp.float64), divisor), 0.0))
     return xp.where(xp.isfinite(out.lse) | (out.lse == -math.inf), d, math.nan)
 
 
@@ -171,7 +171,7 @@ def probabilities(rows: Rows, out: Forward, *, xp: Namespace) -> Array:
     """p_c; 0 of what does not exist."""
     x, _ = logits_of(rows, xp=xp)
     e = exact.exponentials(x - xp.expand_dims(out.shift, axis=-1), AS_NUMBERS, xp=xp)
-    p = e * xp.expand_dims(TO_UNITS / divisor_of(out.total, xp=xp), axis=-1)
+    p = e * xp.expand_dims(xp.over(TO_UNITS, divisor_of(out.total, xp=xp)), axis=-1)
     p = xp.where(xp.expand_dims(out.total > 0, axis=-1) & (x > -math.inf), p, 0.0)
     return xp.where(xp.expand_dims(out.lse < math.inf, axis=-1), p, math.nan)
 
@@ -196,7 +196,7 @@ def entropy(rows: Rows, xp: Namespace) -> Entropy:
     )
     total = xp.where(largest == -math.inf, 0, total)
     log_total = log_of_units(xp.where(total > 0, total, ONE), xp=xp)
-    value = log_total - xp.astype(moment, xp.float64) / divisor_of(total, xp=xp)
+    value = log_total - xp.over(xp.astype(moment, xp.float64), divisor_of(total, xp=xp))
     value = xp.where(total > 0, value, 0.0)
     return Entropy(xp.where(largest < math.inf, value, math.nan), total, shift)
 
@@ -208,7 +208,7 @@ def entropy_backward(
     log_total = log_of_units(xp.where(out.total > 0, out.total, ONE), xp=xp)
     cost = costs(x, out.shift, log_total, xp=xp)
     e = exact.exponentials(x - xp.expand_dims(out.shift, axis=-1), AS_NUMBERS, xp=xp)
-    p = e * xp.expand_dims(TO_UNITS / divisor_of(out.total, xp=xp), axis=-1)
+    p = e * xp.expand_dims(xp.over(TO_UNITS, divisor_of(out.total, xp=xp)), axis=-1)
     slope_of_value = xp.where(xp.isinf(cost), 0.0, cost) - xp.expand_dims(out.value, axis=-1)
     d_logits = p * slope_of_value * xp.expand_dims(g[0], axis=-1)
     d_logits = xp.where(xp.expand_dims(out.total > 0, axis=-1) | xp.isnan(d_logits), d_logits, 0.0)

@@ -66,7 +66,7 @@ def rows_of(call: Call) -> Rows:
 def terms_of(call: Call) -> Terms:
     inputs, eps = call.inputs, call.options.label_smoothing
     xp, class_weights, rows = inputs.xp, inputs.class_weights, rows_of(call)
-    share = eps / allowed_count(inputs) if eps else None
+    share = xp.over(eps, allowed_count(inputs)) if eps else None
     if inputs.distribution is None:
         masses = None
         if class_weights is not None:
