@@ -169,6 +169,12 @@ def check_reproducible(like: Like) -> None:
             fail(ValueError, "reproducible", f"True beside {like.name} of {what}", NOT_REPRODUCIBLE[what])
 
 
+def check_not_reproducible(reproducible: Any) -> None:
+    check_choice(reproducible=reproducible)
+    if reproducible:
+        fail(ValueError, "reproducible", True, NOT_REPRODUCIBLE["linear"])
+
+
 def broadcasts(given: Shape, shape: Shape) -> bool:
     return len(given) <= len(shape) and all(a in (1, b) for a, b in zip(given[::-1], shape[::-1], strict=False))
 

@@ -6,10 +6,11 @@ import functools
 from collections.abc import Callable
 from typing import Any, cast
 
-from ._arguments import check_choice, choose_implementation, describe, fail
+from ._arguments import check_choice, check_not_reproducible, choose_implementation, describe, fail
 from ._arrays import FLOATS, as_array, dtype_name, namespace_of
 from ._bindings import binding_of
 from ._bindings.eager import value_and_gradients
+from ._bindings.reproducible import LOSS, restored
 from ._call import Call, Options, of_logits, of_projection
 from ._capabilities import LIBRARIES, NO_AUTODIFF
 from ._inputs import Given
@@ -167,6 +168,9 @@ def _analytic_value_and_grad(
     if given["with_stats"] is not has_aux:
         fail(ValueError, "has_aux", has_aux, f"with_stats is {given['with_stats']}, and the two must agree")
 
+    if given["reproducible"] is not False:
+        value, made = _reproducible_value_and_gradients(function, given, names)
+        return (value, *(made[name] for name in names))
     call = _call_of(function, given)
     inputs, xp = call.inputs, call.inputs.xp
     if choose_implementation(call.implementation, inputs.like) != "analytic":
@@ -183,3 +187,13 @@ def _analytic_value_and_grad(
         gradient = sum_to(gradient, tuple(argument.shape), inputs)
         results.append(xp.astype(gradient, argument.dtype, copy=False))
     return tuple(results)
+
+
+def _reproducible_value_and_gradients(function: Any, given: dict[str, Any], names: list[str]) -> tuple[Any, Any]:
+    check_choice(reproducible=given["reproducible"])
+    if function is not cross_entropy:
+        check_not_reproducible(True)
+    results, saved = LOSS.value_of(given)
+    one = cast(Any, namespace_of(results[0])).ones_like(results[0])
+    cotangents = one, *[None] * (len(results) - 1)
+    return restored(results), LOSS.gradients_of(given, saved, cotangents, frozenset(names))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from . import _bindings
-from ._arguments import Reduction
+from ._arguments import Reduction, check_not_reproducible
 from ._arrays import Array, on_arrays
 from ._call import Options, of_projection
 from ._engine.projection import ChunkSizeWarning as ChunkSizeWarning
@@ -36,6 +36,7 @@ def linear_cross_entropy(
     validate: bool | Literal["auto"] = "auto",
     implementation: str | None = None,
     class_shard: ClassShard | None = None,
+    reproducible: bool = False,
 ) -> Any:
     r"""Masked cross-entropy of the logits :math:`x = h K^\top + b`, of which a chunk is in memory at a time.
 
@@ -93,6 +94,7 @@ def linear_cross_entropy(
     1.386294
     """
     projection = hidden, kernel, bias, kernel_layout, chunk_size
+    check_not_reproducible(reproducible)
     given = Given(labels, mask, weights, class_weights, class_mask, ignore_index, validate, class_shard)
     options = Options(label_smoothing, z_loss, softcap)
     call = of_projection(projection, given, options, reduction, denominator, with_stats, implementation)
@@ -114,6 +116,7 @@ def linear_label_log_probs(
     softcap: float | None = None,
     validate: bool | Literal["auto"] = "auto",
     class_shard: ClassShard | None = None,
+    reproducible: bool = False,
 ) -> Array:
     r"""Log-probability of each entry's label under the logits :math:`h K^\top + b`; 0 where not kept.
 
@@ -124,7 +127,7 @@ def linear_label_log_probs(
     ----------
     hidden, kernel, bias, kernel_layout, chunk_size
         As in :func:`linear_cross_entropy`, and so are the errors.
-    labels, mask, class_mask, ignore_index, softcap, validate, class_shard
+    labels, mask, class_mask, ignore_index, softcap, validate, class_shard, reproducible
         As in :func:`label_log_probs`.
 
     Returns
@@ -141,6 +144,7 @@ def linear_label_log_probs(
     [0.75]
     """
     projection = hidden, kernel, bias, kernel_layout, chunk_size
+    check_not_reproducible(reproducible)
     given = Given(labels, mask, None, None, class_mask, ignore_index, validate, class_shard)
     return _bindings.log_probs(of_projection(projection, given, Options(softcap=softcap)))
 
@@ -157,6 +161,7 @@ def linear_entropy(
     class_mask: Array | None = None,
     softcap: float | None = None,
     class_shard: ClassShard | None = None,
+    reproducible: bool = False,
 ) -> Array:
     r"""Entropy of each entry's softmax of the logits :math:`h K^\top + b`, in nats; 0 where not kept.
 
@@ -167,7 +172,7 @@ def linear_entropy(
     ----------
     hidden, kernel, bias, kernel_layout, chunk_size
         As in :func:`linear_cross_entropy`, and so are the errors.
-    mask, class_mask, softcap, class_shard
+    mask, class_mask, softcap, class_shard, reproducible
         As in :func:`entropy`.
 
     Returns
@@ -184,5 +189,6 @@ def linear_entropy(
     [0.693147]
     """
     projection = hidden, kernel, bias, kernel_layout, chunk_size
+    check_not_reproducible(reproducible)
     given = Given(mask=mask, class_mask=class_mask, class_shard=class_shard)
     return _bindings.entropy(of_projection(projection, given, Options(softcap=softcap)))

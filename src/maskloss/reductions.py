@@ -14,6 +14,7 @@ from ._values import Axis, Values, values_of
 
 LARGEST_HALF = {"float16": 65504.0, "bfloat16": 3.3895313892515355e38}
 
+
 @on_arrays
 def masked_sum(
     x: Array,

@@ -154,9 +154,7 @@ def reduced_gradients(given: Given, saved: Any, cotangents: Any, wanted: frozens
     g = Cotangents(xp.astype(cotangents[0], xp.float64))
     d = reduction_derivatives(entries, given["reduction"], denominator, g, xp=xp)[1]
     made = {"values": d.losses, "weights": d.weights, "denominator": d.denominator}
-    return {
-        name: rounded(sum_to(made[name], tuple(given[name].shape), v), given[name].dtype, xp=xp) for name in wanted
-    }
+    return {name: rounded(sum_to(made[name], tuple(given[name].shape), v), given[name].dtype, xp=xp) for name in wanted}
 
 
 SUM = reduction("sum", ("x", "weights"), total, total_gradients)

@@ -169,9 +169,7 @@ def operator_derivative(ctx: Any, gradients: Any) -> Any:
     wanted = [name for name, needed in zip(names, ctx.needed, strict=True) if needed]
     if not wanted or all(x is None for x in g):
         return None, [None] * ctx.count
-    found = torch.ops.maskloss.reproducible_gradients(
-        ctx.of, arrays, ",".join(wanted), saved, listed(g, arrays[0])
-    )
+    found = torch.ops.maskloss.reproducible_gradients(ctx.of, arrays, ",".join(wanted), saved, listed(g, arrays[0]))
     made = dict(zip(wanted, found, strict=True))
     return None, [made.get(name) for name in names]
 

@@ -159,7 +159,6 @@ def tanh(z: Array, *, xp: Namespace) -> Array:
     return xp.where(size < 2.0, xp.over(z, near), xp.where(z < 0, -far, far))
 
 
-
 class OrderFree(Namespace):
     """Whose sums of floating numbers are total_of's, in float64."""
 
@@ -170,7 +169,10 @@ class OrderFree(Namespace):
         shape = tuple(1 if axis in axes else n for axis, n in enumerate(x.shape))
         rest = tuple(axis for axis in range(x.ndim) if axis not in axes)
         lengths = [x.shape[axis] for axis in rest]
-        flat = self.reshape(self.permute_dims(x, (*rest, *axes)), (*lengths, -1 if 0 not in x.shape else math.prod(x.shape[axis] for axis in axes)))
+        flat = self.reshape(
+            self.permute_dims(x, (*rest, *axes)),
+            (*lengths, -1 if 0 not in x.shape else math.prod(x.shape[axis] for axis in axes)),
+        )
         total = total_of(flat, len(lengths), xp=self)
         return self.reshape(total, shape) if keepdims else total
 

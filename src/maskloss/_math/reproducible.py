@@ -141,7 +141,9 @@ def backward(
         labels, here = own_labels(rows.part, rows.labels, xp=xp)
         at_label = xp.class_indices(x, labels.dtype) == xp.expand_dims(labels, axis=-1)
         at_label = at_label if here is None else at_label & xp.expand_dims(here, axis=-1)
-        d_logits = xp.where(at_label, xp.expand_dims(label_gradients(rows, x, out, g_nll, others, xp=xp), axis=-1), d_logits)
+        d_logits = xp.where(
+            at_label, xp.expand_dims(label_gradients(rows, x, out, g_nll, others, xp=xp), axis=-1), d_logits
+        )
     if g_dot is not None:
         targets = selected_targets(rows, xp=xp)
         g_dot = xp.expand_dims(g_dot, axis=-1)
