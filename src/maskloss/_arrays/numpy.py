@@ -33,7 +33,7 @@ class NumPyLike(Namespace):
         return x.clip(low, None)
 
     def power_of_two(self, exponent: Array) -> Array:
-        return self.ldexp(self.ones_like(exponent), self.astype(exponent, self.int32))
+        return ((self.astype(exponent, self.int64) + 1023) << 52).view(self.float64)
 
     def power_above(self, x: Array) -> Array:
         return self.ldexp(self.ones_like(x), self.frexp(self.clip(x, 2.0**-901, None))[1])

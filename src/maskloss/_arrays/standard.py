@@ -271,8 +271,8 @@ class Namespace:
     # Powers of two, and what stands between a product and a sum.
 
     def power_of_two(self, exponent: Array) -> Array:
-        """2^exponent, exact, of integers in float64."""
-        return self.pow(self.full_like(exponent, 2.0), exponent)
+        """2^exponent, exact, of integers in float64; 0 where that is no normal number."""
+        return self.where(exponent < -1022.0, 0.0, self.pow(self.full_like(exponent, 2.0), exponent))
 
     def power_above(self, x: Array) -> Array:
         """The least power of two above x, of float64 numbers from 0 on; at least 2^-900."""

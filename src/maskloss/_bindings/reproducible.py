@@ -41,9 +41,13 @@ def call_of(given: dict[str, Any]) -> Call:
     return of_logits(get("logits"), get("axis"), *about, *map(get, ("reduction", "denominator", "with_stats")))
 
 
-def lane_of(rows: Any, *, xp: Namespace) -> Lane:
-    """In blocks where arrays are written to."""
-    if xp.has_out and rows.part is None and not xp.is_tracer(rows.logits):
+def is_walked(rows: Rows, *, xp: Namespace) -> bool:
+    """Whether there are arrays that are written to, and something to walk."""
+    return xp.has_out and rows.part is None and rows.logits.shape[-1] > 0 and not xp.is_tracer(rows.logits)
+
+
+def lane_of(rows: Rows, *, xp: Namespace) -> Lane:
+    if is_walked(rows, xp=xp):
         return integers.LANE
     return Lane("analytic", reproducible.SOFTMAX, reproducible.forward, reproducible.backward)
 
@@ -116,7 +120,7 @@ def entropy_call(given: dict[str, Any]) -> Call:
 
 def entropy_lane(rows: Rows, *, xp: Namespace) -> Lane:
     function = reproducible.ENTROPY
-    if xp.has_out and rows.part is None and not xp.is_tracer(rows.logits):
+    if is_walked(rows, xp=xp):
         return integers.in_blocks(function)
     return Lane("analytic", function, function.forward, function.backward)
 

@@ -55,8 +55,9 @@ def block_of(walk: Walk, start: int, stop: int, *, xp: Namespace) -> tuple[Rows,
     rows = block_rows(walk.visit, logits, start, stop, xp=xp)
     slope = None
     if not walk.is_plain:
-        selected, slope = logits_of(rows, xp=xp)
-        x[...] = selected
+        logits, slope = logits_of(rows, xp=xp)
+    if logits is not x:
+        x[...] = logits
     count, workspace = walk.length, walk.workspace
     u, k = (workspace[i * count : i * count + stop - start] for i in (1, 2))
     return rows, x, slope, u, k

@@ -28,9 +28,9 @@ B_1, C_1 = 669876122.3720201, 1.1849486891792981e17
 B_2, C_2 = 104816299.99722695, 9.408109835478519e17
 SQUARINGS = 3
 
-# The power of two that e is scaled by, and the least k, at which its bits are still those of a normal number: as
-# integers that 2^20 can be added of, and as numbers down to the least normal one of float32.
-IN_UNITS, AS_NUMBERS = (-907, -64.0), (-879, -126.0)
+# The power of two that e is scaled by: as integers that 2^20 can be added of, and as numbers down to the least normal
+# one of float32.
+IN_UNITS, AS_NUMBERS = -907, -879
 # Where k + the power's exponent lies among the bits of F + this: what is added is rounded to multiples of 2^25.
 MAGIC = 1.5 * 2.0**52
 BIAS = 1023
@@ -51,14 +51,13 @@ def of_zero(power: int) -> float:
     return q * 2.0**power
 
 
-ONE = round(of_zero(IN_UNITS[0]))
+ONE = round(of_zero(IN_UNITS))
 
 
-def exponentials(d: Array, scale: tuple[int, float], *, xp: Namespace) -> Array:
-    """exp(d) of d <= 0, times of_zero(power); NaN for NaN."""
-    power, lowest = scale
+def exponentials(d: Array, power: int, *, xp: Namespace) -> Array:
+    """exp(d) of d <= 0, times of_zero(power); 0 where 2^(k + power) is less than any normal number; NaN for NaN."""
     # No constant, lest a compiler moves the addition behind into both arms of the maximum.
-    lowest = xp.varying(lowest * FRACTION)
+    lowest = xp.varying(-float(BIAS + power) * FRACTION)
     t = xp.clipped_below(d * LOG2E, lowest)
     k = xp.round(t * (1.0 / FRACTION))
     f = t - k * FRACTION
@@ -69,12 +68,11 @@ def exponentials(d: Array, scale: tuple[int, float], *, xp: Namespace) -> Array:
     return q * xp.power_of_two(k + float(power))
 
 
-def exponentials_into(d: Array, scale: tuple[int, float], u: Array, k: Array, *, xp: Namespace) -> tuple[Array, Array]:
+def exponentials_into(d: Array, power: int, u: Array, k: Array, *, xp: Namespace) -> tuple[Array, Array]:
     """The same in the place of d, as the product of d and k: u and k are arrays of its shape to compute in."""
-    power, lowest = scale
     magic = FRACTION * (MAGIC + BIAS + power)
     d *= LOG2E
-    xp.raised_to(d, lowest * FRACTION)
+    xp.raised_to(d, -float(BIAS + power) * FRACTION)
     xp.add(d, magic, out=k)
     xp.subtract(k, magic, out=u)
     d -= u
@@ -150,7 +148,7 @@ def tanh(z: Array, *, xp: Namespace) -> Array:
     z / (1 + z^2 / (3 + z^2 / (5 + ...))), whose error for |z| < 2 is 3e-13 of it where it ends with 19.
     """
     size = xp.abs(z)
-    e = exponentials(-2.0 * size, AS_NUMBERS, xp=xp) * (1.0 / of_zero(AS_NUMBERS[0]))
+    e = exponentials(-2.0 * size, AS_NUMBERS, xp=xp) * (1.0 / of_zero(AS_NUMBERS))
     e = xp.settled(e)
     far = xp.over(1.0 - e, 1.0 + e)
     near, square = 19.0, xp.settled(z * z)

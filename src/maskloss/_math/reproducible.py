@@ -19,7 +19,7 @@ from .exact import AS_NUMBERS, IN_UNITS, ONE, in_units, log_of_units, total_of
 from .rows import RowFunction, Rows, registered, selected_logits, selected_targets, sum_of, through_selection
 
 # Of exponentials as numbers to those in units.
-TO_UNITS = 2.0 ** (IN_UNITS[0] - AS_NUMBERS[0])
+TO_UNITS = 2.0 ** (IN_UNITS - AS_NUMBERS)
 
 
 class Forward(NamedTuple):

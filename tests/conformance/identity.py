@@ -1,0 +1,195 @@
+"""Golden bits: what reproducible=True gives of each case, as digests, the same for every library, mode and device.
+
+`python -m tests.conformance.identity` computes them with NumPy and writes identity.json, if each number is within
+1 ulp of the 50-digit reference, and each gradient within 2.
+"""
+
+import functools
+import hashlib
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import maskloss as ml
+from tests import backends
+from tests.conformance.cases import CASES
+from tests.conformance.closeness import errors, expected, ulp
+from tests.conformance.modes import MODES, forward, upstream
+from tests.conformance.runs import (
+    REDUCED,
+    UPSTREAM,
+    call,
+    is_array,
+    leaves,
+    placed,
+    reduction_of,
+    wanted,
+    wanted_gradients,
+)
+from tests.reference import number
+
+GOLDEN = Path(__file__).parent / "identity.json"
+FUNCTIONS = (
+    *("cross_entropy", "label_log_probs", "entropy", "reduce", "masked_sum", "masked_mean"),
+    *("masked_logsumexp", "masked_softmax", "masked_log_softmax"),
+)
+DTYPES = ("float32", "bfloat16", "float16")
+PARTS = ("entries", "value", "stats", "gradients")
+# A sum of exponentials is of multiples of about 2^-42 of the largest, each rounded: 2^-43 of it for each class.
+UNIT = 2.0**-43
+
+
+def is_covered(case, dtype):
+    """Arrays of float64 beside the logits are none of the promise's, and denominators none of its functions."""
+    given = [a for a in case.inputs.values() if is_array(a) and a.dtype.kind == "f"]
+    fixed = any(is_array(case.inputs[n]) and case.inputs[n].dtype == np.float64 for n in case.fixed)
+    return case.function in FUNCTIONS and dtype in case.dtypes and bool(given) and not fixed
+
+
+def names():
+    return [(name, dtype) for name, case in CASES.items() for dtype in DTYPES if is_covered(case, dtype)]
+
+
+def reproducible(observe):
+    """Every case again, with reproducible=True."""
+
+    def mode(case, arrays):
+        with pytest.MonkeyPatch.context() as patch:
+            for name in FUNCTIONS:
+                patch.setattr(ml, name, functools.partial(getattr(ml, name), reproducible=True))
+            return observe(case, arrays)
+
+    return mode
+
+
+def eager(case, arrays):
+    """Where no library differentiates, by the gradient that others are given."""
+    binding, seen = importlib.import_module("maskloss._bindings.eager"), []
+
+    def recorded(function, given):
+        seen.append((function, given))
+        return function.value_of(given)[0]
+
+    out = forward(case, arrays)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(binding, "reproducible", recorded)
+        value = call(case, arrays, reduction_of(case))
+    function, given = seen[-1]
+    xp = importlib.import_module("maskloss._arrays").namespace_of(value)
+    up = np.asarray(upstream(case, tuple(value.shape)), dtype="float32")
+    up = up if xp.name == "numpy" else xp.asarray(up.tolist(), dtype=xp.float32, device=value.device)
+    # Which is 0 - loss.
+    cotangents = (-up if case.function == "label_log_probs" else up), *[None] * 5
+    wanted_names = frozenset(leaves(case, reduction_of(case)))
+    with np.errstate(all="ignore"):
+        made = function.gradients_of(given, function.value_of(given)[1], cotangents, wanted_names)
+    return out | {"gradients": made}
+
+
+def mode_of(backend, mode):
+    if backend.gradient == "value_and_grad":
+        return reproducible(in_mode(mode, eager))
+    return reproducible(MODES[backend.gradient, mode])
+
+
+def in_mode(mode, observe):
+    if mode == "eager":
+        return observe
+
+    def blocks(case, arrays):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(importlib.import_module("maskloss._engine.walk"), "BLOCK_BYTES", 150)
+            return observe(case, arrays)
+
+    return blocks
+
+
+def found(backend, mode, name, dtype):
+    """{part: arrays in NumPy} of a case."""
+    case = CASES[name]
+    with backends.settings(backend):
+        out = mode_of(backend, mode)(case, placed(backend, case, dtype))
+    if isinstance(out.get("gradients"), Exception):
+        raise out["gradients"]
+    parts = {"entries": [out["entries"]] if "entries" in out else [], "value": [out["value"]]}
+    parts["stats"] = list(out["stats"]) if "stats" in out else []
+    parts["gradients"] = [out["gradients"][n] for n in leaves(case, reduction_of(case))] if "gradients" in out else []
+    return {part: [backends.to_numpy(backend, x) for x in arrays] for part, arrays in parts.items() if arrays}
+
+
+def digest(arrays):
+    """Of the bits; of a NaN's there are many, of 0's two: both are one."""
+    words = hashlib.sha256()
+    for x in arrays:
+        x = x.astype(np.float32) if x.dtype.kind not in "iub" else x.astype(np.int64)
+        x = np.where(np.isnan(x), np.float32(np.nan), x + x.dtype.type(0)) if x.dtype.kind == "f" else x
+        words.update(str(x.shape).encode() + np.ascontiguousarray(x).tobytes())
+    return words.hexdigest()[:16]
+
+
+@functools.cache
+def golden():
+    return json.loads(GOLDEN.read_text())
+
+
+def differences(backend, mode, name, dtype):
+    """Which parts of a case are not the golden ones."""
+    want = golden()[f"{name} {dtype}"]
+    return [part for part, arrays in found(backend, mode, name, dtype).items() if digest(arrays) != want[part]]
+
+
+def worst_of(got, want, dtype, rows):
+    """In ulps, beyond what the units of a sum of exponentials may be off."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        allowed = rows * UNIT * np.where(np.isfinite(want.scale), np.maximum(want.scale, 1.0), 1.0)
+        off = errors(got, want, dtype)
+        return float(np.max(np.maximum(off - allowed / ulp(want.scale, dtype), 0.0), initial=0.0))
+
+
+def admitted(name, dtype, parts):
+    """The worst errors of the values and of the gradients."""
+    case, worst = CASES[name], [0.0, 0.0]
+    reduction = reduction_of(case)
+    terms = case.inputs["logits"].shape[case.options.get("axis", -1)] if "logits" in case.inputs else 32
+    if "entries" in parts:
+        worst[0] = worst_of(parts["entries"][0], wanted(name, dtype, "none").value, "float32", terms)
+    want = wanted(name, dtype, reduction)
+    worst[0] = max(worst[0], worst_of(parts["value"][0], want.value, "float32", terms))
+    for field, x in zip(ml.LossStats._fields, parts.get("stats", []), strict=False):
+        value = getattr(want.stats, field)
+        if value is not None:
+            scale = max(getattr(want.stats.scales, field, value), number(case.floor))
+            worst[0] = max(worst[0], worst_of(x, expected(number(value), scale), "float32", terms))
+    gradients = wanted_gradients(name, dtype, reduction)
+    scalar = case.function in REDUCED and want.value.hi.shape == ()
+    factor = UPSTREAM if scalar else 1.0
+    for leaf, x in zip(leaves(case, reduction), parts.get("gradients", []), strict=True):
+        hi, lo, scale = gradients[leaf]
+        of = type(want.value)(hi * factor, lo * factor, scale * abs(factor))
+        kind = dtype if leaf in ("logits", "labels", "values", "x") else "float32"
+        worst[1] = max(worst[1], worst_of(x, of, kind, terms))
+    return worst
+
+
+def main():
+    made, refused = {}, []
+    for name, dtype in names():
+        parts = found(backends.BACKENDS["numpy"], "eager", name, dtype)
+        if not CASES[name].nonfinite:
+            worst = admitted(name, dtype, parts)
+            if worst[0] > 1 or worst[1] > 2:
+                refused.append((name, dtype, *worst))
+        made[f"{name} {dtype}"] = {part: digest(arrays) for part, arrays in parts.items()}
+    for line in refused:
+        print("not within the bounds:", *line)
+    if "--write" in sys.argv and not refused:
+        GOLDEN.write_text(json.dumps(made, indent=0) + "\n")
+    print(len(made), "cases,", len(refused), "refused")
+
+
+if __name__ == "__main__":
+    main()
