@@ -18,13 +18,14 @@ import maskloss as ml
 from tests import backends
 from tests.conformance.cases import CASES
 from tests.conformance.closeness import errors, expected, ulp
-from tests.conformance.modes import MODES, forward, upstream
+from tests.conformance.modes import MODES, forward, reduced_to_none, upstream
 from tests.conformance.runs import (
     REDUCED,
     UPSTREAM,
     call,
     is_array,
     leaves,
+    mapped,
     placed,
     reduction_of,
     wanted,
@@ -38,7 +39,6 @@ FUNCTIONS = (
     *("masked_logsumexp", "masked_softmax", "masked_log_softmax"),
 )
 DTYPES = ("float32", "bfloat16", "float16")
-PARTS = ("entries", "value", "stats", "gradients")
 # A sum of exponentials is of multiples of about 2^-42 of the largest, each rounded: 2^-43 of it for each class.
 UNIT = 2.0**-43
 
@@ -57,11 +57,11 @@ def names():
 def reproducible(observe):
     """Every case again, with reproducible=True."""
 
-    def mode(case, arrays):
+    def mode(*given):
         with pytest.MonkeyPatch.context() as patch:
             for name in FUNCTIONS:
                 patch.setattr(ml, name, functools.partial(getattr(ml, name), reproducible=True))
-            return observe(case, arrays)
+            return observe(*given)
 
     return mode
 
@@ -109,16 +109,34 @@ def in_mode(mode, observe):
 
 
 def found(backend, mode, name, dtype):
-    """{part: arrays in NumPy} of a case."""
+    """{part: arrays in NumPy} of a case. vmap is of the entries, whatever the reduction."""
     case = CASES[name]
+    of_entries = mode == "vmap" and case.function in REDUCED
     with backends.settings(backend):
         out = mode_of(backend, mode)(case, placed(backend, case, dtype))
+    parts = named(case, out, "entry " if of_entries else "")
+    if of_entries:
+        parts["entries"] = parts.pop("entry value")
+        # Of what is not mapped the library adds up gradients itself.
+        unmapped = [f"entry d {n}" for n in case.inputs if n not in mapped(case)[1]]
+        parts = {part: arrays for part, arrays in parts.items() if part not in unmapped}
+    return {part: [backends.to_numpy(backend, x) for x in arrays] for part, arrays in parts.items() if arrays}
+
+
+def named(case, out, prefix=""):
     if isinstance(out.get("gradients"), Exception):
         raise out["gradients"]
-    parts = {"entries": [out["entries"]] if "entries" in out else [], "value": [out["value"]]}
+    parts = {"entries": [out["entries"]] if "entries" in out else [], f"{prefix}value": [out["value"]]}
     parts["stats"] = list(out["stats"]) if "stats" in out else []
-    parts["gradients"] = [out["gradients"][n] for n in leaves(case, reduction_of(case))] if "gradients" in out else []
-    return {part: [backends.to_numpy(backend, x) for x in arrays] for part, arrays in parts.items() if arrays}
+    return parts | {f"{prefix}d {name}": [gradient] for name, gradient in out.get("gradients", {}).items()}
+
+
+def of_entries(name, dtype):
+    """The gradients of reduction "none", with NumPy."""
+    case, backend = reduced_to_none(CASES[name]), backends.BACKENDS["numpy"]
+    arrays = {n: a for n, a in placed(backend, case, dtype).items() if n != "denominator"}
+    parts = named(case, mode_of(backend, "eager")(case, arrays), "entry ")
+    return {part: arrays for part, arrays in parts.items() if part.startswith("entry d")}
 
 
 def digest(arrays):
@@ -167,7 +185,8 @@ def admitted(name, dtype, parts):
     gradients = wanted_gradients(name, dtype, reduction)
     scalar = case.function in REDUCED and want.value.hi.shape == ()
     factor = UPSTREAM if scalar else 1.0
-    for leaf, x in zip(leaves(case, reduction), parts.get("gradients", []), strict=True):
+    for leaf in leaves(case, reduction):
+        (x,) = parts[f"d {leaf}"]
         hi, lo, scale = gradients[leaf]
         of = type(want.value)(hi * factor, lo * factor, scale * abs(factor))
         kind = dtype if leaf in ("logits", "labels", "values", "x") else "float32"
@@ -183,6 +202,8 @@ def main():
             worst = admitted(name, dtype, parts)
             if worst[0] > 1 or worst[1] > 2:
                 refused.append((name, dtype, *worst))
+        if CASES[name].function in REDUCED:
+            parts |= of_entries(name, dtype)
         made[f"{name} {dtype}"] = {part: digest(arrays) for part, arrays in parts.items()}
     for line in refused:
         print("not within the bounds:", *line)

@@ -31,11 +31,14 @@ class Way(NamedTuple):
     entries: int  # in how many parts
     classes: int
     linear: bool = False
+    reproducible: bool = False
 
 
 WAYS = {
     "shards": Way(1, 4),
     "shards-2": Way(1, 2),
+    "shards-reproducible": Way(1, 4, reproducible=True),
+    "shards-2-reproducible": Way(1, 2, reproducible=True),
     "shards-linear": Way(1, 4, linear=True),
     "entries": Way(4, 1),
     "entries-linear": Way(4, 1, linear=True),
@@ -108,6 +111,7 @@ def part_of(case, name, array, part, linear):
 
 def one_part(name, dtype, mode, rank, groups):
     """What a process finds of its part; as a linear loss, of its rows of a kernel that is the identity."""
+    from tests.conformance.identity import reproducible
     from tests.conformance.modes import CHUNKS, identity_like, torch_leaves
 
     case, way = CASES[name], WAYS[mode]
@@ -123,6 +127,8 @@ def one_part(name, dtype, mode, rank, groups):
         arrays = {n: part_of(case, n, a, part, way.linear) for n, a in arrays.items()}
     arrays = torch_leaves(case, arrays)
     of_entries = groups["entries", way] if way.entries > 1 else None
+    if way.reproducible:
+        return reproducible(outputs)(case, arrays, shard, of_entries, entries)
     if way.linear:
         kernel = slice(own.start, own.stop)
         with pytest.MonkeyPatch.context() as patch:
@@ -198,13 +204,16 @@ def serve(address, rank, rendezvous):
     store, timeout = dist.FileStore(rendezvous, PROCESSES), datetime.timedelta(seconds=10)
     dist.init_process_group("gloo", store=store, timeout=timeout, world_size=PROCESSES, rank=rank)
     groups = {}
-    for way in sorted({way._replace(linear=False) for way in WAYS.values()}):
+    for way in sorted({way._replace(linear=False, reproducible=False) for way in WAYS.values()}):
         table = np.arange(way.entries * way.classes).reshape(way.entries, way.classes)
         for kind, rows in (("classes", table), ("entries", table.T)):
             for row in rows.tolist():
                 group = dist.new_group(row)
                 if rank in row:
-                    groups |= {(kind, way._replace(linear=linear)): group for linear in (False, True)}
+                    groups |= {
+                        (kind, way._replace(linear=linear, reproducible=bits)): group
+                        for linear, bits in ((False, False), (True, False), (False, True))
+                    }
     with Client(address, "AF_UNIX") as connection:
         connection.send(rank)
         try:

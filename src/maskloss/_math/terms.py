@@ -255,7 +255,9 @@ def adjoints(
             g = nan_where_invalid(d.losses, inputs)
             d_label = d_label + xp.times((1.0 - eps) * weighed_nll(out.nll, terms.alpha, inputs), g)
         classes = xp.class_indices(class_weights, inputs.labels.dtype)
-        at_label = classes == xp.expand_dims(inputs.labels, axis=-1)
+        labels, here = own_labels(inputs.part, inputs.labels, xp=xp)
+        at_label = classes == xp.expand_dims(labels, axis=-1)
+        at_label = at_label if here is None else at_label & xp.expand_dims(here, axis=-1)
         d_weights = sum_to(xp.where(at_label, xp.expand_dims(d_label, axis=-1), 0.0), class_weights.shape, inputs)
         if d_targets is not None:
             d_weights = d_weights + sum_to(d_targets, class_weights.shape, inputs)
