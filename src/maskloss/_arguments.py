@@ -10,7 +10,7 @@ from numbers import Integral, Real
 from typing import Any, Literal, NamedTuple, NoReturn, get_args
 
 from ._arrays import FLOATS, HALVES, INTEGERS, Array, Namespace, as_array, dtype_name, is_numpy_scalar, namespace_of
-from ._capabilities import DTYPES, IMPLEMENTATIONS, LIBRARIES, NOT_REPRODUCIBLE
+from ._capabilities import DTYPES, IMPLEMENTATIONS, LIBRARIES
 
 Shape = tuple[int, ...]
 Reduction = Literal["none", "sum", "mean", "mean_over_kept", "mean_over_all", "mean_over_sequences"]
@@ -160,19 +160,6 @@ def array_of(name: str, x: Any, like: Like | None) -> tuple[Array, str, Namespac
 def floating_like(name: str, x: Any) -> Like:
     x, kind, xp = array_of(name, x, None)
     return Like(name, x, xp, xp.float32 if kind in HALVES else x.dtype)
-
-
-def check_reproducible(like: Like) -> None:
-    device = f"{like.xp.name} {str(getattr(like.array, 'device', '')).partition(':')[0]}"
-    for what in (dtype_name(like.array), device, "DTensor" if hasattr(like.array, "placements") else ""):
-        if what in NOT_REPRODUCIBLE:
-            fail(ValueError, "reproducible", f"True beside {like.name} of {what}", NOT_REPRODUCIBLE[what])
-
-
-def check_not_reproducible(reproducible: Any) -> None:
-    check_choice(reproducible=reproducible)
-    if reproducible:
-        fail(ValueError, "reproducible", True, NOT_REPRODUCIBLE["linear"])
 
 
 def broadcasts(given: Shape, shape: Shape) -> bool:

@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 from . import _arguments
 from ._arguments import Like, describe, fail
 from ._arrays import FLOATS, Array, dtype_name
+from ._capabilities import NOT_REPRODUCIBLE
 from ._engine.projection import Projection
 from ._inputs import Given, Inputs, prepare
-from ._math.exact import flushed_argument, order_free
+from ._math.exact import CLASSES, flushed_argument, order_free
 
 
 class Options(NamedTuple):
@@ -32,9 +33,29 @@ class Call(NamedTuple):
 PLAIN = Options()
 
 
+def check_reproducible(like: Like) -> None:
+    device = f"{like.xp.name} {str(getattr(like.array, 'device', '')).partition(':')[0]}"
+    for what in (dtype_name(like.array), device, "DTensor" if hasattr(like.array, "placements") else ""):
+        if what in NOT_REPRODUCIBLE:
+            fail(ValueError, "reproducible", f"True beside {like.name} of {what}", NOT_REPRODUCIBLE[what])
+
+
+def check_not_reproducible(reproducible: Any) -> None:
+    _arguments.check_choice(reproducible=reproducible)
+    if reproducible:
+        fail(ValueError, "reproducible", True, NOT_REPRODUCIBLE["linear"])
+
+
+def check_room(name: str, terms: int) -> None:
+    """Whether the integers that exponentials are made of have room for that many."""
+    if terms > CLASSES:
+        accepted = f"with reproducible=True a sum of exponentials has room for {CLASSES}"
+        fail(ValueError, name, f"of {terms} numbers along the axis", accepted)
+
+
 def reproducible(like: Like, given: Given) -> tuple[Like, Given]:
     """In float64, of weights that are 0 where some devices would make it so."""
-    _arguments.check_reproducible(like)
+    check_reproducible(like)
     names = "labels", "weights", "class_weights"
     given = given._replace(**{name: flushed_argument(getattr(given, name)) for name in names})
     return like._replace(dtype=like.xp.float64), given
@@ -121,6 +142,7 @@ def checked(
     if denominator is not None:
         denominator = _arguments.to_denominator(denominator, reduction, inputs.like)
     if is_reproducible:
+        check_room("logits", inputs.classes)
         inputs = inputs._replace(xp=order_free(xp))
     options = Options(label_smoothing, z_loss, softcap, is_reproducible)
     return Call(inputs, options, projection, reduction, denominator, with_stats, implementation)

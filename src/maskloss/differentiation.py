@@ -6,12 +6,12 @@ import functools
 from collections.abc import Callable
 from typing import Any, cast
 
-from ._arguments import check_choice, check_not_reproducible, choose_implementation, describe, fail
+from ._arguments import check_choice, choose_implementation, describe, fail
 from ._arrays import FLOATS, as_array, dtype_name, namespace_of
 from ._bindings import binding_of
 from ._bindings.eager import value_and_gradients
 from ._bindings.reproducible import LOSS, restored
-from ._call import Call, Options, of_logits, of_projection
+from ._call import Call, Options, check_not_reproducible, of_logits, of_projection
 from ._capabilities import LIBRARIES, NO_AUTODIFF
 from ._inputs import Given
 from ._math.terms import sum_to
@@ -184,7 +184,7 @@ def _analytic_value_and_grad(
             gradient = xp.moved_axis(gradient, -1, given["axis"])
         if name == "kernel" and given["kernel_layout"] == "dv":
             gradient = xp.permute_dims(gradient, (1, 0))
-        gradient = sum_to(gradient, tuple(argument.shape), inputs)
+        gradient = sum_to(gradient, tuple(argument.shape), xp=xp)
         results.append(xp.astype(gradient, argument.dtype, copy=False))
     return tuple(results)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from . import _bindings
-from ._arguments import Reduction, check_not_reproducible
+from ._arguments import Reduction
 from ._arrays import Array, on_arrays
-from ._call import Options, of_projection
+from ._call import Options, check_not_reproducible, of_projection
 from ._engine.projection import ChunkSizeWarning as ChunkSizeWarning
 from ._inputs import Given
 from ._shards import ClassShard

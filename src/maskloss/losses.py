@@ -127,14 +127,14 @@ def cross_entropy(
     0.7261
     """
     if reproducible is not False:
-        given: dict[str, Any] = {
+        about: dict[str, Any] = {
             **{"logits": logits, "labels": labels, "mask": mask, "weights": weights, "class_weights": class_weights},
             **{"class_mask": class_mask, "ignore_index": ignore_index, "label_smoothing": label_smoothing},
             **{"z_loss": z_loss, "softcap": softcap, "axis": axis, "reduction": reduction, "denominator": denominator},
             **{"with_stats": with_stats, "validate": validate, "implementation": implementation},
             **{"class_shard": class_shard, "reproducible": reproducible},
         }
-        return _reproducible_loss(given)
+        return _reproducible_loss(about)
     plain = weights is class_weights is class_mask is ignore_index is softcap is denominator is implementation is None
     plain = (
         plain
@@ -206,11 +206,11 @@ def label_log_probs(
     [0.75 0.5 ]
     """
     if reproducible is not False:
-        given = {
+        about: dict[str, Any] = {
             **{"logits": logits, "labels": labels, "mask": mask, "class_mask": class_mask, "axis": axis},
             **{"ignore_index": ignore_index, "softcap": softcap, "validate": validate, "class_shard": class_shard},
         }
-        return 0.0 - _reproducible_loss({**given, "reduction": "none", "reproducible": reproducible})
+        return 0.0 - _reproducible_loss({**about, "reduction": "none", "reproducible": reproducible})
     given = Given(labels, mask, None, None, class_mask, ignore_index, validate, class_shard)
     call = of_logits(logits, axis, given, Options(softcap=softcap))
     return _bindings.log_probs(call)
@@ -247,8 +247,8 @@ def entropy(
     0.693147
     """
     if reproducible is not False:
-        given = {"logits": logits, "mask": mask, "class_mask": class_mask, "softcap": softcap, "axis": axis}
-        return _bindings.run_reproducible("entropy", reproducible, {**given, "class_shard": class_shard})
+        about = {"logits": logits, "mask": mask, "class_mask": class_mask, "softcap": softcap, "axis": axis}
+        return _bindings.run_reproducible("entropy", reproducible, {**about, "class_shard": class_shard})
     given = Given(mask=mask, class_mask=class_mask, class_shard=class_shard)
     return _bindings.entropy(of_logits(logits, axis, given, Options(softcap=softcap)))
 

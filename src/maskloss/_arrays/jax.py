@@ -110,6 +110,9 @@ class Jax(Namespace):
     def varying(self, x: Array | float) -> Array | float:
         return jax.lax.optimization_barrier(self.asarray(x, dtype=self.float64) if type(x) is float else x)
 
+    def all_varying(self, arrays: Any) -> Any:
+        return jax.lax.optimization_barrier(arrays)
+
     def rounded_to(self, x: Array, dtype: Any) -> Array:
         # XLA makes one conversion of two.
         return self.astype(x if dtype == self.float32 else shortened(x, xp=self), dtype)

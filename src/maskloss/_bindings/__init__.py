@@ -24,8 +24,9 @@ from .._math.parts import ENTROPY_IN_PARTS, IN_PARTS, is_largest
 from .._math.reduce import reduce_entries
 from .._math.rows import Found, RowFunction, Rows
 from .._math.softmax import SOFTMAX
-from . import eager, reproducible_reductions  # noqa: F401  (what registers itself)
-from .reproducible import FUNCTIONS, restored
+from . import eager
+from .reproducible import restored
+from .reproducible_reductions import FUNCTIONS
 
 
 # By statement: torch.compile traces no import_module.

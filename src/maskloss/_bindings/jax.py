@@ -46,11 +46,11 @@ def reproducible(function: Any, given: dict[str, Any]) -> tuple[Any, ...]:
     @jax.custom_vjp
     def run(arrays: dict[str, Any]) -> Any:
         with jax.enable_x64(True):
-            return function.value_of({**given, **xp.varying(arrays)})[0]
+            return function.value_of({**given, **xp.all_varying(arrays)})[0]
 
     def forward(arrays: dict[str, Any]) -> Any:
         with jax.enable_x64(True):
-            results, saved = function.value_of({**given, **xp.varying(arrays)})
+            results, saved = function.value_of({**given, **xp.all_varying(arrays)})
         return results, (arrays, saved)
 
     def backward(residuals: Any, cotangents: Any) -> Any:
@@ -58,7 +58,7 @@ def reproducible(function: Any, given: dict[str, Any]) -> tuple[Any, ...]:
         wanted = frozenset(name for name in function.names if name in arrays and is_floating(arrays[name]))
         cotangents = [None if x.dtype == jax.dtypes.float0 else x for x in cotangents]
         with jax.enable_x64(True):
-            given_here, cotangents = {**given, **xp.varying(arrays)}, xp.varying(cotangents)
+            given_here, cotangents = {**given, **xp.all_varying(arrays)}, xp.all_varying(cotangents)
             made = function.gradients_of(given_here, saved, cotangents, wanted)
         return ({name: made.get(name) for name in arrays},)
 

@@ -55,7 +55,7 @@ def lane_of(rows: Rows, *, xp: Namespace) -> Lane:
 def loss_of(given: dict[str, Any]) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
     call = call_of(given)
     inputs, xp, parts = call.inputs, call.inputs.xp, terms.terms_of(call)
-    out = lane_of(parts.rows, xp=xp).forward(parts.rows, xp)
+    out: Any = lane_of(parts.rows, xp=xp).forward(parts.rows, xp)
     entries = terms.entries_of(call, parts, out)
     results = [reduce_entries(entries, call.reduction, call.denominator, xp=xp)]
     if call.with_stats:
@@ -77,7 +77,8 @@ def right_of(inputs: Inputs) -> Array:
 def loss_gradients(
     given: dict[str, Any], saved: tuple[Array, ...], cotangents: Any, wanted: frozenset[str]
 ) -> dict[str, Array]:
-    call, out = call_of({**given, "validate": False}), reproducible.Forward(*saved)
+    call = call_of({**given, "validate": False})
+    out: Any = reproducible.Forward(*saved)
     inputs, options, xp, parts = call.inputs, call.options, call.inputs.xp, terms.terms_of(call)
     entries = terms.entries_of(call, parts, out)
     value, total, divisor, *_, z_loss = (*cotangents, *[None] * 5)[:6]
@@ -104,7 +105,7 @@ def of_argument(gradient: Array, name: str, given: dict[str, Any], call: Call) -
     argument, xp = given[name], call.inputs.xp
     if name in ("logits", "labels"):
         gradient = xp.moved_axis(gradient, -1, given["axis"])
-    gradient = terms.sum_to(gradient, tuple(argument.shape), call.inputs)
+    gradient = terms.sum_to(gradient, tuple(argument.shape), xp=xp)
     return gradient if gradient.dtype == argument.dtype else rounded(gradient, argument.dtype, xp=xp)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from .._arguments import check_choice, to_denominator
 from .._arrays import Array
+from .._call import check_room
 from .._math import reproducible
 from .._math.reduce import Cotangents, Entries, quotient, reduce_entries, reduction_derivatives
 from .._math.rows import Rows
@@ -54,7 +55,7 @@ def reduction(name: str, names: tuple[str, ...], of: Callable[..., Any], gradien
 
 def of_argument(gradient: Array, argument: Array, v: Values) -> Array:
     gradient = v.selected(gradient, 0.0)
-    return rounded(sum_to(gradient, tuple(argument.shape), v), argument.dtype, xp=v.xp)
+    return rounded(sum_to(gradient, tuple(argument.shape), xp=v.xp), argument.dtype, xp=v.xp)
 
 
 def total(v: Values) -> Array:
@@ -85,6 +86,7 @@ def rows_of(v: Values) -> tuple[Rows, Callable[[Array], Array]]:
     order, lengths = (*rest, *v.axes), [x.shape[axis] for axis in rest]
     moved = (*lengths, *(x.shape[axis] for axis in v.axes))
     flat = (*lengths, math.prod(x.shape[axis] for axis in v.axes))
+    check_room("x", flat[-1])
 
     def to_rows(x: Array) -> Array:
         return xp.reshape(xp.permute_dims(x, order), flat)
@@ -120,7 +122,7 @@ def softmax(v: Values) -> Array:
 
 
 def softmax_gradients(v: Values, g: Array) -> Gradients:
-    p, xp = softmax(v), v.xp
+    p = softmax(v)
     return {"x": p * (g - v.total(p * v.selected(g, 0.0), True))}
 
 
@@ -154,7 +156,9 @@ def reduced_gradients(given: Given, saved: Any, cotangents: Any, wanted: frozens
     g = Cotangents(xp.astype(cotangents[0], xp.float64))
     d = reduction_derivatives(entries, given["reduction"], denominator, g, xp=xp)[1]
     made = {"values": d.losses, "weights": d.weights, "denominator": d.denominator}
-    return {name: rounded(sum_to(made[name], tuple(given[name].shape), v), given[name].dtype, xp=xp) for name in wanted}
+    return {
+        name: rounded(sum_to(made[name], tuple(given[name].shape), xp=xp), given[name].dtype, xp=xp) for name in wanted
+    }
 
 
 SUM = reduction("sum", ("x", "weights"), total, total_gradients)

@@ -1,5 +1,8 @@
 """reproducible.py's functions as torch.autograd.Functions: what autograd would add up is in them."""
 
+# pyright: reportUnknownMemberType=false
+# (torch.library's own annotations are partial.)
+
 from __future__ import annotations
 
 import json
@@ -11,7 +14,8 @@ from .._arguments import number_of
 from .._arrays import while_traced
 from .._arrays.standard import called_while_traced
 from .._arrays.torch_functions import applied
-from .reproducible import FUNCTIONS, Reproducible
+from .reproducible import Reproducible
+from .reproducible_reductions import FUNCTIONS
 from .torch_operators import CONTIGUOUS, listed, present
 
 Tensor = Any
@@ -113,7 +117,8 @@ def in_words(name: str, others: dict[str, Any], names: tuple[str, ...]) -> str:
 
 def called_for(words: str) -> tuple[Reproducible, dict[str, Any], tuple[str, ...]]:
     name, others, names = json.loads(words)
-    others = {key: tuple(x) if isinstance(x, list) else x for key, x in others.items()}
+    lists: list[Any] = [key for key, x in others.items() if isinstance(x, list)]
+    others |= {key: tuple(others[key]) for key in lists}
     # Where it is compiled, a label that is no class makes NaN.
     return FUNCTIONS[name], {**others, "validate": False}, tuple(names)
 

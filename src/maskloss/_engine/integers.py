@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from .._arrays import Array, Namespace
 from .._math import exact
@@ -51,14 +51,15 @@ class Sums(NamedTuple):
 
 def block_of(walk: Walk, start: int, stop: int, *, xp: Namespace) -> tuple[Rows, Array, Array | None, Array, Array]:
     """Rows, their logits in the workspace, the slope of these, and the rest of the workspace."""
-    logits, x = block_logits(walk, start, stop, xp=xp)
+    logits, place = block_logits(walk, start, stop, xp=xp)
+    x: Array = place
     rows = block_rows(walk.visit, logits, start, stop, xp=xp)
     slope = None
     if not walk.is_plain:
         logits, slope = logits_of(rows, xp=xp)
     if logits is not x:
         x[...] = logits
-    count, workspace = walk.length, walk.workspace
+    count, workspace = walk.length, cast("Array", walk.workspace)
     u, k = (workspace[i * count : i * count + stop - start] for i in (1, 2))
     return rows, x, slope, u, k
 
@@ -87,7 +88,7 @@ def forward(rows: Rows, xp: Namespace) -> Forward:
     walk = walk_of(rows, buffers=3, xp=xp)
     pieces = [sums_of(walk, start, stop, xp=xp) for start, stop in spans(walk.visit.visited, walk.length)]
     give_back(walk.held)
-    sums = pieces[0] if len(pieces) == 1 else concat_blocks(pieces, xp=xp)
+    sums: Sums = pieces[0] if len(pieces) == 1 else concat_blocks(pieces, xp=xp)
     out = finished(walk.visit.rows, *sums, xp)
     return out if walk.visit.in_order else joined(walk.visit, [out], xp=xp)
 
@@ -98,7 +99,7 @@ def backward(
     walk = walk_of(rows, buffers=3, xp=xp)
     visit = walk.visit
     out, g = (taken(parts, visit.kept, xp=xp) for parts in (out, g))
-    d_logits = gradient_like(rows.logits, visit.kept, xp=xp) if d_logits is None else d_logits
+    made: Array = gradient_like(rows.logits, visit.kept, xp=xp) if d_logits is None else d_logits
     d_targets = empty_targets(visit, rows.logits, xp=xp) if targets_too else None
     for start, stop in spans(visit.visited, walk.length):
         own_out, own_g = sliced(out, start, stop), sliced(g, start, stop)
@@ -109,11 +110,10 @@ def backward(
         else:
             d_block = gradient_of(walk, start, stop, own_out, own_g, xp=xp)
         xp.flush(d_block, LEAST)
-        write_rows(d_logits, visit.kept, start, stop, xp.rounded_to(d_block, d_logits.dtype), xp=xp)
+        write_rows(made, visit.kept, start, stop, xp.rounded_to(d_block, made.dtype), xp=xp)
     give_back(walk.held)
-    if d_targets is not None:
-        d_targets = xp.reshape(d_targets, rows.targets.shape)
-    return xp.reshape(d_logits, rows.logits.shape), d_targets
+    targets: Array = rows.targets
+    return xp.reshape(made, rows.logits.shape), None if d_targets is None else xp.reshape(d_targets, targets.shape)
 
 
 def gradient_of(walk: Walk, start: int, stop: int, out: Forward, g: Any, *, xp: Namespace) -> Array:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from typing import Any
+
 from .._arrays import Array, Namespace, dtype_name, namespace_of
 from .._shards import Part, all_max, all_sum
 
@@ -109,16 +110,12 @@ def log_of_units(total: Array, *, xp: Namespace) -> Array:
     return (exponent * LN2_UNITS + xp.round(s * series * 4.0)) * (0.5 / LOG_UNIT)
 
 
-def total_of(x: Array, axis: int, *, part: Part | None = None, terms: int | None = None, xp: Namespace) -> Array:
-    """The sum, rounded: of integers, in units that leave room for `terms` of the largest."""
-    if terms is None:
-        terms = x.shape[axis] if part is None else part.classes
+def total_of(x: Array, axis: int, *, part: Part | None = None, xp: Namespace) -> Array:
+    """The sum, rounded: of integers, in units that leave room for as many of the largest as there are terms."""
+    terms: int = x.shape[axis] if part is None else part.classes
     is_finite = xp.isfinite(x)
     finite = xp.where(is_finite, x, 0.0)
-    if x.shape[axis]:
-        largest = xp.max(xp.abs(finite), axis=axis)
-    else:
-        largest = xp.sum(finite, axis=axis)
+    largest = xp.max(xp.abs(finite), axis=axis) if x.shape[axis] else xp.sum(finite, axis=axis)
     (largest,) = all_max(part, largest, xp=xp)
     unit = xp.power_above(largest) * 2.0 ** (max(terms, 1).bit_length() - 62)
     units = xp.astype(xp.round(finite / xp.expand_dims(unit, axis=axis)), xp.int64)
@@ -166,11 +163,8 @@ class OrderFree(Namespace):
     def sum_over(self, x: Array, axes: tuple[int, ...], *, keepdims: bool) -> Array:
         shape = tuple(1 if axis in axes else n for axis, n in enumerate(x.shape))
         rest = tuple(axis for axis in range(x.ndim) if axis not in axes)
-        lengths = [x.shape[axis] for axis in rest]
-        flat = self.reshape(
-            self.permute_dims(x, (*rest, *axes)),
-            (*lengths, -1 if 0 not in x.shape else math.prod(x.shape[axis] for axis in axes)),
-        )
+        lengths, terms = [x.shape[axis] for axis in rest], math.prod(x.shape[axis] for axis in axes)
+        flat = self.reshape(self.permute_dims(x, (*rest, *axes)), (*lengths, terms))
         total = total_of(flat, len(lengths), xp=self)
         return self.reshape(total, shape) if keepdims else total
 
@@ -190,6 +184,5 @@ def order_free(xp: Namespace) -> Namespace:
     found = NAMESPACES.get(xp.name)
     if found is None:
         kind: Any = type("OrderFree", (OrderFree, type(xp)), {})
-        found = NAMESPACES[xp.name] = kind.__new__(kind)
-        vars(found).update(vars(xp))
+        found = NAMESPACES[xp.name] = kind(xp.name, xp)
     return found

@@ -118,6 +118,9 @@ class Cotangents(NamedTuple):
     z_loss: Array | None = None
 
 
+OF_VALUE = Cotangents(1.0)
+
+
 class Derivatives(NamedTuple):
     """Of a scalar reduction with respect to each part."""
 
@@ -128,9 +131,11 @@ class Derivatives(NamedTuple):
 
 
 def reduction_derivatives(
-    entries: Entries, reduction: str, denominator: Array | None, g: Cotangents = Cotangents(1.0), *, xp: Namespace
+    entries: Entries, reduction: str, denominator: Array | None, g: Cotangents = OF_VALUE, *, xp: Namespace
 ) -> tuple[Array, Derivatives]:
-    """The value L, and the derivatives of it (times g.value; with those of the sums in the statistics). With d_each = dL/d(w_i l_i) and d_unit = dL/du_i:
+    """The value L, and the derivatives of it (times g.value; with those of the sums in the statistics).
+
+    With d_each = dL/d(w_i l_i) and d_unit = dL/du_i:
 
     dL/dl_i = d_each w_i       dL/dw_i = d_each l_i + d_unit m_i       dL/dm_i = d_unit w_i
 

@@ -25,7 +25,7 @@ TO_UNITS = 2.0 ** (IN_UNITS - AS_NUMBERS)
 class Forward(NamedTuple):
     nll: Array | None
     dot: Array | None
-    lse: Array | None
+    lse: Array
     total: Array  # T, of int64; 0 where every class has probability 0
     shift: Array  # finite
     mass: Array | None
@@ -51,10 +51,7 @@ def logits_of(rows: Rows, *, xp: Namespace) -> tuple[Array, Array | None]:
 
 def largest_of(x: Array, rows: Rows, *, xp: Namespace) -> tuple[Array, Array]:
     """The largest logit of each row, and the shift."""
-    if x.shape[-1]:
-        largest = xp.max(x, axis=-1)
-    else:
-        largest = xp.sum(x, axis=-1) - math.inf
+    largest = xp.largest(x, axis=(-1,), keepdims=False) if x.shape[-1] else xp.sum(x, axis=-1) - math.inf
     if rows.part is not None:
         (is_nan,) = all_sum(rows.part, xp.astype(xp.isnan(largest), xp.int32), xp=xp)
         (largest,) = all_max(rows.part, xp.where(xp.isnan(largest), -math.inf, largest), xp=xp)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from .._arrays import Array
+from .._arrays import Array, Namespace
 from .._call import Call, Options
 from .._inputs import Inputs
 from .._shards import all_sum, own_labels
@@ -198,15 +198,15 @@ def row_of(inputs: Inputs) -> Rows:
     return Rows(inputs.logits, None, None, None, inputs.class_mask, None, None, inputs.dtype, False, part=inputs.part)
 
 
-def sum_to(x: Array, shape: tuple[int, ...], inputs: Inputs) -> Array:
+def sum_to(x: Array, shape: tuple[int, ...], *, xp: Namespace) -> Array:
     """The adjoint of broadcasting from `shape`."""
     if tuple(x.shape) == shape:
         return x
     lead = x.ndim - len(shape)
     axes = tuple(range(lead)) + tuple(lead + i for i, n in enumerate(shape) if n == 1 != x.shape[lead + i])
     for axis in reversed(axes):
-        x = inputs.xp.long_sum(x, axis=axis)
-    return inputs.xp.reshape(x, shape)
+        x = xp.long_sum(x, axis=axis)
+    return xp.reshape(x, shape)
 
 
 def upstream_of(call: Call, terms: Terms) -> Upstream:
@@ -248,7 +248,7 @@ def adjoints(
         if class_weights is not None:
             unweighted: Array = terms_of(call._replace(inputs=inputs._replace(class_weights=None))).rows.targets
             each = xp.times(unweighted, d_targets) + xp.times(q, d_masses)
-            gradients["class_weights"] = sum_to(each, class_weights.shape, inputs)
+            gradients["class_weights"] = sum_to(each, class_weights.shape, xp=xp)
     elif inputs.labels is not None and class_weights is not None:
         d_label = d.masses
         if out.nll is not None:
@@ -258,8 +258,8 @@ def adjoints(
         labels, here = own_labels(inputs.part, inputs.labels, xp=xp)
         at_label = classes == xp.expand_dims(labels, axis=-1)
         at_label = at_label if here is None else at_label & xp.expand_dims(here, axis=-1)
-        d_weights = sum_to(xp.where(at_label, xp.expand_dims(d_label, axis=-1), 0.0), class_weights.shape, inputs)
+        d_weights = sum_to(xp.where(at_label, xp.expand_dims(d_label, axis=-1), 0.0), class_weights.shape, xp=xp)
         if d_targets is not None:
-            d_weights = d_weights + sum_to(d_targets, class_weights.shape, inputs)
+            d_weights = d_weights + sum_to(d_targets, class_weights.shape, xp=xp)
         gradients["class_weights"] = d_weights
     return gradients
