@@ -104,13 +104,11 @@ class Jax(Namespace):
     def settled(self, x: Array) -> Array:
         return as_rounded(x, xp=self)
 
-    def times(self, a: Array, b: Array) -> Array:
-        return self.settled(a * b)
+    def no_constant(self, x: Array | float, beside: Array | float) -> Array | float:
+        # A barrier keeps arrays from XLA, but no scalar (jaxlib 0.10.2).
+        return x if type(beside) is float else self.where(beside == beside, x, self.nan)
 
-    def varying(self, x: Array | float) -> Array | float:
-        return jax.lax.optimization_barrier(self.asarray(x, dtype=self.float64) if type(x) is float else x)
-
-    def all_varying(self, arrays: Any) -> Any:
+    def no_constants(self, arrays: Any) -> Any:
         return jax.lax.optimization_barrier(arrays)
 
     def rounded_to(self, x: Array, dtype: Any) -> Array:

@@ -285,12 +285,12 @@ class Namespace:
         """x, a product, as it was rounded: no compiler contracts it with a sum."""
         return x
 
-    def times(self, a: Array, b: Array) -> Array:
-        """a b, settled."""
+    def times(self, a: Array | float, b: Array | float) -> Array:
+        """a b, settled where bits are promised."""
         return a * b
 
-    def varying(self, x: Array | float) -> Array | float:
-        """A number, or numbers, that a compiler takes for no constants: it rewrites arithmetic with these."""
+    def no_constant(self, x: Array | float, beside: Array | float) -> Array | float:
+        """x, NaN beside NaN, which a compiler takes for no constant: it rewrites arithmetic with these."""
         return x
 
     def over(self, a: Array | float, b: Array | float) -> Array:

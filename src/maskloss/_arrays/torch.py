@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from array_api_compat import torch as functions
 
-from .standard import Array, Namespace, as_rounded, flattens_by_strides, shortened, taken_from_copies
+from .standard import Array, Namespace, flattens_by_strides, taken_from_copies
 from .torch_functions import all_max, all_sum, gathered, own, product
 
 internals: Any = torch  # what has no annotations, or is private
@@ -28,10 +28,7 @@ class Torch(Namespace):
     has_out = True
 
     def refusal(self, x: Array) -> tuple[str, str] | None:
-        # Dynamo traces no layout in a backward (torch 2.13).
-        traced = torch.compiler.is_compiling()
-        is_sparse = x.is_sparse or x.is_sparse_csr if traced else x.layout is not torch.strided
-        if not x.is_nested and not is_sparse:
+        if not x.is_nested and x.layout is torch.strided:
             return None
         return f"a torch {'nested' if x.is_nested else 'sparse'} tensor", "it must be a dense tensor"
 
@@ -183,12 +180,6 @@ class Torch(Namespace):
         bits = x.clip(2.0**-901, None).view(torch.int64)
         return (((bits >> 52) + 1) << 52).view(torch.float64)
 
-    def settled(self, x: Array) -> Array:
-        return as_rounded(x, xp=self) if torch.compiler.is_compiling() else x
-
-    def times(self, a: Array, b: Array) -> Array:
-        return self.settled(a * b)
-
     def raised_to(self, x: Array, low: float) -> None:
         x.clamp_(min=low)
 
@@ -198,11 +189,6 @@ class Torch(Namespace):
     def exponent_bits(self, x: Array) -> Array:
         x.view(torch.int64).bitwise_left_shift_(52)
         return x
-
-    def rounded_to(self, x: Array, dtype: Any) -> Array:
-        if dtype is torch.float32 or not torch.compiler.is_compiling():
-            return x.to(torch.float32).to(dtype)
-        return shortened(x, xp=self).to(dtype)
 
     def place_in(self, group: Any, x: Array) -> tuple[Any, Any, int]:
         if is_distributed(x):

@@ -4,6 +4,8 @@
 of several: a compiler contracts a * b + c into one rounding where it may, and sums go in an order of its own. So here
 
 - no product meets an addition, but where it is exact (by a power of two) or goes through `round` or a maximum first;
+- no constant meets a constant, nor is divided by: XLA makes one of (a c1) c2, and of (a + c1) + c2, and of a / c the
+  product by 1 / c (jaxlib 0.10.2);
 - sums are of integers, in int64, which has no order;
 - exp and log are these operations, and no library's.
 
@@ -58,7 +60,7 @@ ONE = round(of_zero(IN_UNITS))
 def exponentials(d: Array, power: int, *, xp: Namespace) -> Array:
     """exp(d) of d <= 0, times of_zero(power); 0 where 2^(k + power) is less than any normal number; NaN for NaN."""
     # No constant, lest a compiler moves the addition behind into both arms of the maximum.
-    lowest = xp.varying(-float(BIAS + power) * FRACTION)
+    lowest = xp.no_constant(-float(BIAS + power) * FRACTION, d)
     t = xp.clipped_below(d * LOG2E, lowest)
     k = xp.round(t * (1.0 / FRACTION))
     f = t - k * FRACTION
@@ -168,9 +170,11 @@ class OrderFree(Namespace):
         total = total_of(flat, len(lengths), xp=self)
         return self.reshape(total, shape) if keepdims else total
 
+    def times(self, a: Array | float, b: Array | float) -> Array:
+        return self.settled(a * b)
+
     def over(self, a: Array | float, b: Array | float) -> Array:
-        # XLA makes a product of a division by a constant, which rounds twice.
-        return a / self.varying(b)
+        return a / self.no_constant(b, a)
 
     def sum_all(self, x: Array) -> Array:
         return total_of(self.reshape(x, (-1,)), 0, xp=self)

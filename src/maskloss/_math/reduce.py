@@ -145,7 +145,7 @@ def reduction_derivatives(
     total, own = total_and_divisor(entries, reduction, xp=xp)
     divisor = 1.0 if reduction in ("sum", "none") else own if denominator is None else denominator
     value, zeros = quotient(total, divisor, xp=xp), xp.zeros_like(entries.losses)
-    d_total = g.value * quotient(xp.ones_like(total), divisor, xp=xp)
+    d_total = xp.times(g.value, quotient(xp.ones_like(total), divisor, xp=xp))
     d_divisor = -(g.value * quotient(value, divisor, xp=xp))
     d_own = d_divisor if reduction == "mean" and denominator is None else None
     if g.total is not None:
@@ -161,7 +161,7 @@ def reduction_derivatives(
         d_each, d_unit = [xp.reshape(spread + xp.expand_dims(d * d_total, axis=-1), zeros.shape) for d in d_sequence]
     keep, weights, masses = entries.keep, entries.weights, entries.masses
     d_weights = xp.times(d_each, entries.losses) + (d_unit if masses is None else xp.times(d_unit, masses))
-    d_losses, d_masses = (d_each, d_unit) if weights is None else (d_each * weights, d_unit * weights)
+    d_losses, d_masses = (d_each, d_unit) if weights is None else (xp.times(d_each, weights), xp.times(d_unit, weights))
     if keep is not None:
         d_losses, d_weights, d_masses = [xp.where(keep, d, 0.0) for d in (d_losses, d_weights, d_masses)]
     return value, Derivatives(d_losses, d_weights, d_masses, d_divisor)

@@ -220,9 +220,10 @@ def upstream_of(call: Call, terms: Terms) -> Upstream:
 def upstream_by(call: Call, terms: Terms, derivatives: Derivatives) -> Upstream:
     inputs, z_loss = call.inputs, call.options.z_loss
     g = nan_where_invalid(derivatives.losses, inputs)
-    nll = None if terms.rows.labels is None else g * terms.alpha
-    dot = None if terms.rows.targets is None else g * terms.beta
-    return Upstream(nll, dot, 2.0 * z_loss * g if z_loss else None)
+    xp = inputs.xp
+    nll = None if terms.rows.labels is None else xp.times(g, terms.alpha)
+    dot = None if terms.rows.targets is None else xp.times(g, terms.beta)
+    return Upstream(nll, dot, xp.times(2.0 * z_loss, g) if z_loss else None)
 
 
 def adjoints(
