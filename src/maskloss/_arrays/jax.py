@@ -15,6 +15,10 @@ from jax.core import Tracer
 from .standard import Array, Namespace, as_rounded, is_static, shortened, taken_from_copies
 
 
+# Of integers that are added side by side.
+FOLD = 4096
+
+
 class Jax(Namespace):
     is_eager = False  # what is traced computes with constants, too
     gathers_classes = False
@@ -103,6 +107,16 @@ class Jax(Namespace):
 
     def settled(self, x: Array) -> Array:
         return as_rounded(x, xp=self)
+
+    def sum_as_integers(self, x: Array) -> Array:
+        head = x.shape[-1] - x.shape[-1] % FOLD
+        if head < 2 * FOLD or jax.device_count() > 1:  # a part that lies on several devices is not folded
+            return super().sum_as_integers(x)
+        # Numbers side by side are added to numbers side by side, 3 times as fast as to one. The barrier keeps two sums
+        # from becoming one; of what 1.5 * 2^52 is added to, the last bits are the integer.
+        bits = jax.lax.bitcast_convert_type(x + 1.5 * 2.0**52, self.int64) - (0x4338 << 48)
+        blocks = self.reshape(bits[..., :head], (*x.shape[:-1], head // FOLD, FOLD))
+        return self.sum(self.kept_apart(self.sum(blocks, axis=-2)), axis=-1) + self.sum(bits[..., head:], axis=-1)
 
     def no_constant(self, x: Array | float, beside: Array | float) -> Array | float:
         # A barrier keeps arrays from XLA, but no scalar (jaxlib 0.10.2).

@@ -50,6 +50,8 @@ class Namespace:
         Of the library, in _capabilities.
     has_out : bool
         Its functions compute into `out`, and its arrays are written to in place.
+    is_parallel : bool
+        Its functions share an array out among threads.
     is_eager : bool
         What is computed outside a tracer has a value there and then.
     fuses : bool
@@ -61,6 +63,7 @@ class Namespace:
     """
 
     has_out = False
+    is_parallel = False
     is_eager = True
     fuses = False
     gathers_classes = True
@@ -296,6 +299,10 @@ class Namespace:
     def over(self, a: Array | float, b: Array | float) -> Array:
         """a / b."""
         return a / b
+
+    def sum_as_integers(self, x: Array) -> Array:
+        """Sums along the last axis of x rounded to integers, which are less than 2^51."""
+        return self.sum(self.astype(self.round(x), self.int64), axis=-1)
 
     def raised_to(self, x: Array, low: float) -> None:
         """x, not below low, in its place; NaN stays."""

@@ -25,7 +25,7 @@ SPARSE_BYTES = 1 << 22
 
 
 class Torch(Namespace):
-    has_out = True
+    has_out = is_parallel = True
 
     def refusal(self, x: Array) -> tuple[str, str] | None:
         if not x.is_nested and x.layout is torch.strided:

@@ -97,7 +97,10 @@ def walk_of(rows: Rows, *, buffers: int = 1, xp: Namespace) -> Walk:
     visit = visit_of(rows, tuple(entries), xp=xp)
     wide = rows.dtype == xp.float64
     row_bytes = classes * (8 if wide else 4) * buffers
-    length = max(1, min(visit.visited, (BLOCK_BYTES if on_cpu else ACCELERATOR_BLOCK_BYTES) // row_bytes))
+    block_bytes = BLOCK_BYTES if on_cpu else ACCELERATOR_BLOCK_BYTES
+    if buffers > 1 and xp.is_parallel:  # of two cores, 3 MB are 1.2 times as fast as 2 or 4
+        block_bytes += block_bytes // 2
+    length = max(1, min(visit.visited, block_bytes // row_bytes))
     held = workspace = None
     if xp.has_out and on_cpu:
         held = taken_out(length * buffers, classes, rows.dtype, logits, xp=xp)
@@ -128,7 +131,7 @@ def give_back(held: tuple[Any, Array, Array] | None) -> None:
     """What was taken out, but for a row that is longer than a block."""
     if held is not None:
         key, block, view = held
-        if block.nbytes <= BLOCK_BYTES:
+        if block.nbytes <= 2 * BLOCK_BYTES:
             blocks: dict[Any, tuple[Array, Array]] = _held.__dict__
             blocks[key] = block, view
 

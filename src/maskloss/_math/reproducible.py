@@ -51,7 +51,10 @@ def logits_of(rows: Rows, *, xp: Namespace) -> tuple[Array, Array | None]:
 
 def largest_of(x: Array, rows: Rows, *, xp: Namespace) -> tuple[Array, Array]:
     """The largest logit of each row, and the shift."""
-    largest = xp.largest(x, axis=(-1,), keepdims=False) if x.shape[-1] else xp.sum(x, axis=-1) - math.inf
+    # XLA takes ten times as long for the maximum of float64 (jaxlib 0.10.2); uncapped logits are of float32.
+    narrow = x if rows.softcap is not None else xp.astype(x, xp.float32)
+    largest = xp.largest(narrow, axis=(-1,), keepdims=False) if x.shape[-1] else xp.sum(narrow, axis=-1) - math.inf
+    largest = xp.astype(largest, xp.float64)
     if rows.part is not None:
         (is_nan,) = all_sum(rows.part, xp.astype(xp.isnan(largest), xp.int32), xp=xp)
         (largest,) = all_max(rows.part, xp.where(xp.isnan(largest), -math.inf, largest), xp=xp)
@@ -98,7 +101,7 @@ def forward(rows: Rows, xp: Namespace) -> Forward:
     x, _ = logits_of(rows, xp=xp)
     largest, shift = largest_of(x, rows, xp=xp)
     away = x - xp.expand_dims(shift, axis=-1)
-    units = xp.sum(in_units(exact.exponentials(away, IN_UNITS, xp=xp), xp=xp), axis=-1)
+    units = xp.sum_as_integers(exact.exponentials(away, IN_UNITS, xp=xp))
     (total,) = all_sum(rows.part, units, xp=xp)
     mass = moment = None
     if rows.targets is not None:
@@ -189,10 +192,8 @@ def entropy(rows: Rows, xp: Namespace) -> Entropy:
     largest, shift = largest_of(x, rows, xp=xp)
     away = x - xp.expand_dims(shift, axis=-1)
     e = exact.exponentials(away, IN_UNITS, xp=xp)
-    moments = xp.round(e * xp.where(away == -math.inf, 0.0, away))
-    total, moment = all_sum(
-        rows.part, xp.sum(in_units(e, xp=xp), axis=-1), xp.sum(xp.astype(moments, xp.int64), axis=-1), xp=xp
-    )
+    moments = xp.sum_as_integers(xp.settled(e * xp.where(away == -math.inf, 0.0, away)))
+    total, moment = all_sum(rows.part, xp.sum_as_integers(e), moments, xp=xp)
     total = xp.where(largest == -math.inf, 0, total)
     log_total = log_of_units(xp.where(total > 0, total, ONE), xp=xp)
     value = log_total - xp.over(xp.astype(moment, xp.float64), divisor_of(total, xp=xp))
