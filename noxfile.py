@@ -156,6 +156,22 @@ def conformance(session: nox.Session) -> None:
 
 
 @nox.session(**SHARED)
+def identity(session: nox.Session) -> None:
+    """Golden bits of every case, in every mode of every library that is here; writes the table of the pages."""
+    groups = {
+        "numpy,strict,strict-limited,torch,torch-processes": {},
+        "jax,jax-x32": {},
+        "jax-devices": {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
+    }
+    tests, reports = ("tests/conformance/test_identity.py", "tests/test_reproducible.py"), []
+    for names, variables in groups.items():
+        reports.append(str(Path(session.create_tmp()) / f"{names}.json"))
+        command = ("-m", "pytest", "--backend", names, *tests, *PARALLEL, "--conformance-report", reports[-1])
+        session.run(shared_python(session), *command, env=ENV | variables | {"MASKLOSS_IDENTITY": "all"})
+    run(session, "docs/scripts/reproducible.py", "--write", "--reports", *reports)
+
+
+@nox.session(**SHARED)
 def mutants(session: nox.Session) -> None:
     """Planted defects, each of which the tests must find."""
     run(session, "-m", "tests.mutants.run_mutants", *session.posargs)

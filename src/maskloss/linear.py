@@ -68,6 +68,8 @@ def linear_cross_entropy(
     class_shard : ClassShard, optional
         The kernel and the bias hold the classes of this process alone; hidden states are the same on every process, and
         so is their gradient.
+    reproducible : bool
+        Refused: the product is each library's own. :func:`cross_entropy` of logits takes it.
 
     Returns
     -------

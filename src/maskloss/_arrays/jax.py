@@ -14,7 +14,6 @@ from jax.core import Tracer
 
 from .standard import Array, Namespace, as_rounded, is_static, shortened, taken_from_copies
 
-
 # Of integers that are added side by side.
 FOLD = 4096
 

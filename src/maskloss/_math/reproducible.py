@@ -43,10 +43,10 @@ def logits_of(rows: Rows, *, xp: Namespace) -> tuple[Array, Array | None]:
         return selected_logits(rows, xp=xp)
     x, _ = selected_logits(rows._replace(softcap=None, class_mask=None), xp=xp)
     tanh = exact.tanh(xp.over(x, rows.softcap), xp=xp)
-    x = xp.settled(rows.softcap * tanh)
+    capped = xp.settled(rows.softcap * tanh)
     if rows.class_mask is not None:
-        x = xp.where(rows.class_mask, x, -math.inf)
-    return x, 1.0 - xp.times(tanh, tanh)
+        capped = xp.where(rows.class_mask, capped, -math.inf)
+    return capped, 1.0 - xp.times(tanh, tanh)
 
 
 def largest_of(x: Array, rows: Rows, *, xp: Namespace) -> tuple[Array, Array]:
