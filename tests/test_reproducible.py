@@ -374,3 +374,12 @@ def test_what_is_refused(call, message):
 def test_reproducible_is_a_bool():
     with pytest.raises(TypeError, match=r"reproducible is 1; it must be one of True, False"):
         ml.cross_entropy(X, Y, reproducible=1)
+
+
+@pytest.mark.of_backend("torch")
+def test_a_device_without_float64_is_refused(monkeypatch):
+    torch = pytest.importorskip("torch")
+    x = torch.zeros(2, 3)
+    monkeypatch.setattr(type(namespace_of(x)), "device_kind", lambda xp, x: "mps")
+    with pytest.raises(ValueError, match=r"beside logits of torch mps; its numbers are of float64"):
+        loss(x, torch.tensor([0, 1]))

@@ -34,7 +34,7 @@ PLAIN = Options()
 
 
 def check_reproducible(like: Like) -> None:
-    device = f"{like.xp.name} {str(getattr(like.array, 'device', '')).partition(':')[0]}"
+    device = f"{like.xp.name} {like.xp.device_kind(like.array)}"
     for what in (dtype_name(like.array), device, "DTensor" if hasattr(like.array, "placements") else ""):
         if what in NOT_REPRODUCIBLE:
             fail(ValueError, "reproducible", f"True beside {like.name} of {what}", NOT_REPRODUCIBLE[what])

@@ -58,7 +58,7 @@ MISSING = {
 # dtype of the logits, library + device, or kind of function or array -> why there is no reproducible=True.
 NOT_REPRODUCIBLE = {
     "float64": "its products need more bits than float64 has; float32, bfloat16 and float16 have such results",
-    "torch mps": "its sums and products are of float64, which the device has not",
+    **dict.fromkeys(("torch mps", "jax tpu", "jax METAL"), "its numbers are of float64, which the device has not"),
     "linear": "the product of hidden and kernel is each library's own, whose bits differ; make the logits, and pass"
     " them to the function without 'linear_'",
     "DTensor": "DTensor's own operations come between; pass this process' part and class_shard, or .full_tensor()",

@@ -98,7 +98,7 @@ def cross_entropy(
         this process alone; labels are of all classes. What is returned is of all classes, and on every process.
     reproducible : bool
         Bits of value, statistics and gradients that depend on the numbers given alone: not on the library, compiler,
-        device, threads, batch, order or parts. Of float32 and half precision, at about five times the time.
+        device, threads, batch, order or parts. Of float32 and half precision, in two to eleven times the time.
 
     Returns
     -------

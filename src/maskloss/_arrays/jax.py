@@ -44,6 +44,11 @@ class Jax(Namespace):
     def index_of(self, value: int, like: Array) -> Array:
         return np.asarray(value, np.int64)
 
+    def device_kind(self, x: Array) -> str:
+        if self.is_tracer(x):  # which may end on another than the default, and is told nothing of it
+            return jax.default_backend()
+        return next(iter(x.devices())).platform
+
     def placement(self, x: Array) -> dict[str, Any]:
         """JAX places arrays itself: a tracer has no device."""
         return {}

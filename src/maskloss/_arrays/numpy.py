@@ -41,8 +41,10 @@ class NumPyLike(Namespace):
     def raised_to(self, x: Array, low: float) -> None:
         self.maximum(x, low, out=x)
 
-    def flush(self, x: Array, least: float) -> None:
-        x[self.abs(x) < least] = 0.0
+    def flush(self, x: Array, least: float, scratch: Array | None) -> None:
+        small = self.abs(x, out=scratch) < least
+        if small.any():
+            x[small] = 0.0
 
     def exponent_bits(self, x: Array) -> Array:
         bits = x.view(self.int64)

@@ -156,6 +156,9 @@ class Namespace:
         """A class index, with all its digits, as a 0-d array."""
         return self.filled((), value, self.int64, like)
 
+    def device_kind(self, x: Array) -> str:
+        return str(x.device).partition(":")[0]
+
     def placement(self, x: Array) -> dict[str, Any]:
         """The `device` argument for new arrays beside `x`."""
         return {"device": x.device}
@@ -312,8 +315,8 @@ class Namespace:
         """In the place of x: of its bits the last 11 as the exponent of a float64."""
         raise NotImplementedError
 
-    def flush(self, x: Array, least: float) -> None:
-        """x in its place, 0 where it is less in size; NaN stays."""
+    def flush(self, x: Array, least: float, scratch: Array | None) -> None:
+        """x in its place, 0 where it is less in size; NaN stays. Scratch is an array of its shape to compute in."""
         raise NotImplementedError
 
     def rounded_to(self, x: Array, dtype: Any) -> Array:

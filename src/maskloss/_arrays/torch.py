@@ -183,7 +183,7 @@ class Torch(Namespace):
     def raised_to(self, x: Array, low: float) -> None:
         x.clamp_(min=low)
 
-    def flush(self, x: Array, least: float) -> None:
+    def flush(self, x: Array, least: float, scratch: Array | None) -> None:
         internals.ops.aten.hardshrink.out(x, math.nextafter(least, 0.0), out=x)
 
     def exponent_bits(self, x: Array) -> Array:

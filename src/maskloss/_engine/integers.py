@@ -19,6 +19,7 @@ from .._math.reproducible import (
     mass_and_moment,
 )
 from .._math.rows import RowFunction, Rows, selected_targets, sum_of, through_selection
+from . import unshifted
 from .lanes import Lane, add_targets, empty_targets
 from .lanes import in_blocks as blocks_of
 from .walk import (
@@ -99,6 +100,9 @@ def backward(
     walk = walk_of(rows, buffers=3, xp=xp)
     visit = walk.visit
     out, g = (taken(parts, visit.kept, xp=xp) for parts in (out, g))
+    at_labels = None
+    if g[0] is not None and rows.softcap is None and not targets_too:
+        at_labels = label_gradients(unshifted.label_logits(walk, xp=xp), out, g[0], others_of(out, g), xp=xp)
     made: Array = gradient_like(rows.logits, visit.kept, xp=xp) if d_logits is None else d_logits
     d_targets = empty_targets(visit, rows.logits, xp=xp) if targets_too else None
     for start, stop in spans(visit.visited, walk.length):
@@ -108,22 +112,32 @@ def backward(
             d_block, of_targets = SOFTMAX.backward(rows_of_block, own_out, own_g, targets_too=True, xp=xp)
             d_targets = add_targets(d_targets, visit, start, stop, of_targets, xp=xp)
         else:
-            d_block = gradient_of(walk, start, stop, own_out, own_g, xp=xp)
-        xp.flush(d_block, LEAST)
-        write_rows(made, visit.kept, start, stop, xp.rounded_to(d_block, made.dtype), xp=xp)
+            at_label = None if at_labels is None else at_labels[start:stop]
+            d_block = gradient_of(walk, start, stop, own_out, own_g, at_label, xp=xp)
+        scratch = cast("Array", walk.workspace)[walk.length : walk.length + stop - start]
+        xp.flush(d_block, LEAST, scratch)
+        d_block = d_block if made.dtype == xp.float32 else xp.rounded_to(d_block, made.dtype)
+        write_rows(made, visit.kept, start, stop, d_block, xp=xp)
     give_back(walk.held)
     targets: Array = rows.targets
     return xp.reshape(made, rows.logits.shape), None if d_targets is None else xp.reshape(d_targets, targets.shape)
 
 
-def gradient_of(walk: Walk, start: int, stop: int, out: Forward, g: Any, *, xp: Namespace) -> Array:
-    g_nll, g_dot, g_lse = g
+def others_of(out: Forward, g: Any) -> Array | None:
+    _, g_dot, g_lse = g
+    return sum_of(g_lse, None if g_dot is None else g_dot * out.mass)
+
+
+def gradient_of(
+    walk: Walk, start: int, stop: int, out: Forward, g: Any, at_label: Array | None, *, xp: Namespace
+) -> Array:
+    g_nll, g_dot, _ = g
     rows, x, slope, u, k = block_of(walk, start, stop, xp=xp)
-    others = sum_of(g_lse, None if g_dot is None else g_dot * out.mass)
-    coefficient = sum_of(g_nll, others)
+    coefficient = sum_of(g_nll, others_of(out, g))
     coefficient = xp.where(xp.isfinite(out.lse) | (out.lse == -xp.inf), coefficient, xp.nan)
     coefficient = xp.where((out.total > 0) | xp.isnan(coefficient), coefficient, 0.0)
-    at_label = None if g_nll is None else label_gradients(rows, x, out, g_nll, others, xp=xp)
+    if g_nll is not None and at_label is None:
+        at_label = label_gradients(xp.take_label(x, rows.labels), out, g_nll, others_of(out, g), xp=xp)
     x -= xp.expand_dims(out.shift, axis=-1)
     e, k = exact.exponentials_into(x, AS_NUMBERS, u, k, xp=xp)
     e *= k
@@ -143,7 +157,7 @@ def in_blocks(function: RowFunction) -> Lane:
 
     def backward(rows: Rows, out: Any, g: Any, *, targets_too: bool, xp: Namespace, into: Array | None = None) -> Any:
         d_logits, d_targets = function.backward(rows, out, g, targets_too=targets_too, xp=xp)
-        xp.flush(d_logits, LEAST)
+        xp.flush(d_logits, LEAST, None)
         # From there to half precision it is rounded once more, as it is everywhere.
         return xp.rounded_to(d_logits, xp.float32), d_targets
 

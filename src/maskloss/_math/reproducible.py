@@ -137,13 +137,12 @@ def backward(
     scale = coefficient * xp.over(TO_UNITS, divisor_of(out.total, xp=xp))
     e = exact.exponentials(x - shift, AS_NUMBERS, xp=xp)
     d_logits, d_targets = xp.times(e, xp.expand_dims(scale, axis=-1)), None
-    if g_nll is not None:
+    if g_nll is not None and x.shape[-1]:
         labels, here = own_labels(rows.part, rows.labels, xp=xp)
         at_label = xp.class_indices(x, labels.dtype) == xp.expand_dims(labels, axis=-1)
         at_label = at_label if here is None else at_label & xp.expand_dims(here, axis=-1)
-        d_logits = xp.where(
-            at_label, xp.expand_dims(label_gradients(rows, x, out, g_nll, others, xp=xp), axis=-1), d_logits
-        )
+        of_label = label_gradients(xp.take_label(x, labels), out, g_nll, others, xp=xp)
+        d_logits = xp.where(at_label, xp.expand_dims(of_label, axis=-1), d_logits)
     if g_dot is not None:
         targets = selected_targets(rows, xp=xp)
         g_dot = xp.expand_dims(g_dot, axis=-1)
@@ -156,12 +155,9 @@ def backward(
     return through_selection(d_logits, slope, rows, xp=xp), d_targets
 
 
-def label_gradients(rows: Rows, x: Array, out: Forward, g_nll: Array, others: Array | None, *, xp: Namespace) -> Array:
+def label_gradients(label_logits: Array, out: Forward, g_nll: Array, others: Array | None, *, xp: Namespace) -> Array:
     """(g_nll + others) p_y - g_nll, in which E_y - T is exact."""
-    labels, _ = own_labels(rows.part, rows.labels, xp=xp)
-    if not x.shape[-1]:
-        return xp.zeros_like(g_nll)
-    e = exact.exponentials(xp.take_label(x, labels) - out.shift, IN_UNITS, xp=xp)
+    e = exact.exponentials(label_logits - out.shift, IN_UNITS, xp=xp)
     units, divisor = in_units(e, xp=xp), divisor_of(out.total, xp=xp)
     d = xp.times(g_nll, xp.where(out.total > 0, xp.over(xp.astype(units - out.total, xp.float64), divisor), -1.0))
     if others is not None:
