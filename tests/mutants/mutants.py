@@ -50,10 +50,26 @@ MUTANTS = [
     ),
     Mutant(
         "a division by a constant",
-        "        return a / self.no_constant(b, a)\n",
-        "        return a / b\n",
+        "        return self.settled(a / self.no_constant(b, a))\n",
+        "        return self.settled(a / b)\n",
         "XLA multiplies by the reciprocal",
         ("tests/test_reproducible.py::test_a_division_by_a_constant_is_found",),
+        "jax-x32",
+    ),
+    Mutant(
+        "a quotient of a quotient",
+        "        return self.settled(a / self.no_constant(b, a))\n",
+        "        return a / self.no_constant(b, a)\n",
+        "XLA divides once, by the product",
+        ("tests/test_reproducible.py::test_no_bit_differs_before_the_last_rounding",),
+        "jax-x32",
+    ),
+    Mutant(
+        "a product of coefficients contracted",
+        "xp.times(squared_lse, xp.where(xp.isinf(out.lse), 0.0, out.lse))",
+        "squared_lse * xp.where(xp.isinf(out.lse), 0.0, out.lse)",
+        "one number in 2^28 has other bits under XLA",
+        ("tests/test_reproducible.py::test_no_bit_differs_before_the_last_rounding",),
         "jax-x32",
     ),
     Mutant(

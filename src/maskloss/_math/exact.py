@@ -4,8 +4,9 @@
 of several: a compiler contracts a * b + c into one rounding where it may, and sums go in an order of its own. So here
 
 - no product meets an addition, but where it is exact (by a power of two) or goes through `round` or a maximum first;
-- no constant meets a constant, nor is divided by: XLA makes one of (a c1) c2, and of (a + c1) + c2, and of a / c the
-  product by 1 / c (jaxlib 0.10.2);
+- no constant meets a constant, nor is divided by, and no quotient is divided: XLA makes one of the constants in
+  (a c1) c2 and in (a + c1) + c2, of a / c1 the product by 1 / c1, and of (a / b) / c the quotient by b c (jaxlib
+  0.10.2);
 - sums are of integers, in int64, which has no order;
 - exp and log are these operations, and no library's.
 
@@ -174,7 +175,7 @@ class OrderFree(Namespace):
         return self.settled(a * b)
 
     def over(self, a: Array | float, b: Array | float) -> Array:
-        return a / self.no_constant(b, a)
+        return self.settled(a / self.no_constant(b, a))
 
     def sum_all(self, x: Array) -> Array:
         return total_of(self.reshape(x, (-1,)), 0, xp=self)

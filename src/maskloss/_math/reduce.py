@@ -146,7 +146,7 @@ def reduction_derivatives(
     divisor = 1.0 if reduction in ("sum", "none") else own if denominator is None else denominator
     value, zeros = quotient(total, divisor, xp=xp), xp.zeros_like(entries.losses)
     d_total = xp.times(g.value, quotient(xp.ones_like(total), divisor, xp=xp))
-    d_divisor = -(g.value * quotient(value, divisor, xp=xp))
+    d_divisor = -xp.times(g.value, quotient(value, divisor, xp=xp))
     d_own = d_divisor if reduction == "mean" and denominator is None else None
     if g.total is not None:
         d_total = d_total + g.total

@@ -57,7 +57,7 @@ def upstream(known: Upstream, out: Forward, xp: Namespace) -> tuple[Array | None
     if squared_lse is None:
         return nll, dot, None
     # Where lse is infinite so is the loss, whatever the logits.
-    return nll, dot, squared_lse * xp.where(xp.isinf(out.lse), 0.0, out.lse)
+    return nll, dot, xp.times(squared_lse, xp.where(xp.isinf(out.lse), 0.0, out.lse))
 
 
 def exponentials(x: Array, shift: Array | None, *, xp: Namespace, into: Array | None = None) -> Array:
