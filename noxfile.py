@@ -159,7 +159,7 @@ def conformance(session: nox.Session) -> None:
 def identity(session: nox.Session) -> None:
     """Golden bits of every case, in every mode of every library that is here; writes the table of the pages."""
     groups = {
-        "numpy,strict,strict-limited,torch,torch-processes": {},
+        "numpy,strict,torch,torch-processes": {},
         "jax,jax-x32": {},
         "jax-devices": {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
     }

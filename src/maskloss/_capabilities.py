@@ -61,6 +61,7 @@ NOT_REPRODUCIBLE = {
     **dict.fromkeys(("torch mps", "jax tpu", "jax METAL"), "its numbers are of float64, which the device has not"),
     "linear": "the product of hidden and kernel is each library's own, whose bits differ; make the logits, and pass"
     " them to the function without 'linear_'",
+    "jax class_shard": "in jax.shard_map it is not supported; outside, logits whose classes lie on several devices are",
     "DTensor": "DTensor's own operations come between; pass this process' part and class_shard, or .full_tensor()",
 }
 

@@ -12,9 +12,11 @@ from typing import Any, NamedTuple, cast
 
 import jax
 
+from .._arguments import fail
 from .._arrays import Namespace, as_array, is_static
 from .._arrays.jax import xp
 from .._call import Call
+from .._capabilities import NOT_REPRODUCIBLE
 from .._engine import projection as chunked
 from .._engine.lanes import Lane, Way
 from .._engine.projection import Projection
@@ -38,6 +40,8 @@ WAYS = dict.fromkeys((None, "analytic"), Way(lane_of, jax_sums.uncovered))
 
 def reproducible(function: Any, given: dict[str, Any]) -> tuple[Any, ...]:
     """In 64 bits, within a program of 32 as well; reverse mode alone."""
+    if given.get("class_shard") is not None:
+        fail(ValueError, "reproducible", "True beside class_shard", NOT_REPRODUCIBLE["jax class_shard"])
     given = {name: as_array(x) for name, x in given.items()}
     with jax.enable_x64(True):
         function.check(given)
