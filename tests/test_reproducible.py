@@ -2,6 +2,9 @@
 
 import functools
 import math
+import os
+import subprocess
+import sys
 
 import mpmath
 import numpy as np
@@ -488,3 +491,17 @@ def test_class_shard_of_jax_is_refused():
     jax = pytest.importorskip("jax")
     with pytest.raises(ValueError, match=r"reproducible is True beside class_shard; in jax.shard_map it is not"):
         loss(jax.numpy.asarray(X), jax.numpy.asarray(Y), class_shard=ml.ClassShard("classes"))
+
+
+@pytest.mark.of_backend("jax-x32")
+def test_a_fast_math_flag_is_found():
+    """Under which a compiler may do what it likes, and nothing is promised."""
+    pytest.importorskip("jax")
+    if not identity_is_whole():
+        pytest.skip("asked by `nox -s identity`")
+    test = f"{__file__}::test_no_bit_differs_before_the_last_rounding[all-mean]"
+    command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", "--backend", "jax-x32", test]
+    flags = {"XLA_FLAGS": "--xla_cpu_enable_fast_math=true", "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    done = subprocess.run(command, env=os.environ | flags, capture_output=True, text=True)
+    assert done.returncode == 1, done.stdout
+    assert "1 failed" in done.stdout
