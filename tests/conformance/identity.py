@@ -208,7 +208,8 @@ def main():
     for line in refused:
         print("not within the bounds:", *line)
     if "--write" in sys.argv and not refused:
-        GOLDEN.write_text(json.dumps(made, indent=0) + "\n")
+        lines = [f"{json.dumps(case)}: {json.dumps(parts)}" for case, parts in made.items()]
+        GOLDEN.write_text("{\n" + ",\n".join(lines) + "\n}\n")
     print(len(made), "cases,", len(refused), "refused")
 
 
