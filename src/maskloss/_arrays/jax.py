@@ -12,7 +12,7 @@ import jax.numpy as functions
 import numpy as np
 from jax.core import Tracer
 
-from .standard import Array, Namespace, as_rounded, is_static, shortened, taken_from_copies
+from .standard import Array, Namespace, is_static, of_bits, taken_from_copies
 
 # Of integers that are added side by side.
 FOLD = 4096
@@ -103,14 +103,15 @@ class Jax(Namespace):
         return jax.lax.stop_gradient(x)
 
     def power_of_two(self, exponent: Array) -> Array:
-        return of_bits((self.astype(exponent, self.int64) + 1023) << 52)
+        return from_bits((self.astype(exponent, self.int64) + 1023) << 52)
 
     def power_above(self, x: Array) -> Array:
         bits = jax.lax.bitcast_convert_type(self.maximum(x, 2.0**-901), self.int64)
-        return of_bits(((bits >> 52) + 1) << 52)
+        return from_bits(((bits >> 52) + 1) << 52)
 
     def settled(self, x: Array) -> Array:
-        return as_rounded(x, xp=self)
+        # To its own bits: a rounding to integers, which nothing is contracted through.
+        return of_bits(x, 53, xp=self)
 
     def sum_as_integers(self, x: Array) -> Array:
         head = x.shape[-1] - x.shape[-1] % FOLD
@@ -131,13 +132,13 @@ class Jax(Namespace):
 
     def rounded_to(self, x: Array, dtype: Any) -> Array:
         # XLA makes one conversion of two.
-        return self.astype(x if dtype == self.float32 else shortened(x, xp=self), dtype)
+        return self.astype(x if dtype == self.float32 else of_bits(x, 24, xp=self), dtype)
 
     def with_derivative_of(self, formula: Array, value: Array) -> Array:
         return with_derivative_of(formula, value)
 
 
-def of_bits(bits: Array) -> Array:
+def from_bits(bits: Array) -> Array:
     return jax.lax.bitcast_convert_type(bits, functions.float64)
 
 

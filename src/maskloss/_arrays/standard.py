@@ -330,16 +330,11 @@ class Namespace:
         return function(*args, **kwargs)
 
 
-def as_rounded(x: Array, *, xp: Any) -> Array:
-    """Rounded to multiples of its own unit in the last place, which it is."""
-    size = xp.power_above(xp.where(xp.isfinite(x), xp.abs(x), 0.0))
-    return xp.where(xp.isfinite(x), xp.round(x * (2.0**53 / size)) * (size * 2.0**-53), x)
-
-
-def shortened(x: Array, *, xp: Any) -> Array:
-    """Rounded to the 24 bits of float32, still in float64."""
-    size = xp.power_above(xp.where(xp.isfinite(x), xp.abs(x), 0.0))
-    return xp.where(xp.isfinite(x), xp.round(x * (2.0**24 / size)) * (size * 2.0**-24), x)
+def of_bits(x: Array, bits: int, *, xp: Any) -> Array:
+    """Float64 rounded to so many significant bits; to 53, which it has, it stays as it is."""
+    is_finite = xp.isfinite(x)
+    size = xp.power_above(xp.where(is_finite, xp.abs(x), 0.0))
+    return xp.where(is_finite, xp.round(x * (2.0**bits / size)) * (size * 2.0**-bits), x)
 
 
 def flattens_by_strides(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
