@@ -127,9 +127,6 @@ class Jax(Namespace):
         # A barrier keeps arrays from XLA, but no scalar (jaxlib 0.10.2).
         return x if type(beside) is float else self.where(beside == beside, x, self.nan)
 
-    def no_constants(self, arrays: Any) -> Any:
-        return jax.lax.optimization_barrier(arrays)
-
     def rounded_to(self, x: Array, dtype: Any) -> Array:
         # XLA makes one conversion of two.
         return self.astype(x if dtype == self.float32 else of_bits(x, 24, xp=self), dtype)

@@ -77,10 +77,11 @@ def exponentials_into(d: Array, power: int, u: Array, k: Array, *, xp: Namespace
     magic = FRACTION * (MAGIC + BIAS + power)
     d *= LOG2E
     xp.raised_to(d, -float(BIAS + power) * FRACTION)
-    xp.add(d, magic, out=k)
-    xp.subtract(k, magic, out=u)
+    of_u, of_k = {"out": u}, {"out": k}
+    xp.add(d, magic, **of_k)
+    xp.subtract(k, magic, **of_u)
     d -= u
-    xp.add(d, B_1, out=u)
+    xp.add(d, B_1, **of_u)
     u *= u
     u += C_1
     d += B_2
