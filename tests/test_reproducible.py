@@ -86,11 +86,18 @@ def in_double(backend, function, *arrays):
         given = [backends.asarray(backend, a) for a in arrays]
         xp = exact.order_free(namespace_of(given[0]))
         yield backends.to_numpy(backend, function(xp, *given))
-        if backend.library == "torch":
+        if backend.library == "torch" and identity_is_whole():
             import torch
 
             compiled = torch.compile(functools.partial(function, xp))
             yield backends.to_numpy(backend, compiled(*given))
+
+
+def asked_here(backend):
+    """One backend of a library, where not all are asked."""
+    backends.holds_values(backend)
+    if not identity_is_whole() and backend.name not in ("numpy", "strict", "torch", "jax-x32", "torch-cuda", "cupy"):
+        pytest.skip("asked by `nox -s identity`")
 
 
 def units(xp, d):
@@ -98,7 +105,7 @@ def units(xp, d):
 
 
 def test_exponentials_are_the_same_integers(backend):
-    backends.holds_values(backend)
+    asked_here(backend)
     d = arguments(backend)
     xp = exact.order_free(namespace_of(d))
     want = units(xp, d)
@@ -118,7 +125,7 @@ def totals():
 
 
 def test_logarithms_are_the_same_numbers(backend):
-    backends.holds_values(backend)
+    asked_here(backend)
     want = exact.log_of_units(totals(), xp=namespace_of(X))
     for got in in_double(backend, lambda xp, total: exact.log_of_units(total, xp=xp), totals()):
         assert np.array_equal(bits(got), bits(want))
@@ -177,7 +184,8 @@ def asked(backend, x, y, **options):
         return backends.to_numpy(backend, loss(x, y, **given)), backends.to_numpy(backend, gradient)
 
 
-ALIKE = ("numpy", "torch", "jax")
+# JAX' golden bits say as much; eagerly, each operation is compiled.
+ALIKE = ("numpy", "torch", "jax") if identity_is_whole() else ("numpy", "torch")
 
 
 @pytest.mark.parametrize(
