@@ -87,8 +87,8 @@ def test_a_digest_tells_a_last_place_and_a_shape():
     x = np.linspace(0.0, 1.0, 12, dtype=np.float32)
     y = x.copy()
     y[5] = np.nextafter(y[5], np.float32(2))
-    digests = {identity.digest([a]) for a in (x, y, x.reshape(3, 4))}
-    assert len(digests) == 3
+    digests = {identity.digest([a]) for a in (x, y, x.reshape(3, 4), np.where(x == 0, -x, x))}
+    assert len(digests) == 4
     assert identity.digest([np.float32([0.0, np.nan])]) == identity.digest([np.float32([0.0, -np.nan])])
 
 

@@ -73,7 +73,7 @@ MUTANTS = [
     ),
     Mutant(
         "subnormal weights that count",
-        "    given = given._replace(**{name: flushed_argument(getattr(given, name)) for name in names})\n",
+        "        given = given._replace(**{name: flushed_argument(getattr(given, name)) for name in names})\n",
         "",
         "a device that flushes them counts one entry less",
         ("tests/test_reproducible.py::test_subnormal_numbers_are_0",),
