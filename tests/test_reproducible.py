@@ -368,6 +368,10 @@ def test_jax_has_no_forward_derivative():
     [
         (lambda: loss(X.astype(np.float64), Y), r"reproducible is True beside logits of float64; its products need"),
         (lambda: loss(X, Y, implementation="autodiff"), r"implementation is 'autodiff'; reproducible=True has one"),
+        (
+            lambda: ml.value_and_grad(functools.partial(loss, implementation="autodiff"))(X, Y),
+            r"True has one arithmetic",
+        ),
         (lambda: ml.linear_cross_entropy(X, X, Y % N, reproducible=True), r"reproducible is True; the product of hid"),
         (lambda: ml.linear_entropy(X, X, reproducible=True), r"without 'linear_'"),
         (lambda: ml.linear_label_log_probs(X, X, Y % N, reproducible=True), r"make the logits"),

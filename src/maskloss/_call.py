@@ -33,11 +33,13 @@ class Call(NamedTuple):
 PLAIN = Options()
 
 
-def check_reproducible(like: Like) -> None:
+def in_double(like: Like) -> Like:
+    """What reproducible=True computes in, where it can."""
     device = f"{like.xp.name} {like.xp.device_kind(like.array)}"
     for what in (dtype_name(like.array), device, "DTensor" if hasattr(like.array, "placements") else ""):
         if what in NOT_REPRODUCIBLE:
             fail(ValueError, "reproducible", f"True beside {like.name} of {what}", NOT_REPRODUCIBLE[what])
+    return like._replace(dtype=like.xp.float64)
 
 
 def check_not_reproducible(reproducible: Any) -> None:
@@ -53,19 +55,12 @@ def check_room(name: str, terms: int) -> None:
         fail(ValueError, name, f"of {terms} numbers along the axis", accepted)
 
 
-def reproducible(like: Like, given: Given) -> tuple[Like, Given]:
-    """In float64, of weights that are 0 where some devices would make it so."""
-    check_reproducible(like)
-    names = "labels", "weights", "class_weights"
-    given = given._replace(**{name: flushed_argument(getattr(given, name)) for name in names})
-    return like._replace(dtype=like.xp.float64), given
-
-
 def of_logits(logits: Any, axis: Any, given: Given, options: Options = PLAIN, *reducing: Any) -> Call:
     """Of cross_entropy's arguments, or fewer; those at the end are `checked`'s."""
     like = _arguments.floating_like("logits", logits)
     if options.reproducible:
-        like, given = reproducible(like, given)
+        like, names = in_double(like), ("labels", "weights", "class_weights")
+        given = given._replace(**{name: flushed_argument(getattr(given, name)) for name in names})
     logits, shape = like.array, tuple(like.array.shape)
     if not shape:
         fail(ValueError, "logits", describe(logits), "it needs a class axis: at least one dimension")

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, cast
 from . import _arguments
 from ._arguments import Like, check_axis, check_choice, check_number, conjunction, fail
 from ._arrays import Array, Namespace
-from ._call import check_reproducible
+from ._call import in_double
 from ._math.exact import flushed_argument, order_free
 
 Axis = int | tuple[int, ...] | None
@@ -58,9 +58,7 @@ def values_of(
 ) -> Values:
     like = _arguments.floating_like(name, x)
     if reproducible:
-        check_reproducible(like)
-        like = like._replace(dtype=like.xp.float64)
-        like, weights = like._replace(array=flushed_argument(like.array)), flushed_argument(weights)
+        like, weights = in_double(like)._replace(array=flushed_argument(like.array)), flushed_argument(weights)
     xp, x, shape = like.xp, like.array, tuple(like.array.shape)
     check_choice(keepdims=keepdims)
     given = range(x.ndim) if axis is None else cast("tuple[Any, ...]", axis if isinstance(axis, tuple) else (axis,))

@@ -192,7 +192,7 @@ def _analytic_value_and_grad(
 def _reproducible_value_and_gradients(function: Any, given: dict[str, Any], names: list[str]) -> tuple[Any, Any]:
     check_choice(reproducible=given["reproducible"])
     if function is not cross_entropy:
-        check_not_reproducible(True)
+        check_not_reproducible(given["reproducible"])
     results, saved = LOSS.value_of(given)
     one = cast(Any, namespace_of(results[0])).ones_like(results[0])
     cotangents = one, *[None] * (len(results) - 1)

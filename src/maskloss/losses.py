@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from . import _bindings
-from ._arguments import Reduction, fail
+from ._arguments import Reduction
 from ._arrays import Array, namespace_of, on_arrays
 from ._call import Options, of_labels, of_logits
 from ._inputs import Given
@@ -164,9 +164,6 @@ DEFAULTS: dict[str, Any] = vars(cross_entropy)["__wrapped__"].__kwdefaults__
 
 def _reproducible_loss(given: dict[str, Any]) -> Any:
     given = {"logits": given["logits"], **DEFAULTS, **given}
-    if given["implementation"] not in (None, "analytic"):
-        accepted = "reproducible=True has one arithmetic of its own; pass None"
-        fail(ValueError, "implementation", repr(given["implementation"]), accepted)
     return _bindings.run_reproducible("loss", given["reproducible"], given)
 
 

@@ -18,6 +18,8 @@ Array = Any
 SUM_BLOCK = 1024
 # Blocks of an axis along which each sum, also one over blocks, is a running one.
 STRIDED_BLOCK = 16
+# Added to a number below 2^51 it is rounded to an integer, which its last bits are beside these.
+MAGIC, MAGIC_BITS = 1.5 * 2.0**52, 0x4338 << 48
 # Terms that a library may add one to the next, and numbers that copies of class weights may take to have no more.
 RUNNING, COPIES, COMPILED_COPIES = 1 << 7, 1 << 20, 1 << 10
 

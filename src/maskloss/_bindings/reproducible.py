@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from .._arguments import fail
 from .._arrays import Array, Namespace
 from .._call import Call, Options, of_logits
 from .._engine import integers
@@ -18,7 +19,7 @@ from .._inputs import Given, Inputs
 from .._math import reproducible, softmax, terms
 from .._math.exact import flushed
 from .._math.reduce import Cotangents, reduce_entries, reduction_derivatives
-from .._math.rows import Rows
+from .._math.rows import RowFunction, Rows
 from ..stats import LossStats
 
 
@@ -31,12 +32,29 @@ class Reproducible(NamedTuple):
     results: Callable[[dict[str, Any]], int]  # how many
 
 
+FUNCTIONS: dict[str, Reproducible] = {}
+
+
+def registered(function: Reproducible) -> None:
+    """By its name, which is what an operator of a compiler can be given of it."""
+    FUNCTIONS[function.name] = function
+
+
 def rounded(x: Array, dtype: Any, *, xp: Namespace) -> Array:
     return xp.rounded_to(flushed(x, xp=xp), dtype)
 
 
+def to_argument(gradient: Array, argument: Array, *, xp: Namespace) -> Array:
+    """In the argument's shape and dtype."""
+    gradient = terms.sum_to(gradient, tuple(argument.shape), xp=xp)
+    return gradient if gradient.dtype == argument.dtype else rounded(gradient, argument.dtype, xp=xp)
+
+
 def call_of(given: dict[str, Any]) -> Call:
     get = given.__getitem__
+    if get("implementation") not in (None, "analytic"):
+        accepted = "reproducible=True has one arithmetic of its own; pass None"
+        fail(ValueError, "implementation", repr(get("implementation")), accepted)
     about = Given(*map(get, Given._fields)), Options(*map(get, Options._fields))
     return of_logits(get("logits"), get("axis"), *about, *map(get, ("reduction", "denominator", "with_stats")))
 
@@ -46,16 +64,16 @@ def is_walked(rows: Rows, *, xp: Namespace) -> bool:
     return xp.has_out and rows.part is None and rows.logits.shape[-1] > 0 and not xp.is_tracer(rows.logits)
 
 
-def lane_of(rows: Rows, *, xp: Namespace) -> Lane:
+def lane_of(function: RowFunction, rows: Rows, *, xp: Namespace) -> Lane:
     if is_walked(rows, xp=xp):
-        return integers.LANE
-    return Lane("analytic", reproducible.SOFTMAX, reproducible.forward, reproducible.backward)
+        return integers.lane_of(function)
+    return Lane("analytic", function, function.forward, function.backward)
 
 
 def loss_of(given: dict[str, Any]) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
     call = call_of(given)
     inputs, xp, parts = call.inputs, call.inputs.xp, terms.terms_of(call)
-    out: Any = lane_of(parts.rows, xp=xp).forward(parts.rows, xp)
+    out: Any = lane_of(reproducible.SOFTMAX, parts.rows, xp=xp).forward(parts.rows, xp)
     entries = terms.entries_of(call, parts, out)
     results = [reduce_entries(entries, call.reduction, call.denominator, xp=xp)]
     if call.with_stats:
@@ -94,19 +112,17 @@ def loss_gradients(
         z_terms = z_terms if inputs.keep is None else xp.where(inputs.keep, z_terms, 0.0)
         d = d._replace(weights=d.weights + xp.times(g.z_loss, z_terms))
     targets_too = bool(wanted & {"class_weights", "labels"}) and known.dot is not None
-    lane, upstream = lane_of(parts.rows, xp=xp), softmax.upstream(known, out, xp)
+    lane, upstream = lane_of(reproducible.SOFTMAX, parts.rows, xp=xp), softmax.upstream(known, out, xp)
     d_logits, d_targets = lane.backward(parts.rows, out, upstream, targets_too=targets_too, xp=xp)
     gradients = {"logits": d_logits, **terms.adjoints(call, parts, out, d, d_targets, wanted)}
     return {name: of_argument(gradients[name], name, given, call) for name in wanted}
 
 
 def of_argument(gradient: Array, name: str, given: dict[str, Any], call: Call) -> Array:
-    """In the argument's layout, shape and dtype."""
-    argument, xp = given[name], call.inputs.xp
+    xp = call.inputs.xp
     if name in ("logits", "labels"):
         gradient = xp.moved_axis(gradient, -1, given["axis"])
-    gradient = terms.sum_to(gradient, tuple(argument.shape), xp=xp)
-    return gradient if gradient.dtype == argument.dtype else rounded(gradient, argument.dtype, xp=xp)
+    return to_argument(gradient, given[name], xp=xp)
 
 
 def loss_results(given: dict[str, Any]) -> int:
@@ -119,17 +135,10 @@ def entropy_call(given: dict[str, Any]) -> Call:
     return of_logits(get("logits"), get("axis"), about, Options(softcap=get("softcap"), reproducible=True))
 
 
-def entropy_lane(rows: Rows, *, xp: Namespace) -> Lane:
-    function = reproducible.ENTROPY
-    if is_walked(rows, xp=xp):
-        return integers.in_blocks(function)
-    return Lane("analytic", function, function.forward, function.backward)
-
-
 def entropy_of(given: dict[str, Any]) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
     call = entropy_call(given)
     rows, keep, xp = terms.rows_of(call), call.inputs.keep, call.inputs.xp
-    out = entropy_lane(rows, xp=xp).forward(rows, xp)
+    out = lane_of(reproducible.ENTROPY, rows, xp=xp).forward(rows, xp)
     value = out.value if keep is None else xp.where(keep, out.value, 0.0)
     return (rounded(value, xp.float32, xp=xp),), tuple(out)
 
@@ -140,7 +149,7 @@ def entropy_gradients(
     call, out = entropy_call(given), reproducible.Entropy(*saved)
     rows, xp = terms.rows_of(call), call.inputs.xp
     g = (xp.astype(cotangents[0], xp.float64),)
-    d_logits, _ = entropy_lane(rows, xp=xp).backward(rows, out, g, targets_too=False, xp=xp)
+    d_logits, _ = lane_of(reproducible.ENTROPY, rows, xp=xp).backward(rows, out, g, targets_too=False, xp=xp)
     return {name: of_argument(d_logits, name, given, call) for name in wanted}
 
 
@@ -149,8 +158,8 @@ def one_result(given: dict[str, Any]) -> int:
 
 
 LOSS = Reproducible("loss", call_of, loss_of, loss_gradients, ("logits", *sorted(terms.AROUND)), loss_results)
-ENTROPY = Reproducible("entropy", entropy_call, entropy_of, entropy_gradients, ("logits",), one_result)
-FUNCTIONS = {function.name: function for function in (LOSS, ENTROPY)}
+registered(LOSS)
+registered(Reproducible("entropy", entropy_call, entropy_of, entropy_gradients, ("logits",), one_result))
 
 
 def restored(results: tuple[Array, ...]) -> Any:

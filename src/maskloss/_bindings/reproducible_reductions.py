@@ -19,9 +19,9 @@ from .._call import check_room
 from .._math import reproducible
 from .._math.reduce import Cotangents, Entries, quotient, reduce_entries, reduction_derivatives
 from .._math.rows import Rows
-from .._math.terms import sum_to
 from .._values import Values, values_of
-from .reproducible import FUNCTIONS, Reproducible, lane_of, one_result, rounded
+from .reproducible import FUNCTIONS as FUNCTIONS
+from .reproducible import Reproducible, lane_of, one_result, registered, rounded, to_argument
 
 Given = dict[str, Any]
 Gradients = dict[str, Array]
@@ -34,7 +34,7 @@ def checked(given: Given) -> Values:
     )
 
 
-def reduction(name: str, names: tuple[str, ...], of: Callable[..., Any], gradients: Callable[..., Any]) -> Reproducible:
+def reduction(name: str, names: tuple[str, ...], of: Callable[..., Any], gradients: Callable[..., Any]) -> None:
     """`of` gives the value of checked ones, `gradients` those of `names`, of their upstream gradient."""
 
     def value_of(given: Given) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
@@ -46,16 +46,9 @@ def reduction(name: str, names: tuple[str, ...], of: Callable[..., Any], gradien
         kept = tuple(1 if axis in v.axes else n for axis, n in enumerate(v.x.shape))
         g = v.xp.astype(cotangents[0], v.xp.float64)
         made = gradients(v, g if g.shape == v.x.shape else v.xp.reshape(g, kept))
-        return {name: of_argument(made[name], given[name], v) for name in wanted}
+        return {name: to_argument(v.selected(made[name], 0.0), given[name], xp=v.xp) for name in wanted}
 
-    made = Reproducible(name, checked, value_of, gradients_of, names, one_result)
-    FUNCTIONS[name] = made
-    return made
-
-
-def of_argument(gradient: Array, argument: Array, v: Values) -> Array:
-    gradient = v.selected(gradient, 0.0)
-    return rounded(sum_to(gradient, tuple(argument.shape), xp=v.xp), argument.dtype, xp=v.xp)
+    registered(Reproducible(name, checked, value_of, gradients_of, names, one_result))
 
 
 def total(v: Values) -> Array:
@@ -101,16 +94,14 @@ def rows_of(v: Values) -> tuple[Rows, Callable[[Array], Array]]:
 
 def logsumexp(v: Values) -> Array:
     rows, _ = rows_of(v)
-    lse = lane_of(rows, xp=v.xp).forward(rows, v.xp).lse
-    is_empty = not rows.logits.shape[-1]
+    lse = lane_of(reproducible.SOFTMAX, rows, xp=v.xp).forward(rows, v.xp).lse
     shape = tuple(1 if axis in v.axes else n for axis, n in enumerate(v.x.shape) if v.keepdims or axis not in v.axes)
-    lse = v.xp.reshape(lse, shape)
-    return v.xp.where(lse == lse, v.empty, lse) if is_empty else v.unless_empty(lse)
+    return v.unless_empty(v.xp.reshape(lse, shape))
 
 
 def logsumexp_gradients(v: Values, g: Array) -> Gradients:
     rows, back = rows_of(v)
-    lane, xp = lane_of(rows, xp=v.xp), v.xp
+    lane, xp = lane_of(reproducible.SOFTMAX, rows, xp=v.xp), v.xp
     out = lane.forward(rows, xp)
     g = xp.reshape(g, out.lse.shape)
     return {"x": back(lane.backward(rows, out, (None, None, g), targets_too=False, xp=xp)[0])}
@@ -156,17 +147,13 @@ def reduced_gradients(given: Given, saved: Any, cotangents: Any, wanted: frozens
     g = Cotangents(xp.astype(cotangents[0], xp.float64))
     d = reduction_derivatives(entries, given["reduction"], denominator, g, xp=xp)[1]
     made = {"values": d.losses, "weights": d.weights, "denominator": d.denominator}
-    return {
-        name: rounded(sum_to(made[name], tuple(given[name].shape), xp=xp), given[name].dtype, xp=xp) for name in wanted
-    }
+    return {name: to_argument(made[name], given[name], xp=xp) for name in wanted}
 
 
-SUM = reduction("sum", ("x", "weights"), total, total_gradients)
-MEAN = reduction("mean", ("x", "weights"), mean, mean_gradients)
-LOGSUMEXP = reduction("logsumexp", ("x",), logsumexp, logsumexp_gradients)
-SOFTMAX = reduction("softmax", ("x",), softmax, softmax_gradients)
-LOG_SOFTMAX = reduction("log_softmax", ("x",), log_softmax, log_softmax_gradients)
-REDUCE = Reproducible(
-    "reduce", values_of_entries, reduced, reduced_gradients, ("values", "weights", "denominator"), one_result
-)
-FUNCTIONS["reduce"] = REDUCE
+reduction("sum", ("x", "weights"), total, total_gradients)
+reduction("mean", ("x", "weights"), mean, mean_gradients)
+reduction("logsumexp", ("x",), logsumexp, logsumexp_gradients)
+reduction("softmax", ("x",), softmax, softmax_gradients)
+reduction("log_softmax", ("x",), log_softmax, log_softmax_gradients)
+REDUCED = ("values", "weights", "denominator")
+registered(Reproducible("reduce", values_of_entries, reduced, reduced_gradients, REDUCED, one_result))

@@ -5,20 +5,20 @@ from __future__ import annotations
 from typing import Any, NamedTuple, cast
 
 from .._arrays import Array, Namespace
+from .._arrays.standard import MAGIC, MAGIC_BITS
 from .._math import exact
 from .._math.exact import AS_NUMBERS, IN_UNITS, LEAST
 from .._math.reproducible import (
     SOFTMAX,
-    TO_UNITS,
     Forward,
-    divisor_of,
     finished,
     label_gradients,
     label_logits,
     logits_of,
     mass_and_moment,
+    scale_of,
 )
-from .._math.rows import RowFunction, Rows, selected_targets, sum_of, through_selection
+from .._math.rows import RowFunction, Rows, selected_targets, through_selection
 from . import unshifted
 from .lanes import Lane, add_targets, empty_targets
 from .lanes import in_blocks as blocks_of
@@ -36,10 +36,6 @@ from .walk import (
     walk_of,
     write_rows,
 )
-
-# Added to a number below 2^51 it is rounded to an integer, which its last bits are.
-MAGIC = 1.5 * 2.0**52
-MAGIC_BITS = 0x4338 << 48
 
 
 class Sums(NamedTuple):
@@ -100,9 +96,9 @@ def backward(
     walk = walk_of(rows, buffers=3, xp=xp)
     visit = walk.visit
     out, g = (taken(parts, visit.kept, xp=xp) for parts in (out, g))
-    at_labels = None
-    if g[0] is not None and rows.softcap is None and not targets_too:
-        at_labels = label_gradients(unshifted.label_logits(walk, xp=xp), out, g[0], others_of(out, g), xp=xp)
+    scale, at_labels = scale_of(out, g, xp=xp), None
+    if g[0] is not None and rows.softcap is None:
+        at_labels = label_gradients(unshifted.label_logits(walk, xp=xp), out, g, xp=xp)
     made: Array = gradient_like(rows.logits, visit.kept, xp=xp) if d_logits is None else d_logits
     d_targets = empty_targets(visit, rows.logits, xp=xp) if targets_too else None
     for start, stop in spans(visit.visited, walk.length):
@@ -113,7 +109,7 @@ def backward(
             d_targets = add_targets(d_targets, visit, start, stop, of_targets, xp=xp)
         else:
             at_label = None if at_labels is None else at_labels[start:stop]
-            d_block = gradient_of(walk, start, stop, own_out, own_g, at_label, xp=xp)
+            d_block = gradient_of(walk, start, stop, own_out, own_g, scale[start:stop], at_label, xp=xp)
         scratch = cast("Array", walk.workspace)[walk.length : walk.length + stop - start]
         xp.flush(d_block, LEAST, scratch)
         d_block = d_block if made.dtype == xp.float32 else xp.rounded_to(d_block, made.dtype)
@@ -123,25 +119,17 @@ def backward(
     return xp.reshape(made, rows.logits.shape), None if d_targets is None else xp.reshape(d_targets, targets.shape)
 
 
-def others_of(out: Forward, g: Any) -> Array | None:
-    _, g_dot, g_lse = g
-    return sum_of(g_lse, None if g_dot is None else g_dot * out.mass)
-
-
 def gradient_of(
-    walk: Walk, start: int, stop: int, out: Forward, g: Any, at_label: Array | None, *, xp: Namespace
+    walk: Walk, start: int, stop: int, out: Forward, g: Any, scale: Array, at_label: Array | None, *, xp: Namespace
 ) -> Array:
     g_nll, g_dot, _ = g
     rows, x, slope, u, k = block_of(walk, start, stop, xp=xp)
-    coefficient = sum_of(g_nll, others_of(out, g))
-    coefficient = xp.where(xp.isfinite(out.lse) | (out.lse == -xp.inf), coefficient, xp.nan)
-    coefficient = xp.where((out.total > 0) | xp.isnan(coefficient), coefficient, 0.0)
     if g_nll is not None and at_label is None:
-        at_label = label_gradients(xp.take_label(x, rows.labels), out, g_nll, others_of(out, g), xp=xp)
+        at_label = label_gradients(xp.take_label(x, rows.labels), out, g, xp=xp)
     x -= xp.expand_dims(out.shift, axis=-1)
     e, k = exact.exponentials_into(x, AS_NUMBERS, u, k, xp=xp)
     e *= k
-    e *= xp.expand_dims(coefficient * (TO_UNITS / divisor_of(out.total, xp=xp)), axis=-1)
+    e *= xp.expand_dims(scale, axis=-1)
     if at_label is not None:
         e[xp.arange(e.shape[0], **xp.placement(e)), rows.labels] = at_label
     if g_dot is not None:
@@ -150,6 +138,10 @@ def gradient_of(
 
 
 LANE = Lane("analytic", SOFTMAX, forward, backward)
+
+
+def lane_of(function: RowFunction) -> Lane:
+    return LANE if function is SOFTMAX else in_blocks(function)
 
 
 def in_blocks(function: RowFunction) -> Lane:

@@ -19,6 +19,7 @@ import math
 from typing import Any
 
 from .._arrays import Array, Namespace, dtype_name, namespace_of
+from .._arrays.standard import MAGIC
 from .._shards import Part, all_max, all_sum
 
 # exp(d) = 2^(k + f) with d log2(e) = k + f, |f| <= 1/2; and 2^f is the 8th power of a polynomial q of degree 4, whose
@@ -35,8 +36,6 @@ SQUARINGS = 3
 # The power of two that e is scaled by: as integers that 2^20 can be added of, and as numbers down to the least normal
 # one of float32.
 IN_UNITS, AS_NUMBERS = -907, -879
-# Where k + the power's exponent lies among the bits of F + this: what is added is rounded to multiples of 2^25.
-MAGIC = 1.5 * 2.0**52
 BIAS = 1023
 LEAST = 2.0**-126  # the least normal number of float32; less is 0, as some devices have no less
 CLASSES = 1 << 20  # that units leave room for
@@ -74,6 +73,7 @@ def exponentials(d: Array, power: int, *, xp: Namespace) -> Array:
 
 def exponentials_into(d: Array, power: int, u: Array, k: Array, *, xp: Namespace) -> tuple[Array, Array]:
     """The same in the place of d, as the product of d and k: u and k are arrays of its shape to compute in."""
+    # d + magic is rounded to a multiple of 2^25, whose last bits are k with the power, as an exponent's.
     magic = FRACTION * (MAGIC + BIAS + power)
     d *= LOG2E
     xp.raised_to(d, -float(BIAS + power) * FRACTION)

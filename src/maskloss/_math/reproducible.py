@@ -49,8 +49,8 @@ def logits_of(rows: Rows, *, xp: Namespace) -> tuple[Array, Array | None]:
     return capped, 1.0 - xp.times(tanh, tanh)
 
 
-def largest_of(x: Array, rows: Rows, *, xp: Namespace) -> tuple[Array, Array]:
-    """The largest logit of each row, and the shift."""
+def largest_of(x: Array, rows: Rows, *, xp: Namespace) -> Array:
+    """The largest logit of each row."""
     # XLA takes ten times as long for the maximum of float64 (jaxlib 0.10.2); uncapped logits are of float32.
     narrow = x if rows.softcap is not None else xp.astype(x, xp.float32)
     largest = xp.largest(narrow, axis=(-1,), keepdims=False) if x.shape[-1] else xp.sum(narrow, axis=-1) - math.inf
@@ -59,7 +59,11 @@ def largest_of(x: Array, rows: Rows, *, xp: Namespace) -> tuple[Array, Array]:
         (is_nan,) = all_sum(rows.part, xp.astype(xp.isnan(largest), xp.int32), xp=xp)
         (largest,) = all_max(rows.part, xp.where(xp.isnan(largest), -math.inf, largest), xp=xp)
         largest = xp.where(is_nan > 0, math.nan, largest)
-    return largest, xp.where(xp.isfinite(largest), largest, 0.0)
+    return largest
+
+
+def shift_of(largest: Array, *, xp: Namespace) -> Array:
+    return xp.where(xp.isfinite(largest), largest, 0.0)
 
 
 def label_logits(x: Array, rows: Rows, *, xp: Namespace) -> Array | None:
@@ -72,9 +76,29 @@ def label_logits(x: Array, rows: Rows, *, xp: Namespace) -> Array | None:
     return all_sum(rows.part, found, xp=xp)[0]
 
 
-def costs(x: Array, shift: Array, log_total: Array, *, xp: Namespace) -> Array:
+def counted(total: Array, *, xp: Namespace) -> Array:
+    """T, and ONE where every class has probability 0."""
+    return xp.where(total > 0, total, ONE)
+
+
+def log_of(total: Array, *, xp: Namespace) -> Array:
+    return log_of_units(counted(total, xp=xp), xp=xp)
+
+
+def from_numbers(total: Array, *, xp: Namespace) -> Array:
+    """What makes probabilities of exponentials as numbers."""
+    return xp.over(TO_UNITS, xp.astype(counted(total, xp=xp), xp.float64))
+
+
+def costs(x: Array, out: Any, *, xp: Namespace) -> Array:
     """lse - x_c."""
-    return xp.expand_dims(log_total, axis=-1) - (x - xp.expand_dims(shift, axis=-1))
+    return xp.expand_dims(log_of(out.total, xp=xp), axis=-1) - (x - xp.expand_dims(out.shift, axis=-1))
+
+
+def shares(x: Array, out: Any, *, xp: Namespace) -> Array:
+    """p_c, of rows that have any."""
+    e = exact.exponentials(x - xp.expand_dims(out.shift, axis=-1), AS_NUMBERS, xp=xp)
+    return e * xp.expand_dims(from_numbers(out.total, xp=xp), axis=-1)
 
 
 def weightless(x: Array, targets: Array, *, xp: Namespace) -> Array:
@@ -85,9 +109,9 @@ def weightless(x: Array, targets: Array, *, xp: Namespace) -> Array:
 def finished(
     rows: Rows, largest: Array, total: Array, at_label: Array | None, mass: Array | None, moment: Array | None, xp: Any
 ) -> Forward:
-    shift = xp.where(xp.isfinite(largest), largest, 0.0)
+    shift = shift_of(largest, xp=xp)
     total = xp.where(largest == -math.inf, 0, total)
-    log_total = log_of_units(xp.where(total > 0, total, ONE), xp=xp)
+    log_total = log_of(total, xp=xp)
     lse, is_undefined = xp.where(largest == -math.inf, largest, log_total + largest), ~(largest < math.inf)
     nll = dot = None
     if at_label is not None:
@@ -99,8 +123,8 @@ def finished(
 
 def forward(rows: Rows, xp: Namespace) -> Forward:
     x, _ = logits_of(rows, xp=xp)
-    largest, shift = largest_of(x, rows, xp=xp)
-    away = x - xp.expand_dims(shift, axis=-1)
+    largest = largest_of(x, rows, xp=xp)
+    away = x - xp.expand_dims(shift_of(largest, xp=xp), axis=-1)
     units = xp.sum_as_integers(exact.exponentials(away, IN_UNITS, xp=xp))
     (total,) = all_sum(rows.part, units, xp=xp)
     mass = moment = None
@@ -119,80 +143,79 @@ def mass_and_moment(away: Array, rows: Rows, *, xp: Namespace) -> tuple[Array, A
     )
 
 
-def divisor_of(total: Array, *, xp: Namespace) -> Array:
-    return xp.astype(xp.where(total > 0, total, ONE), xp.float64)
+def others_of(out: Forward, g: Any, *, xp: Namespace) -> Array | None:
+    """What p_c is weighed by beside g_nll."""
+    _, g_dot, g_lse = g
+    return sum_of(g_lse, None if g_dot is None else xp.times(g_dot, out.mass))
+
+
+def scale_of(out: Forward, g: Any, *, xp: Namespace) -> Array:
+    """What exponentials as numbers are multiplied by in the gradient: NaN of +inf or NaN, 0 of nothing but -inf."""
+    coefficient = xp.where(out.lse < math.inf, sum_of(g[0], others_of(out, g, xp=xp)), math.nan)
+    coefficient = xp.where((out.total > 0) | xp.isnan(coefficient), coefficient, 0.0)
+    return coefficient * from_numbers(out.total, xp=xp)
 
 
 def backward(
     rows: Rows, out: Forward, g: Any, *, targets_too: bool, xp: Namespace, into: Array | None = None
 ) -> tuple[Array, Array | None]:
-    g_nll, g_dot, g_lse = g
+    g_nll, g_dot, _ = g
     x, slope = logits_of(rows, xp=xp)
-    shift = xp.expand_dims(out.shift, axis=-1)
-    others = sum_of(g_lse, None if g_dot is None else xp.times(g_dot, out.mass))
-    coefficient = sum_of(g_nll, others)
-    # Of +inf or NaN, which may be in other parts; and of -inf, which has no probabilities.
-    coefficient = xp.where(xp.isfinite(out.lse) | (out.lse == -math.inf), coefficient, math.nan)
-    coefficient = xp.where((out.total > 0) | xp.isnan(coefficient), coefficient, 0.0)
-    scale = coefficient * xp.over(TO_UNITS, divisor_of(out.total, xp=xp))
-    e = exact.exponentials(x - shift, AS_NUMBERS, xp=xp)
-    d_logits, d_targets = xp.times(e, xp.expand_dims(scale, axis=-1)), None
+    e = exact.exponentials(x - xp.expand_dims(out.shift, axis=-1), AS_NUMBERS, xp=xp)
+    d_logits, d_targets = xp.times(e, xp.expand_dims(scale_of(out, g, xp=xp), axis=-1)), None
     if g_nll is not None and x.shape[-1]:
         labels, here = own_labels(rows.part, rows.labels, xp=xp)
         at_label = xp.class_indices(x, labels.dtype) == xp.expand_dims(labels, axis=-1)
         at_label = at_label if here is None else at_label & xp.expand_dims(here, axis=-1)
-        of_label = label_gradients(xp.take_label(x, labels), out, g_nll, others, xp=xp)
+        of_label = label_gradients(xp.take_label(x, labels), out, g, xp=xp)
         d_logits = xp.where(at_label, xp.expand_dims(of_label, axis=-1), d_logits)
     if g_dot is not None:
         targets = selected_targets(rows, xp=xp)
         g_dot = xp.expand_dims(g_dot, axis=-1)
         d_logits = d_logits - xp.times(g_dot, targets)
         if targets_too:
-            log_total = log_of_units(xp.where(out.total > 0, out.total, ONE), xp=xp)
-            cost = costs(x, out.shift, log_total, xp=xp)
+            cost = costs(x, out, xp=xp)
             d_targets = g_dot * xp.where(weightless(cost, targets, xp=xp), 0.0, cost)
             d_targets = d_targets if rows.class_mask is None else xp.where(rows.class_mask, d_targets, 0.0)
     return through_selection(d_logits, slope, rows, xp=xp), d_targets
 
 
-def label_gradients(label_logits: Array, out: Forward, g_nll: Array, others: Array | None, *, xp: Namespace) -> Array:
+def label_gradients(label_logits: Array, out: Forward, g: Any, *, xp: Namespace) -> Array:
     """(g_nll + others) p_y - g_nll, in which E_y - T is exact."""
     e = exact.exponentials(label_logits - out.shift, IN_UNITS, xp=xp)
-    units, divisor = in_units(e, xp=xp), divisor_of(out.total, xp=xp)
-    d = xp.times(g_nll, xp.where(out.total > 0, xp.over(xp.astype(units - out.total, xp.float64), divisor), -1.0))
+    units, divisor = in_units(e, xp=xp), xp.astype(counted(out.total, xp=xp), xp.float64)
+    others = others_of(out, g, xp=xp)
+    d = xp.times(g[0], xp.where(out.total > 0, xp.over(xp.astype(units - out.total, xp.float64), divisor), -1.0))
     if others is not None:
         d = d + xp.times(others, xp.where(out.total > 0, xp.over(xp.astype(units, xp.float64), divisor), 0.0))
-    return xp.where(xp.isfinite(out.lse) | (out.lse == -math.inf), d, math.nan)
+    return xp.where(out.lse < math.inf, d, math.nan)
 
 
 def probabilities(rows: Rows, out: Forward, *, xp: Namespace) -> Array:
     """p_c; 0 of what does not exist."""
     x, _ = logits_of(rows, xp=xp)
-    e = exact.exponentials(x - xp.expand_dims(out.shift, axis=-1), AS_NUMBERS, xp=xp)
-    p = e * xp.expand_dims(xp.over(TO_UNITS, divisor_of(out.total, xp=xp)), axis=-1)
-    p = xp.where(xp.expand_dims(out.total > 0, axis=-1) & (x > -math.inf), p, 0.0)
+    p = xp.where(xp.expand_dims(out.total > 0, axis=-1) & (x > -math.inf), shares(x, out, xp=xp), 0.0)
     return xp.where(xp.expand_dims(out.lse < math.inf, axis=-1), p, math.nan)
 
 
 def log_probabilities(rows: Rows, out: Forward, *, xp: Namespace) -> Array:
     """x_c - lse."""
     x, _ = logits_of(rows, xp=xp)
-    log_total = log_of_units(xp.where(out.total > 0, out.total, ONE), xp=xp)
-    log_p = -costs(x, out.shift, log_total, xp=xp)
-    return xp.where(xp.expand_dims(out.lse < math.inf, axis=-1), log_p, math.nan)
+    return xp.where(xp.expand_dims(out.lse < math.inf, axis=-1), -costs(x, out, xp=xp), math.nan)
 
 
 def entropy(rows: Rows, xp: Namespace) -> Entropy:
     """H = log(T / ONE) - sum_c E_c d_c / T."""
     x, _ = logits_of(rows, xp=xp)
-    largest, shift = largest_of(x, rows, xp=xp)
+    largest = largest_of(x, rows, xp=xp)
+    shift = shift_of(largest, xp=xp)
     away = x - xp.expand_dims(shift, axis=-1)
     e = exact.exponentials(away, IN_UNITS, xp=xp)
     moments = xp.sum_as_integers(xp.settled(e * xp.where(away == -math.inf, 0.0, away)))
     total, moment = all_sum(rows.part, xp.sum_as_integers(e), moments, xp=xp)
     total = xp.where(largest == -math.inf, 0, total)
-    log_total = log_of_units(xp.where(total > 0, total, ONE), xp=xp)
-    value = log_total - xp.over(xp.astype(moment, xp.float64), divisor_of(total, xp=xp))
+    mean = xp.over(xp.astype(moment, xp.float64), xp.astype(counted(total, xp=xp), xp.float64))
+    value = log_of(total, xp=xp) - mean
     value = xp.where(total > 0, value, 0.0)
     return Entropy(xp.where(largest < math.inf, value, math.nan), total, shift)
 
@@ -201,12 +224,9 @@ def entropy_backward(
     rows: Rows, out: Entropy, g: Any, *, targets_too: bool, xp: Namespace, into: Array | None = None
 ) -> tuple[Array, None]:
     x, slope = logits_of(rows, xp=xp)
-    log_total = log_of_units(xp.where(out.total > 0, out.total, ONE), xp=xp)
-    cost = costs(x, out.shift, log_total, xp=xp)
-    e = exact.exponentials(x - xp.expand_dims(out.shift, axis=-1), AS_NUMBERS, xp=xp)
-    p = e * xp.expand_dims(xp.over(TO_UNITS, divisor_of(out.total, xp=xp)), axis=-1)
+    cost = costs(x, out, xp=xp)
     slope_of_value = xp.where(xp.isinf(cost), 0.0, cost) - xp.expand_dims(out.value, axis=-1)
-    d_logits = p * slope_of_value * xp.expand_dims(g[0], axis=-1)
+    d_logits = shares(x, out, xp=xp) * slope_of_value * xp.expand_dims(g[0], axis=-1)
     d_logits = xp.where(xp.expand_dims(out.total > 0, axis=-1) | xp.isnan(d_logits), d_logits, 0.0)
     return through_selection(d_logits, slope, rows, xp=xp), None
 
