@@ -87,13 +87,10 @@ class _Gradients(torch.autograd.Function):
 
 def one_by_one(function: Any, first: int, info: Any, in_dims: Any, *inputs: Any) -> Any:
     """Of each of a batch, stacked: a batch of calls, in the arithmetic of each."""
-    arrays, places = inputs[first:], in_dims[first:]
-
-    def of(i: int) -> Any:
-        own = [x if at is None else x.select(at, i) for x, at in zip(arrays, places, strict=True)]
-        return function.apply(*inputs[:first], *own)
-
-    each = zip(*map(of, range(info.batch_size)), strict=True)
+    # By unbind, whose adjoint puts gradients side by side: that of select adds each to zeros.
+    pairs = zip(inputs[first:], in_dims[first:], strict=True)
+    columns = [[x] * info.batch_size if at is None else x.unbind(at) for x, at in pairs]
+    each = zip(*(function.apply(*inputs[:first], *own) for own in zip(*columns, strict=True)), strict=True)
     stacked = tuple(None if parts[0] is None else torch.stack(parts) for parts in each)
     return stacked, tuple(None if x is None else 0 for x in stacked)
 
