@@ -18,7 +18,16 @@ import maskloss as ml
 from tests import backends
 from tests.conformance.cases import CASES
 from tests.conformance.closeness import errors, expected, ulp
-from tests.conformance.modes import MODES, forward, in_blocks, reduced_to_none, upstream
+from tests.conformance.modes import (
+    MODES,
+    forward,
+    in_blocks,
+    in_engine,
+    in_narrow_kernels,
+    in_preferred_kernels,
+    reduced_to_none,
+    upstream,
+)
 from tests.conformance.runs import (
     REDUCED,
     UPSTREAM,
@@ -90,10 +99,17 @@ def eager(case, arrays):
     return out | {"gradients": made}
 
 
+OWN_MODES = {
+    ("torch", "blocks"): in_engine(MODES["autograd", "blocks"]),
+    ("torch", "kernels"): in_preferred_kernels,
+    ("torch", "kernels-blocks"): functools.partial(in_narrow_kernels, observe=in_preferred_kernels),
+}
+
+
 def mode_of(backend, mode):
     if backend.gradient == "value_and_grad":
         return reproducible(in_blocks(eager) if mode == "blocks" else eager)
-    return reproducible(MODES[backend.gradient, mode])
+    return reproducible(OWN_MODES.get((backend.library, mode)) or MODES[backend.gradient, mode])
 
 
 def found(backend, mode, name, dtype):

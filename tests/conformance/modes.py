@@ -286,13 +286,25 @@ def in_preferred_kernels(case, arrays):
         return torch_eager(case, arrays)
 
 
-def in_narrow_kernels(case, arrays):
+def in_narrow_kernels(case, arrays, observe=in_kernels):
     """A program takes two classes at a time, or 64 and 4096 where there are many and very many."""
     classes = case.inputs["logits"].shape[case.options.get("axis", -1)]
     narrow = next(size for most, size in ((32, 2), (4096, 64), (classes, 4096)) if classes <= most)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(importlib.import_module("maskloss._bindings.kernels"), "MOST", narrow)
-        return in_kernels(case, arrays)
+        return observe(case, arrays)
+
+
+def in_engine(observe):
+    """The engine, also where the kernels are the default."""
+
+    def mode(case, arrays):
+        of_torch = importlib.import_module("maskloss._arrays.torch").Torch
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(of_torch, "prefers_kernels", lambda xp, x: False)
+            return observe(case, arrays)
+
+    return mode
 
 
 CHUNKS = {"chunk_size": 2}

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from .._arguments import fail
+from .._arguments import choose_implementation, fail
 from .._arrays import Array, Namespace
 from .._call import Call, Options, of_logits
 from .._engine import integers
@@ -52,11 +52,14 @@ def to_argument(gradient: Array, argument: Array, *, xp: Namespace) -> Array:
 
 def call_of(given: dict[str, Any]) -> Call:
     get = given.__getitem__
-    if get("implementation") not in (None, "analytic"):
-        accepted = "reproducible=True has one arithmetic of its own; pass None"
+    if get("implementation") == "autodiff":
+        accepted = "reproducible=True has derivatives of its own; pass None"
         fail(ValueError, "implementation", repr(get("implementation")), accepted)
     about = Given(*map(get, Given._fields)), Options(*map(get, Options._fields))
-    return of_logits(get("logits"), get("axis"), *about, *map(get, ("reduction", "denominator", "with_stats")))
+    reducing = map(get, ("reduction", "denominator", "with_stats", "implementation"))
+    call = of_logits(get("logits"), get("axis"), *about, *reducing)
+    choose_implementation(call.implementation, call.inputs.like)
+    return call
 
 
 def is_walked(rows: Rows, *, xp: Namespace) -> bool:
@@ -64,16 +67,33 @@ def is_walked(rows: Rows, *, xp: Namespace) -> bool:
     return xp.has_out and rows.part is None and rows.logits.shape[-1] > 0 and not xp.is_tracer(rows.logits)
 
 
-def lane_of(function: RowFunction, rows: Rows, *, xp: Namespace) -> Lane:
+def lane_of(function: RowFunction, rows: Rows, implementation: str | None = None, *, xp: Namespace) -> Lane:
+    if implementation == "triton" or (implementation is None and xp.prefers_kernels(rows.logits)):
+        lane = lane_of_kernels(function, rows, implementation)
+        if lane is not None:
+            return lane
     if is_walked(rows, xp=xp):
         return integers.lane_of(function)
     return Lane("analytic", function, function.forward, function.backward)
 
 
+def lane_of_kernels(function: RowFunction, rows: Rows, implementation: str | None) -> Lane | None:
+    """None where they do not cover the rows, which is an error where they are named."""
+    from .torch_operators import kernels
+
+    kernels()  # says what is missing
+    from . import reproducible_kernels
+
+    why = reproducible_kernels.uncovered(function, rows)
+    if why is not None and implementation is not None:
+        fail(ValueError, "implementation", repr(implementation), why)
+    return reproducible_kernels.LANE if why is None else None
+
+
 def loss_of(given: dict[str, Any]) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
     call = call_of(given)
     inputs, xp, parts = call.inputs, call.inputs.xp, terms.terms_of(call)
-    out: Any = lane_of(reproducible.SOFTMAX, parts.rows, xp=xp).forward(parts.rows, xp)
+    out: Any = lane_of(reproducible.SOFTMAX, parts.rows, call.implementation, xp=xp).forward(parts.rows, xp)
     entries = terms.entries_of(call, parts, out)
     results = [reduce_entries(entries, call.reduction, call.denominator, xp=xp)]
     if call.with_stats:
@@ -112,7 +132,10 @@ def loss_gradients(
         z_terms = z_terms if inputs.keep is None else xp.where(inputs.keep, z_terms, 0.0)
         d = d._replace(weights=d.weights + xp.times(g.z_loss, z_terms))
     targets_too = bool(wanted & {"class_weights", "labels"}) and known.dot is not None
-    lane, upstream = lane_of(reproducible.SOFTMAX, parts.rows, xp=xp), softmax.upstream(known, out, xp)
+    lane, upstream = (
+        lane_of(reproducible.SOFTMAX, parts.rows, call.implementation, xp=xp),
+        softmax.upstream(known, out, xp),
+    )
     d_logits, d_targets = lane.backward(parts.rows, out, upstream, targets_too=targets_too, xp=xp)
     gradients = {"logits": d_logits, **terms.adjoints(call, parts, out, d, d_targets, wanted)}
     return {name: of_argument(gradients[name], name, given, call) for name in wanted}
