@@ -10,6 +10,7 @@ from tests.backends import named
 
 IMPLEMENTATIONS = (None, "analytic", "triton")
 OPTIONS = ({}, {"label_smoothing": 0.1, "z_loss": 1e-2, "softcap": 5.0})
+SAME_BITS = {"reproducible": True}
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def close(torch, found, wanted):
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("options", OPTIONS, ids=["plain", "options"])
+@pytest.mark.parametrize("options", [*OPTIONS, SAME_BITS], ids=["plain", "options", "reproducible"])
 def test_does_not_wait(backend, torch, implementation, options):
     """A step of training asks the device nothing: not how many are kept, not where."""
     logits, labels, mask = given(torch)
@@ -67,12 +68,13 @@ def captured(torch, loss, x):
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_a_graph_replays_with_other_numbers(backend, torch, implementation):
+@pytest.mark.parametrize("options", [{}, SAME_BITS], ids=["plain", "reproducible"])
+def test_a_graph_replays_with_other_numbers(backend, torch, implementation, options):
     """Captured with one mask, replayed with another."""
     logits, labels, mask = given(torch)
 
     def loss(x):
-        return ml.cross_entropy(x, labels, mask=mask, implementation=implementation)
+        return ml.cross_entropy(x, labels, mask=mask, implementation=implementation, **options)
 
     graph, replayed = captured(torch, loss, logits)
     mask.copy_(~mask)
