@@ -50,7 +50,8 @@ def is_asked(backend, mode, name, dtype):
     if mode.startswith("kernels"):
         # Triton's interpreter cuts off what bfloat16 has no room for (triton 3.9, _convert_float without a mode).
         halves = ("float32", "float16") if backend.environment else ("float32", *HALVES)
-        if case.function not in ("cross_entropy", "label_log_probs") or dtype not in halves:
+        by_kernels = logits is not None or (case.function, mode) == ("masked_logsumexp", "kernels")
+        if not by_kernels or dtype not in halves:
             return False
     if mode == "vmap" and (logits is None or "vmap" not in case.modes or not maps(case)):
         return False

@@ -37,7 +37,8 @@ MAGIC, MAGIC_BITS = tl.constexpr(ROUNDING), tl.constexpr(ROUNDING_BITS)
 
 def uncovered(function: RowFunction, rows: Rows) -> str | None:
     """Why these kernels cannot compute the rows."""
-    if function is SOFTMAX and rows.targets is rows.class_mask is rows.softcap is rows.part is None:
+    plain = rows.targets is rows.class_mask is rows.softcap is rows.part is None
+    if function is SOFTMAX and plain and rows.logits.shape[-1]:
         return None
     accepted = "with reproducible=True its kernels cover class indices without label_smoothing, class_mask, softcap"
     return f"{accepted} and class_shard; None chooses what covers the call"
@@ -79,12 +80,14 @@ def forward_kernel(logits, starts, keep, largest, total, row_stride, class_strid
         m = tl.maximum(m, tl.max(x, axis=0))
     # Where m is infinite or NaN, T means nothing, and `finished` puts another in its place.
     shift = tl.where(tl.abs(m) < float("inf"), m, 0.0).to(tl.float64)
+    # What each block adds with its MAGIC, modulo 2^64.
+    added: tl.constexpr = (BLOCK * MAGIC_BITS + 2**63) % 2**64 - 2**63
     T = tl.zeros((), tl.int64)
     for start in range(0, end, BLOCK):
         c = start + tl.arange(0, BLOCK)
         x = block_of(row_logits, c, class_stride, c < classes)
         units = exponentials(x.to(tl.float64) - shift, IN_UNITS) + MAGIC
-        T += tl.sum(units.to(tl.int64, bitcast=True) - MAGIC_BITS, axis=0)
+        T += tl.sum(units.to(tl.int64, bitcast=True), axis=0) - added
     kept = end > 0
     tl.store(largest + row, tl.where(kept, tl.where(is_nan != 0, float("nan"), m.to(tl.float64)), 0.0))
     tl.store(total + row, tl.where(kept, T, ONE))
@@ -122,8 +125,8 @@ def backward_kernel(
     tl.store(d_logits + row * d_row_stride + c, d, mask=inside)
 
 
-def label_logits(rows: Rows, *, xp: Namespace) -> Array:
-    return xp.astype(xp.take_label(rows.logits, rows.labels), rows.dtype)
+def label_logits(rows: Rows, *, xp: Namespace) -> Array | None:
+    return None if rows.labels is None else xp.astype(xp.take_label(rows.logits, rows.labels), rows.dtype)
 
 
 def forward(rows: Rows, xp: Namespace) -> Forward:
