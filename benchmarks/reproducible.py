@@ -1,7 +1,7 @@
 """What the same bits everywhere cost, beside the plain engine and two peers. A process a library; calls in turn.
 
-    python -m benchmarks.reproducible         # docs/_generated/reproducible.json
-    python -m benchmarks.reproducible --gpu   # docs/_generated/reproducible_gpu.json
+python -m benchmarks.reproducible         # docs/_generated/reproducible.json
+python -m benchmarks.reproducible --gpu   # docs/_generated/reproducible_gpu.json
 """
 
 import functools

@@ -168,18 +168,19 @@ def test_no_rows(backend, torch):
     assert gradient.shape == (0, 3)
 
 
-SIZES = ("row_stride", "class_stride", "d_row_stride", "classes")
+SIZES = ("row_stride", "class_stride", "d_row_stride", "classes", "count")
+CONSTANTS = {"BLOCK": 4096, "ROWS": 128}
 ARGUMENTS = {"starts": "*i64", "labels": "*i64", "keep": "*i1", "softcap": "fp32"}
-IN_DOUBLE = dict.fromkeys(("largest", "shift", "scale", "at_labels"), "*fp64") | {"total": "*i64"}
-ALWAYS = ("logits", "labels", "nll", "total", "shift", "g_nll", "d_logits", "largest", "scale", *SIZES)
+IN_DOUBLE = dict.fromkeys(("nll", "lse", "shift", "g_nll", "g_lse", "scale", "at_labels"), "*fp64") | {"total": "*i64"}
+ALWAYS = ("logits", "labels", "nll", "total", "shift", "g_nll", "d_logits", *SIZES)
 OF_MODULE = {"kernels": {}, "reproducible_kernels": IN_DOUBLE}
+KERNELS = [(module, f"{name}_kernel") for module in OF_MODULE for name in ("forward", "backward")]
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("every", [False, True], ids=["plain", "every argument"])
 @pytest.mark.parametrize("sizes", ["i32", "i64", "as launched"])
-@pytest.mark.parametrize("name", ["forward_kernel", "backward_kernel"])
-@pytest.mark.parametrize("module", OF_MODULE)
+@pytest.mark.parametrize(("module", "name"), [*KERNELS, ("reproducible_kernels", "rows_kernel")])
 def test_compiles_for_a_gpu_without_one(backend, module, name, sizes, every, dtype):
     """To machine code of compute capability 9.0, with no multiplication and addition contracted."""
     if backend is not BACKENDS["torch"] or os.environ.get("TRITON_INTERPRET") == "1":
@@ -187,13 +188,13 @@ def test_compiles_for_a_gpu_without_one(backend, module, name, sizes, every, dty
     triton = pytest.importorskip("triton")
     target = importlib.import_module("triton.backends.compiler").GPUTarget("cuda", 90, 32)
     kernel = getattr(importlib.import_module(f"maskloss._bindings.{module}"), name)
-    given = [n for n in kernel.arg_names if n != "BLOCK" and (every or n in ALWAYS)]
-    signature = {n: (ARGUMENTS | OF_MODULE[module]).get(n, "*fp32") for n in given} | dict.fromkeys(
-        ("logits", "d_logits"), f"*{dtype}"
-    )
+    always = (*ALWAYS, *(n for n in OF_MODULE[module] if n != "g_lse"))
+    given = [n for n in kernel.arg_names if n not in CONSTANTS and (every or n in always)]
+    signature = {n: (ARGUMENTS | OF_MODULE[module]).get(n, "*fp32") for n in given}
+    signature |= dict.fromkeys(("logits", "d_logits"), f"*{dtype}")
     signature |= dict.fromkeys(SIZES, "i64" if sizes == "i64" else "i32")
     signature = {n: signature[n] if n in given else "constexpr" for n in kernel.arg_names}
-    constants = {(i,): 4096 if n == "BLOCK" else None for i, n in enumerate(kernel.arg_names) if n not in given}
+    constants = {(i,): CONSTANTS.get(n) for i, n in enumerate(kernel.arg_names) if n not in given}
     attributes = {}
     if sizes == "as launched":  # on classes side by side, of an even number: Triton makes a constant of a stride of 1
         at = kernel.arg_names.index("class_stride")

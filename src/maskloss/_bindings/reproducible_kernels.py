@@ -1,12 +1,12 @@
 """The softmax of reproducible.py in Triton kernels, in exact.py's arithmetic and symbols.
 
 A program takes a row and walks its classes twice: for the largest, and for T, whose terms are integers that depend on
-it. What is computed of these two, a few numbers a row, is computed by the functions that every library calls.
-Contraction would change bits (u u + C_1 is exact only after u u was rounded), and is off.
+it. Contraction would change bits (u u + C_1 is exact only after u u was rounded), and is off.
 """
 
 # pyright: basic, reportMissingImports=false, reportMissingTypeStubs=false, reportInvalidTypeForm=false
 # pyright: reportPossiblyUnboundVariable=false, reportIndexIssue=false, reportArgumentType=false, reportCallIssue=false
+# pyright: reportGeneralTypeIssues=false
 # (A kernel is no Python, and Triton has no annotations.)
 
 from __future__ import annotations
@@ -30,9 +30,14 @@ from .kernels import contiguous, on_device, places_of, sizes_of, start_of, strid
 LOG2E, FRACTION = tl.constexpr(exact.LOG2E), tl.constexpr(exact.FRACTION)
 B_1, C_1, B_2, C_2 = (tl.constexpr(x) for x in (exact.B_1, exact.C_1, exact.B_2, exact.C_2))
 SQUARINGS = tl.constexpr(exact.SQUARINGS)
-IN_UNITS, AS_NUMBERS, ONE = (tl.constexpr(x) for x in (exact.IN_UNITS, exact.AS_NUMBERS, exact.ONE))
+IN_UNITS, AS_NUMBERS = tl.constexpr(exact.IN_UNITS), tl.constexpr(exact.AS_NUMBERS)
+ONE, ONE_UNIT = tl.constexpr(exact.ONE), tl.constexpr(float(exact.ONE))
+LOG_TERMS, TERMS = tl.constexpr(tuple(exact.LOG_TERMS[::-1])), tl.constexpr(len(exact.LOG_TERMS))
+LOG_UNIT = tl.constexpr(exact.LOG_UNIT)
+LN2_UNITS, TO_UNITS = tl.constexpr(exact.LN2_UNITS), tl.constexpr(reproducible.TO_UNITS)
 BIAS, LEAST = tl.constexpr(exact.BIAS), tl.constexpr(exact.LEAST)
 MAGIC, MAGIC_BITS = tl.constexpr(ROUNDING), tl.constexpr(ROUNDING_BITS)
+ROWS = 128
 
 
 def uncovered(function: RowFunction, rows: Rows) -> str | None:
@@ -60,12 +65,40 @@ def exponentials(d, POWER: tl.constexpr):
 
 
 @triton.jit
+def halved(x, exponent, STEP: tl.constexpr):
+    high = x >= ONE_UNIT * 2.0 ** (STEP - 0.5)
+    return tl.where(high, x * 2.0**-STEP, x), tl.where(high, exponent + STEP, exponent)
+
+
+@triton.jit
+def log_of_units(total):
+    """exact.log_of_units."""
+    x = total.to(tl.float64)
+    exponent = x * 0.0
+    x, exponent = halved(x, exponent, 16.0)
+    x, exponent = halved(x, exponent, 8.0)
+    x, exponent = halved(x, exponent, 4.0)
+    x, exponent = halved(x, exponent, 2.0)
+    x, exponent = halved(x, exponent, 1.0)
+    s = (x - ONE_UNIT) / (x + ONE_UNIT)
+    square = s * s
+    series = x * 0.0
+    for i in tl.static_range(TERMS):
+        # Less than 2^51, which MAGIC rounds.
+        series = ((series * square + MAGIC) - MAGIC) + LOG_TERMS[i]
+    last = (s * series * 4.0 + MAGIC) - MAGIC
+    return (exponent * LN2_UNITS + last) * (0.5 / LOG_UNIT)
+
+
+@triton.jit
 def block_of(row_logits, c, class_stride, inside):
     return tl.load(row_logits + c.to(tl.int64) * class_stride, mask=inside, other=-float("inf")).to(tl.float32)
 
 
 @triton.jit
-def forward_kernel(logits, starts, keep, largest, total, row_stride, class_stride, classes, BLOCK: tl.constexpr):
+def forward_kernel(
+    logits, starts, labels, keep, nll, lse, total, shift, row_stride, class_stride, classes, BLOCK: tl.constexpr
+):
     row = tl.program_id(0).to(tl.int64)
     row_logits = logits + start_of(row, starts, row_stride)
     end = classes
@@ -78,19 +111,71 @@ def forward_kernel(logits, starts, keep, largest, total, row_stride, class_strid
         x = block_of(row_logits, c, class_stride, c < classes)
         is_nan = tl.maximum(is_nan, tl.max((x != x).to(tl.int32), axis=0))
         m = tl.maximum(m, tl.max(x, axis=0))
-    # Where m is infinite or NaN, T means nothing, and `finished` puts another in its place.
-    shift = tl.where(tl.abs(m) < float("inf"), m, 0.0).to(tl.float64)
+    away_from = tl.where(tl.abs(m) < float("inf"), m, 0.0).to(tl.float64)
     # What each block adds with its MAGIC, modulo 2^64.
     added: tl.constexpr = (BLOCK * MAGIC_BITS + 2**63) % 2**64 - 2**63
     T = tl.zeros((), tl.int64)
     for start in range(0, end, BLOCK):
         c = start + tl.arange(0, BLOCK)
         x = block_of(row_logits, c, class_stride, c < classes)
-        units = exponentials(x.to(tl.float64) - shift, IN_UNITS) + MAGIC
+        units = exponentials(x.to(tl.float64) - away_from, IN_UNITS) + MAGIC
         T += tl.sum(units.to(tl.int64, bitcast=True), axis=0) - added
+    # As `finished`.
     kept = end > 0
-    tl.store(largest + row, tl.where(kept, tl.where(is_nan != 0, float("nan"), m.to(tl.float64)), 0.0))
-    tl.store(total + row, tl.where(kept, T, ONE))
+    largest = tl.where(is_nan != 0, float("nan"), m).to(tl.float64)
+    T = tl.where(kept, tl.where(largest == -float("inf"), 0, T), ONE)
+    log_total = log_of_units(tl.where(T > 0, T, ONE))
+    value = tl.where(largest == -float("inf"), largest, log_total + largest)
+    if nll is not None:
+        x_y = block_of(row_logits, tl.load(labels + row), class_stride, kept).to(tl.float64)
+        loss = tl.where(largest < float("inf"), log_total - (x_y - away_from), value - x_y)
+        tl.store(nll + row, tl.where(kept, loss, 0.0))
+    tl.store(lse + row, tl.where(kept, value, 0.0))
+    tl.store(total + row, T)
+    tl.store(shift + row, tl.where(kept, away_from, 0.0))
+
+
+@triton.jit
+def rows_kernel(
+    logits,
+    starts,
+    labels,
+    lse,
+    total,
+    shift,
+    g_nll,
+    g_lse,
+    scale,
+    at_labels,
+    row_stride,
+    class_stride,
+    count,
+    ROWS: tl.constexpr,
+):
+    """scale_of and label_gradients, of ROWS rows."""
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    inside = row < count
+    row = tl.where(inside, row, 0)
+    T = tl.load(total + row)
+    is_number = tl.load(lse + row) < float("inf")
+    counted = tl.where(T > 0, T, ONE).to(tl.float64)
+    if g_nll is None:
+        coefficient = tl.load(g_lse + row)
+    elif g_lse is None:
+        coefficient = tl.load(g_nll + row)
+    else:
+        coefficient = tl.load(g_nll + row) + tl.load(g_lse + row)
+    coefficient = tl.where(is_number, coefficient, float("nan"))
+    coefficient = tl.where((T > 0) | (coefficient != coefficient), coefficient, 0.0)
+    tl.store(scale + row, coefficient * (TO_UNITS / counted), mask=inside)
+    if g_nll is not None:
+        x_y = block_of(logits + start_of(row, starts, row_stride), tl.load(labels + row), class_stride, inside)
+        units = exponentials(x_y.to(tl.float64) - tl.load(shift + row), IN_UNITS) + MAGIC
+        E = units.to(tl.int64, bitcast=True) - MAGIC_BITS
+        d = tl.load(g_nll + row) * tl.where(T > 0, (E - T).to(tl.float64) / counted, -1.0)
+        if g_lse is not None:
+            d = d + tl.load(g_lse + row) * tl.where(T > 0, E.to(tl.float64) / counted, 0.0)
+        tl.store(at_labels + row, tl.where(is_number, d, float("nan")), mask=inside)
 
 
 @triton.jit
@@ -125,20 +210,24 @@ def backward_kernel(
     tl.store(d_logits + row * d_row_stride + c, d, mask=inside)
 
 
-def label_logits(rows: Rows, *, xp: Namespace) -> Array | None:
-    return None if rows.labels is None else xp.astype(xp.take_label(rows.logits, rows.labels), rows.dtype)
-
-
 def forward(rows: Rows, xp: Namespace) -> Forward:
-    """What is not kept has numbers that mean nothing."""
+    """0 where not kept."""
     x: Any = rows.logits
     count, classes = math.prod(x.shape[:-1]), x.shape[-1]
-    largest, total = (torch.empty(x.shape[:-1], dtype=dtype, device=x.device) for dtype in (rows.dtype, torch.int64))
+    nll, lse, total, shift = (
+        torch.empty(x.shape[:-1], dtype=dtype, device=x.device) if asked else None
+        for asked, dtype in (
+            (rows.labels is not None, rows.dtype),
+            (True, rows.dtype),
+            (True, torch.int64),
+            (True, rows.dtype),
+        )
+    )
     if count:
-        given = (*places_of(x), contiguous(rows.keep), largest, total, *strides_of(x), classes)
+        given = (*places_of(x), contiguous(rows.labels), contiguous(rows.keep), nll, lse, total, shift)
         with on_device(x):
-            forward_kernel[(count,)](*given, **sizes_of(classes), enable_fp_fusion=False)
-    return reproducible.finished(rows, largest, total, label_logits(rows, xp=xp), None, None, xp)
+            forward_kernel[(count,)](*given, *strides_of(x), classes, **sizes_of(classes), enable_fp_fusion=False)
+    return Forward(nll, None, lse, total, shift, None)
 
 
 def backward(
@@ -149,21 +238,17 @@ def backward(
     d: Any = torch.empty((count, classes), dtype=x.dtype, device=x.device) if d_logits is None else d_logits
     if not count:
         return d.reshape(x.shape), None
-    at_labels = None
-    if g[0] is not None:
-        at_labels = reproducible.label_gradients(label_logits(rows, xp=xp), out, g, xp=xp)
-    per_row = (rows.labels, at_labels, rows.keep, out.shift, reproducible.scale_of(out, g, xp=xp))
-    sizes = sizes_of(classes)
+    g_nll, _, g_lse = map(contiguous, g)
+    labels, shift = contiguous(rows.labels), contiguous(out.shift)
+    scale = torch.empty(count, dtype=rows.dtype, device=x.device)
+    at_labels = None if g_nll is None else torch.empty_like(scale)
+    places, strides, sizes, off = places_of(x), strides_of(x), sizes_of(classes), {"enable_fp_fusion": False}
     with on_device(x):
+        per_row = (labels, contiguous(out.lse), contiguous(out.total), shift, g_nll, g_lse, scale, at_labels)
+        rows_kernel[(triton.cdiv(count, ROWS),)](*places, *per_row, *strides, count, ROWS=ROWS, **off)
+        per_row = (labels, at_labels, contiguous(rows.keep), shift, scale)
         backward_kernel[(count * triton.cdiv(classes, sizes["BLOCK"]),)](
-            *places_of(x),
-            *map(contiguous, per_row),
-            d,
-            *strides_of(x),
-            d.stride(0),
-            classes,
-            **sizes,
-            enable_fp_fusion=False,
+            *places, *per_row, d, *strides, d.stride(0), classes, **sizes, **off
         )
     return d.reshape(x.shape), None
 
