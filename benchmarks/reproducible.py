@@ -17,7 +17,7 @@ from .timing import interleaved, middle, ratios
 
 KEPT = (None, 15)
 WAYS = ("NumPy", "PyTorch", "PyTorch, torch.compile", "JAX, jit")
-ON_GPU = ("PyTorch on a GPU", "PyTorch on a GPU, torch.compile", "JAX on a GPU, jit")
+ON_GPU = ("PyTorch on a GPU", "JAX on a GPU, jit")
 CASE, GPU_CASE = Case(*BERT), Case(8192, 32000, "bfloat16")
 LIMIT, FEWEST = 10.0, 5
 GPU_LIMIT = 1.0
