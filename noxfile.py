@@ -160,6 +160,7 @@ def identity(session: nox.Session) -> None:
     """Golden bits of every case, in every mode of every library that is here; writes the table of the pages."""
     groups = {
         "numpy,strict,torch,torch-processes": {},
+        "torch-triton": {"TRITON_INTERPRET": "1"},
         "jax,jax-x32": {},
         "jax-devices": {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
     }

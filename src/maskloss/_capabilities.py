@@ -27,7 +27,7 @@ LIBRARIES = {"numpy": "NumPy", "torch": "PyTorch", "jax": "JAX", "cupy": "CuPy",
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
-ON_CPU, ON_GPU = {"cpu": "run"}, "run on an H100"
+ON_CPU, ON_GPU = {"cpu": "run"}, "run on a GPU of NVIDIA"
 AUTOGRAD, GRAD = "autograd, torch.func, value_and_grad", "jax.grad, jax.jvp, jax.hessian, value_and_grad"
 BACKENDS = (
     Backend("numpy", ON_CPU),
