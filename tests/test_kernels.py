@@ -141,6 +141,34 @@ def test_second_derivative(backend, torch):
     torch.testing.assert_close(twice("triton"), twice("autodiff"), rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_reproducible_has_the_engine_s_bits(backend, torch, monkeypatch, masked, reduction):
+    """In blocks of 16 classes: numbers that are subnormal, -inf, inf and NaN, and z_loss, which weighs lse."""
+    monkeypatch.setattr(importlib.import_module("maskloss._bindings.kernels"), "MOST", 16)
+    logits, labels = rows(torch, backend, 9)
+    logits = logits * 12
+    logits[0, 2], logits[1, 5], logits[2, 7], logits[3, :] = -np.inf, np.inf, np.nan, -np.inf
+    mask = (torch.arange(9, device=backend.device) % 4 > 0) if masked else None
+    found = []
+    for implementation in ("triton", "analytic"):
+        x = logits.detach().requires_grad_()
+        loss, stats = ml.cross_entropy(
+            x,
+            labels,
+            mask=mask,
+            z_loss=0.1,
+            reduction=reduction,
+            with_stats=True,
+            reproducible=True,
+            implementation=implementation,
+        )
+        found.append((loss.detach(), *stats, torch.autograd.grad(loss.sum(), x)[0]))
+    for a, b in zip(*found, strict=True):
+        a, b = (x.detach().nan_to_num(7.0) if x.is_floating_point() else x for x in (a, b))
+        assert same_bits(a, b)
+
+
 def test_refuses_what_it_does_not_cover(backend, torch):
     logits, labels = rows(torch, backend, 2, 3)
     exists = torch.ones(2, 3, dtype=torch.bool, device=backend.device)

@@ -1247,6 +1247,31 @@ MUTANTS = [
         ("tests/test_class_shards.py::test_in_shard_map[jax]",),
         "jax",
     ),
+    # Those of reproducible=True.
+    Mutant(
+        "kernels that keep subnormal gradients",
+        "    d = tl.where(read & ~(tl.abs(d) < LEAST), d, 0.0)\n",
+        "    d = tl.where(read, d, 0.0)\n",
+        "bits that a device without such numbers has not",
+        ("tests/test_kernels.py::test_reproducible_has_the_engine_s_bits[torch-triton-False-none]",),
+        "torch-triton",
+    ),
+    Mutant(
+        "a constant in single precision",
+        "    magic: tl.constexpr = FRACTION * (MAGIC + BIAS + POWER)",
+        "    magic = FRACTION * (MAGIC + BIAS + POWER)",
+        "Triton gives a variable the dtype float32: exponents lack 116",
+        ("tests/test_kernels.py::test_reproducible_has_the_engine_s_bits[torch-triton-False-none]",),
+        "torch-triton",
+    ),
+    Mutant(
+        "units counted with their MAGIC",
+        "        T += tl.sum(units.to(tl.int64, bitcast=True), axis=0) - added\n",
+        "        T += tl.sum(units.to(tl.int64, bitcast=True), axis=0)\n",
+        "a total of nothing but rounding's own bits",
+        ("tests/test_kernels.py::test_reproducible_has_the_engine_s_bits[torch-triton-False-none]",),
+        "torch-triton",
+    ),
     # The kernels as the default.
     Mutant(
         "a label that is no class in a kernel",
