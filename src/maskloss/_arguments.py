@@ -320,46 +320,6 @@ def check_labels(
     return x, kind, own
 
 
-def to_indices(
-    labels: Array, own: Namespace, classes: int, ignore_index: int | None, like: Like
-) -> tuple[Array, Array | None, Array | None]:
-    """Class indices (0 for what is none), where the label is one (None: everywhere), and where it is ignore_index.
-
-    Found in the labels' own library: JAX without x64 would make 0 of a NumPy 2**40.
-    """
-    xp = like.xp
-    indices = own.astype(labels, own.index_dtype(), copy=False)
-    ignored = None
-    looks = own is xp and xp.is_eager and 0 not in indices.shape
-    looks = looks and (ignore_index is None or not 0 <= ignore_index < classes)
-    if looks and xp.reads_without_sync(indices):
-        low, high = xp.extremes(indices)
-        if low >= 0 and high < classes:
-            return indices, None, None
-    limits, held = own.iinfo(labels.dtype), own.iinfo(indices.dtype)
-    # Compared only where the labels' own dtype can hold it: -100 as uint8 is 156, a class.
-    if ignore_index is not None and int(limits.min) <= ignore_index <= int(limits.max):
-        # What of an unsigned dtype is too large for the indices has wrapped there, and so must it.
-        span = 2**held.bits
-        ignored = indices == (int(ignore_index) - int(held.min)) % span + int(held.min)
-    in_range = (indices >= 0) & (indices < classes)
-    indices = own.where(in_range, indices, 0)
-    if own is not xp:
-        indices = xp.asarray(indices, dtype=xp.index_dtype())
-        in_range, ignored = xp.asarray(in_range), None if ignored is None else xp.asarray(ignored)
-    return indices, in_range, ignored
-
-
-def label_value(labels: Array, classes: int, at: Shape) -> str:
-    """Why the label of an entry is none."""
-    # A torch uint64 of 2**63 or more is no int, but its item is.
-    label = labels[at]
-    value, place = label.item() if hasattr(label, "item") else int(label), f"labels{list(at) or ''}"
-    if 0 <= value < classes:
-        return f"{place} is {value}, a class that class_mask excludes there; mask the entry or admit the class"
-    return f"{place} is {value}, outside the classes [0, {classes}); mask the entry, or name the value in ignore_index"
-
-
 def check_kernel(kernel: Array, features: int, layout: str, *, may_be_empty: bool) -> None:
     shape, at = tuple(kernel.shape), layout.index("d")
     if len(shape) == 2 and shape[at] == features and (shape[1 - at] > 0 or may_be_empty):

@@ -71,14 +71,14 @@ def prepare(like: Like, logits: Array | None, full_shape: Shape, at: int, what: 
     if kind in FLOATS:
         distribution = xp.moved_axis(like.place(labels, own, like.dtype, full_shape), at, -1)
     elif kind:
-        indices, allowed, ignored = _arguments.to_indices(labels, own, classes, ignore_index, like)
+        indices, allowed, ignored = to_indices(labels, own, classes, ignore_index, like)
         if ignored is not None:
             keep = conjunction(keep, ~ignored)
         if class_mask is not None:
             allowed = conjunction(allowed, admitted(part, class_mask, indices, xp=xp))
         if allowed is not None:
             bad = ~allowed if keep is None else ~allowed & keep
-            bad = _arguments.check_kept(bad, validate, xp, partial(_arguments.label_value, labels, classes))
+            bad = _arguments.check_kept(bad, validate, xp, partial(label_value, labels, classes))
             invalid = bad if invalid is None else invalid if bad is None else invalid | bad
 
     if keep is not None:
@@ -97,3 +97,51 @@ def admitted(part: Part | None, class_mask: Array, labels: Array, *, xp: Namespa
     if here is None:
         return xp.take_label(class_mask, own)
     return any_of(part, here & xp.take_label(class_mask, own) if class_mask.shape[-1] else here, xp=xp)
+
+
+def are_classes(indices: Array, classes: int, *, xp: Namespace) -> bool:
+    """Of numbers that Python may look at, of which there are some."""
+    low, high = xp.extremes(indices)
+    return low >= 0 and high < classes
+
+
+def to_indices(
+    labels: Array, own: Namespace, classes: int, ignore_index: int | None, like: Like
+) -> tuple[Array, Array | None, Array | None]:
+    """Class indices (0 for what is none), where the label is one (None: everywhere), and where it is ignore_index.
+
+    Found in the labels' own library: JAX without x64 would make 0 of a NumPy 2**40.
+    """
+    xp = like.xp
+    indices = own.astype(labels, own.index_dtype(), copy=False)
+    ignored = None
+    looks = own is xp and xp.is_eager and 0 not in indices.shape and xp.reads_without_sync(indices)
+    looks = looks and (ignore_index is None or not 0 <= ignore_index < classes)
+    if looks and are_classes(indices, classes, xp=xp):
+        return indices, None, None
+    limits, held = own.iinfo(labels.dtype), own.iinfo(indices.dtype)
+    # Compared only where the labels' own dtype can hold it: -100 as uint8 is 156, a class.
+    if ignore_index is not None and int(limits.min) <= ignore_index <= int(limits.max):
+        # What of an unsigned dtype is too large for the indices has wrapped there, and so must it.
+        span = 2**held.bits
+        ignored = indices == (int(ignore_index) - int(held.min)) % span + int(held.min)
+        if looks:
+            others = xp.where(ignored, 0, indices)
+            if are_classes(others, classes, xp=xp):
+                return others, None, ignored
+    in_range = (indices >= 0) & (indices < classes)
+    indices = own.where(in_range, indices, 0)
+    if own is not xp:
+        indices = xp.asarray(indices, dtype=xp.index_dtype())
+        in_range, ignored = xp.asarray(in_range), None if ignored is None else xp.asarray(ignored)
+    return indices, in_range, ignored
+
+
+def label_value(labels: Array, classes: int, at: Shape) -> str:
+    """Why the label of an entry is none."""
+    # A torch uint64 of 2**63 or more is no int, but its item is.
+    label = labels[at]
+    value, place = label.item() if hasattr(label, "item") else int(label), f"labels{list(at) or ''}"
+    if 0 <= value < classes:
+        return f"{place} is {value}, a class that class_mask excludes there; mask the entry or admit the class"
+    return f"{place} is {value}, outside the classes [0, {classes}); mask the entry, or name the value in ignore_index"

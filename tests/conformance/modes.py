@@ -203,12 +203,13 @@ def jax_vmap(case, arrays):
 
 
 def in_blocks(observe):
-    """The engine in blocks of two rows of five classes, and of one row, larger than a block, of more."""
+    """The engine in blocks of two rows of five classes, and of one row, larger than a block, of more; in any planes."""
+    sizes = {"BLOCK_BYTES": 50, "ACCELERATOR_BLOCK_BYTES": 50, "LEAST_PLANE": 1}
 
     def mode(case, arrays):
         with pytest.MonkeyPatch.context() as patch:
-            for size in ("BLOCK_BYTES", "ACCELERATOR_BLOCK_BYTES"):
-                patch.setattr(importlib.import_module("maskloss._engine.walk"), size, 50)
+            for name, size in sizes.items():
+                patch.setattr(importlib.import_module("maskloss._engine.walk"), name, size)
             return observe(case, arrays)
 
     return mode

@@ -238,10 +238,31 @@ MUTANTS = [
     ),
     Mutant(
         "last block dropped",
-        "for start in range(0, visited, length)]",
-        "for start in range(0, visited - 1, length)]",
+        "        for start in range(first, first + plane, length)\n",
+        "        for start in range(first, first + plane - 1, length)\n",
         "rows that do not fill a block are not visited",
         values("mask-mean", "plain-mean", mode="blocks"),
+    ),
+    Mutant(
+        "planes with another's garbage",
+        "    if walk.selected is not None and not math.isfinite(xp.sum(terms)):\n",
+        "    if walk.selected is None and not math.isfinite(xp.sum(terms)):\n",
+        "the gradient of a row that does not count is NaN beside one that does",
+        ("tests/test_planes.py::test_what_is_not_kept_may_be_anything[numpy-shape0-nan-0.9]",),
+    ),
+    Mutant(
+        "planes whose blocks cross",
+        "        for first in range(0, visited, plane)\n",
+        "        for first in range(0, visited, 2 * plane)\n",
+        "every second plane is not visited",
+        ("tests/test_planes.py::test_what_is_not_kept_may_be_anything[numpy-shape0-0.0-1.0]",),
+    ),
+    Mutant(
+        "a gradient that lies otherwise",
+        "    return made if plane is None else xp.permute_dims(xp.reshape(made, (-1, classes, plane)), (0, 2, 1))\n",
+        "    return made if plane is None else xp.reshape(made, (-1, plane, classes))\n",
+        "whoever made the logits copies their gradient",
+        ("tests/test_planes.py::test_the_gradient_lies_as_the_logits_do[numpy-1.0]",),
     ),
     Mutant(
         "skipped rows mistaken",

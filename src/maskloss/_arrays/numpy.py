@@ -8,7 +8,7 @@ from typing import Any, cast
 import numpy as np
 from array_api_compat import numpy as functions
 
-from .standard import Array, Namespace, flattens_by_strides
+from .standard import Array, Namespace, flattens_by_strides, plane_by_strides
 
 PRODUCT_ROWS = 1 << 12
 SCALAR: Any = np.generic
@@ -21,6 +21,9 @@ class NumPyLike(Namespace):
 
     def flattens(self, x: Array) -> bool:
         return x.ndim <= 2 or flattens_by_strides(x.shape, x.strides)
+
+    def plane_of(self, x: Array) -> int | None:
+        return None if x.flags.c_contiguous else plane_by_strides(x.shape, x.strides, x.itemsize)
 
     def subtract_at_label(self, x: Array, labels: Array, values: Array, *, in_place: bool) -> Array:
         if x.ndim != 2:

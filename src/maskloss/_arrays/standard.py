@@ -122,6 +122,10 @@ class Namespace:
         """Whether the axes before the last are one axis without a copy."""
         return True
 
+    def plane_of(self, x: Array) -> int | None:
+        """The rows of a plane, where the rows of a class lie side by side: x is (planes, rows, C) without a copy."""
+        return None
+
     def index_dtype(self) -> Any:
         return self.int64
 
@@ -343,6 +347,18 @@ def flattens_by_strides(shape: tuple[int, ...], strides: tuple[int, ...]) -> boo
     """Whether the axes before the last are one axis without a copy: n steps along one are a step along that before."""
     axes = [(n, stride) for n, stride in zip(shape[:-1], strides[:-1], strict=True) if n != 1]
     return len(shape) <= 2 or 0 in shape or all(a == n * b for (_, a), (n, b) in itertools.pairwise(axes))
+
+
+def plane_by_strides(shape: tuple[int, ...], strides: tuple[int, ...], unit: int) -> int | None:
+    """The rows of a plane, of logits whose class axis was moved to the end; strides in multiples of `unit`."""
+    axes = [(n, stride) for n, stride in zip(shape[:-1], strides[:-1], strict=True) if n != 1]
+    if not axes or shape[-1] < 2 or 0 in shape or axes[-1][1] != unit or strides[-1] == unit:
+        return None
+    plane = 1
+    while axes and axes[-1][1] == plane * unit:
+        plane *= axes.pop()[0]
+    outer = all(a == n * b for (_, a), (n, b) in itertools.pairwise(axes))
+    return plane if outer and strides[-1] >= plane * unit else None
 
 
 def taken_from_copies(values: Array, labels: Array, *, is_static: bool, xp: Namespace) -> Array:

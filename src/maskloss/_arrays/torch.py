@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from array_api_compat import torch as functions
 
-from .standard import Array, Namespace, flattens_by_strides, taken_from_copies
+from .standard import Array, Namespace, flattens_by_strides, plane_by_strides, taken_from_copies
 from .torch_functions import all_max, all_sum, gathered, own, product
 
 internals: Any = torch  # what has no annotations, or is private
@@ -72,6 +72,9 @@ class Torch(Namespace):
 
     def flattens(self, x: Array) -> bool:
         return x.ndim <= 2 or flattens_by_strides(x.shape, x.stride())
+
+    def plane_of(self, x: Array) -> int | None:
+        return None if x.is_contiguous() else plane_by_strides(x.shape, x.stride(), 1)
 
     def extremes(self, x: Array) -> tuple[Any, Any]:
         low, high = x.aminmax()

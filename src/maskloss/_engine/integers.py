@@ -31,7 +31,6 @@ from .walk import (
     gradient_like,
     joined,
     sliced,
-    spans,
     taken,
     walk_of,
     write_rows,
@@ -83,7 +82,7 @@ def sums_of(walk: Walk, start: int, stop: int, *, xp: Namespace) -> Sums:
 
 def forward(rows: Rows, xp: Namespace) -> Forward:
     walk = walk_of(rows, buffers=3, xp=xp)
-    pieces = [sums_of(walk, start, stop, xp=xp) for start, stop in spans(walk.visit.visited, walk.length)]
+    pieces = [sums_of(walk, start, stop, xp=xp) for start, stop in walk.spans]
     give_back(walk.held)
     sums: Sums = pieces[0] if len(pieces) == 1 else concat_blocks(pieces, xp=xp)
     out = finished(walk.visit.rows, *sums, xp)
@@ -101,7 +100,7 @@ def backward(
         at_labels = label_gradients(unshifted.label_logits(walk, xp=xp), out, g, xp=xp)
     made: Array = gradient_like(rows.logits, visit.kept, xp=xp) if d_logits is None else d_logits
     d_targets = empty_targets(visit, rows.logits, xp=xp) if targets_too else None
-    for start, stop in spans(visit.visited, walk.length):
+    for start, stop in walk.spans:
         own_out, own_g = sliced(out, start, stop), sliced(g, start, stop)
         if targets_too:
             rows_of_block = block_rows(visit, block_logits(walk, start, stop, xp=xp)[0], start, stop, xp=xp)

@@ -22,7 +22,6 @@ from .walk import (
     joined,
     located,
     sliced,
-    spans,
     taken,
     walk_of,
     write_rows,
@@ -70,7 +69,7 @@ def in_blocks(function: RowFunction) -> Lane:
 def forward(function: RowFunction, rows: Rows, xp: Namespace) -> Any:
     walk = walk_of(rows, xp=xp)
     pieces: list[Any] = []
-    for start, stop in spans(walk.visit.visited, walk.length):
+    for start, stop in walk.spans:
         logits, _ = block_logits(walk, start, stop, xp=xp)
         pieces.append(function.forward(block_rows(walk.visit, logits, start, stop, xp=xp), xp))
     give_back(walk.held)
@@ -100,7 +99,7 @@ def walked_backward(
     logits, targets = visit.rows.logits, visit.rows.targets
     d_logits = gradient_like(logits, visit.kept, xp=xp) if d_logits is None else d_logits
     d_targets = empty_targets(visit, logits, xp=xp) if targets_too else None
-    for start, stop in spans(walk.visit.visited, walk.length):
+    for start, stop in walk.spans:
         x, workspace = block_logits(walk, start, stop, xp=xp)
         d_block, d_targets_block = function.backward(
             block_rows(visit, x, start, stop, xp=xp),

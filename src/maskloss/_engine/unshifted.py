@@ -6,6 +6,7 @@ the shift of softmax.py.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ from .walk import (
     give_back,
     gradient_like,
     joined,
-    spans,
+    rows_at,
     take_entries,
     taken,
     walk_of,
@@ -43,13 +44,16 @@ def serves(g: Array | None, wide: bool, *, xp: Namespace) -> bool:
     """Whether upstream gradients may be divided by totals as they are; 0 may, by any."""
     if g is None or 0 in g.shape:
         return True
-    (least, greatest), (low, high) = UPSTREAM[wide], xp.extremes(xp.where(g == 0, 1.0, xp.abs(g)))
+    (least, greatest), (low, high) = UPSTREAM[wide], xp.extremes(g)
+    if not low >= least:
+        low, high = xp.extremes(xp.where(g == 0, 1.0, xp.abs(g)))
     return least <= low and high <= greatest
 
 
-def unshifted(x: Array, wide: bool, *, xp: Namespace, into: Array | None) -> Sums | None:
+def unshifted(x: Array, wide: bool, keep: Array | None, *, xp: Namespace, into: Array | None) -> Sums | None:
     """The sums with a shift of 0; None where it does not serve."""
     total = softmax.total_of(softmax.exponentials(x, None, xp=xp, into=into), into, xp=xp)
+    total = total if keep is None else xp.where(keep, total, 1.0)
     if 0 not in total.shape:
         (least, greatest), (low, high) = TOTALS[wide], xp.extremes(total)
         if not (least <= low and high <= greatest):  # NaN fails too
@@ -61,10 +65,14 @@ def label_logits(walk: Walk, *, xp: Namespace) -> Array | None:
     (array, places), visit, rows = walk.logits, walk.visit, walk.visit.rows
     if visit.labels is None:
         return None
-    x = xp.take_label(array, visit.labels) if places is None else array[(*places, visit.labels)]
+    if walk.plane is not None:
+        x = xp.reshape(xp.take_label(array, xp.reshape(visit.labels, array.shape[:2])), (-1,))
+    else:
+        x = xp.take_label(array, visit.labels) if places is None else array[(*places, visit.labels)]
     x = xp.astype(x, rows.dtype, copy=False)
     # Selected like the rest of the row: NaN here would reach the derivatives of what multiplies it.
-    x = x if visit.keep is None else xp.where(visit.keep, x, 0.0)
+    keep = visit.keep if walk.selected is None else walk.selected
+    x = x if keep is None else xp.where(keep, x, 0.0)
     return x if rows.softcap is None else capped(x, rows.softcap, xp=xp)[0]
 
 
@@ -102,22 +110,31 @@ def block_sums(
 
     That array is a part of d_logits, if given, else the workspace. Logits out of range seldom come alone.
     """
-    visit = walk.visit
+    visit, keep = walk.visit, None if walk.selected is None else walk.selected[start:stop]
     selects = visit.rows.targets is not None or not walk.is_plain
     while True:
         # Read again for a second try: the workspace, overwritten, may have held this block.
         x, into = block_logits(walk, start, stop, xp=xp)
-        into = into if d_logits is None else d_logits[start:stop]
+        into = into if d_logits is None else rows_at(d_logits, start, stop)
         block = visit.rows
         if selects:
             block = block_rows(visit, x, start, stop, xp=xp)
             x, _ = selected_logits(block, xp=xp)
         if shifts:
-            return softmax.sums(x, block, xp=xp, into=into, looks=walk.on_cpu), into, True
-        sums = unshifted(x, walk.wide, xp=xp, into=into)
+            sums = softmax.sums(x, block, xp=xp, into=into, looks=walk.on_cpu)
+            if keep is not None:
+                sums = sums._replace(shift=xp.where(keep, sums.shift, 0.0), total=xp.where(keep, sums.total, 1.0))
+            return sums, into, True
+        sums = unshifted(x, walk.wide, keep, xp=xp, into=into)
         if sums is not None:
             return sums, into, False
         shifts = True
+
+
+def select_terms(walk: Walk, start: int, stop: int, terms: Array, *, xp: Namespace) -> None:
+    """0 times what is not finite is NaN: in rows that do not count it may be anything."""
+    if walk.selected is not None and not math.isfinite(xp.sum(terms)):
+        terms[...] = xp.where(xp.expand_dims(walk.selected[start:stop], axis=-1), terms, 0.0)
 
 
 def is_in_place(walk: Walk, d_logits: Array) -> bool:
@@ -127,10 +144,10 @@ def is_in_place(walk: Walk, d_logits: Array) -> bool:
 
 
 def forward(rows: Rows, xp: Namespace) -> Forward:
-    walk = walk_of(rows, xp=xp)
+    walk = walk_of(rows, selects=True, xp=xp)
     pieces: list[Sums] = []
     shifts = rows.targets is not None or not walk.on_cpu
-    for start, stop in spans(walk.visit.visited, walk.length):
+    for start, stop in walk.spans:
         sums, _, shifts = block_sums(walk, start, stop, shifts, None, xp=xp)
         pieces.append(sums)
     give_back(walk.held)
@@ -140,9 +157,11 @@ def forward(rows: Rows, xp: Namespace) -> Forward:
 def backward(
     rows: Rows, out: Forward, g: Any, *, targets_too: bool, xp: Namespace, d_logits: Array | None = None
 ) -> tuple[Array, Array | None]:
-    walk = walk_of(rows, xp=xp)
+    walk = walk_of(rows, selects=True, xp=xp)
     visit = walk.visit
     out, (g_nll, g_dot, g_lse) = taken(out, visit.kept, xp=xp), taken(g, visit.kept, xp=xp)
+    if walk.selected is not None:
+        g_nll, g_lse = (None if part is None else xp.where(walk.selected, part, 0.0) for part in (g_nll, g_lse))
     if walk.on_cpu and not (serves(g_nll, walk.wide, xp=xp) and serves(g_lse, walk.wide, xp=xp)):
         out = softmax.restated(out._replace(lse=None), xp)
     if g_dot is not None or not walk.is_plain:
@@ -152,11 +171,12 @@ def backward(
     scale = sum_of(g_nll, g_lse) / (total if shift is None else softmax.positive(total, xp=xp))
     d_logits = gradient_like(rows.logits, visit.kept, xp=xp) if d_logits is None else d_logits
     in_place = is_in_place(walk, d_logits)
-    for start, stop in spans(walk.visit.visited, walk.length):
+    for start, stop in walk.spans:
         x, workspace = block_logits(walk, start, stop, xp=xp)
-        terms = d_logits[start:stop] if in_place and d_logits is not None else workspace
+        terms = rows_at(d_logits, start, stop) if in_place and d_logits is not None else workspace
         of_block = None if g_nll is None else g_nll[start:stop]
         softmax.exponentials(x, None if shift is None else shift[start:stop], xp=xp, into=terms)
+        select_terms(walk, start, stop, terms, xp=xp)
         finish_gradient(walk, start, stop, terms, scale[start:stop], of_block, None if in_place else d_logits, xp=xp)
     give_back(walk.held)
     return xp.reshape(d_logits, rows.logits.shape), None
@@ -168,8 +188,9 @@ def both(rows: Rows, known: Upstream, *, xp: Namespace, d_logits: Array | None) 
     covers = dot is squared_lse is rows.class_mask is rows.softcap is None and xp.has_out
     if not covers or nll is None:
         return None
-    walk = walk_of(rows, xp=xp)
+    walk = walk_of(rows, selects=True, xp=xp)
     g = nll if walk.visit.in_order else take_entries(nll, walk.visit.kept, xp=xp)
+    g = g if walk.selected is None else xp.where(walk.selected, g, 0.0)
     if not walk.is_plain or (walk.on_cpu and not serves(g, walk.wide, xp=xp)):
         give_back(walk.held)
         return None
@@ -178,9 +199,10 @@ def both(rows: Rows, known: Upstream, *, xp: Namespace, d_logits: Array | None) 
     labels = label_logits(walk, xp=xp)  # before the gradient may take their place
     pieces: list[Sums] = []
     shifts = not walk.on_cpu
-    for start, stop in spans(walk.visit.visited, walk.length):
+    for start, stop in walk.spans:
         sums, terms, shifts = block_sums(walk, start, stop, shifts, d_logits if in_place else None, xp=xp)
         pieces.append(sums)
+        select_terms(walk, start, stop, terms, xp=xp)
         of_block = g[start:stop]
         scale = of_block / (sums.total if sums.shift is None else softmax.positive(sums.total, xp=xp))
         finish_gradient(walk, start, stop, terms, scale, of_block, None if in_place else d_logits, xp=xp)

@@ -19,6 +19,9 @@ from .._math.rows import Rows
 # 64 MiB, and half with 16; 256 MiB are 3 % faster, but for 2 times the memory under a mask.
 BLOCK_BYTES = 1 << 21
 ACCELERATOR_BLOCK_BYTES = 1 << 26
+# Logits of a plane, from which on it is worth a block of its own. One row kept of so many, from which on all are read:
+# of rows that lie side by side a few take as many lines of memory as all.
+LEAST_PLANE, FEWEST_KEPT = 1 << 14, 8
 
 _held = threading.local()
 
@@ -26,7 +29,9 @@ _held = threading.local()
 class Table(NamedTuple):
     """The visited rows of an array (entries..., C)."""
 
-    array: Array  # (rows, C) where a view of that shape exists, else (entries..., C)
+    # (rows, C) where a view of that shape exists; (planes, rows, C) where the rows of a class lie side by side; else
+    # (entries..., C)
+    array: Array
     places: tuple[Array, ...] | None  # of each visited row, per axis; None: all rows, in order
 
 
@@ -55,6 +60,13 @@ class Walk(NamedTuple):
     held: tuple[Any, Array, Array] | None  # for give_back
     workspace: Array | None
     is_plain: bool  # the logits enter the softmax as they are, and a workspace is there to compute in
+    plane: int | None = None  # rows of a plane, which a block lies within
+    selected: Array | None = None  # which rows count, where the others are computed beside them
+
+    @property
+    def spans(self) -> list[tuple[int, int]]:
+        """Start and stop of each block; of nothing, one block of no row."""
+        return spans(self.visit.visited, self.length, self.plane)
 
 
 def located(rows: Rows, like: Array, *, waits: bool = False, xp: Namespace) -> Rows:
@@ -66,14 +78,23 @@ def located(rows: Rows, like: Array, *, waits: bool = False, xp: Namespace) -> R
         return rows
     if not xp.may_wait(like) or not (waits or xp.reads_without_sync(like)):
         return rows
+    in_planes = rows.logits is not None and plane_of(rows.logits, xp=xp) is not None
+    if in_planes and FEWEST_KEPT * int(xp.count_nonzero(rows.keep)) > math.prod(rows.keep.shape):
+        return rows
     kept = xp.nonzero(rows.keep if rows.keep.ndim == 1 else xp.reshape(rows.keep, (-1,)))[0]
     return rows._replace(keep=None) if kept.shape[0] == math.prod(rows.keep.shape) else rows._replace(kept=kept)
 
 
-def visit_of(rows: Rows, entries: tuple[int, ...], *, xp: Namespace) -> Visit:
+def plane_of(logits: Array, *, xp: Namespace) -> int | None:
+    """Rows of a plane, where it is worth it."""
+    plane = xp.plane_of(logits)
+    return None if plane is None or plane * logits.shape[-1] < min(LEAST_PLANE, math.prod(logits.shape)) else plane
+
+
+def visit_of(rows: Rows, entries: tuple[int, ...], plane: int | None = None, *, xp: Namespace) -> Visit:
     kept, targets, class_mask = rows.kept, rows.targets, rows.class_mask
     if targets is not None and targets.ndim > 1:
-        targets = table_of(targets, kept, xp=xp)
+        targets = table_of(targets, kept, plane, xp=xp)
     labels, in_order = rows.labels, kept is None and len(entries) == 1
     return Visit(
         rows,
@@ -84,31 +105,41 @@ def visit_of(rows: Rows, entries: tuple[int, ...], *, xp: Namespace) -> Visit:
         labels if labels is None or in_order else take_entries(labels, kept, xp=xp),
         targets,
         None if kept is not None or rows.keep is None else take_entries(rows.keep, None, xp=xp),
-        None if class_mask is None else table_of(class_mask, kept, xp=xp),
+        None if class_mask is None else table_of(class_mask, kept, plane, xp=xp),
     )
 
 
-def walk_of(rows: Rows, *, buffers: int = 1, xp: Namespace) -> Walk:
-    """With a workspace, of as many blocks as are asked for, for give_back."""
+def walk_of(rows: Rows, *, buffers: int = 1, selects: bool = False, xp: Namespace) -> Walk:
+    """With a workspace, of as many blocks as are asked for, for give_back.
+
+    `selects`: what is not kept may be among the rows, and whoever asks sees to it.
+    """
     logits: Array = rows.logits
     *entries, classes = logits.shape
     on_cpu = xp.reads_without_sync(logits)
     rows = rows if rows.keep is None else located(rows, logits, waits=on_cpu, xp=xp)
-    visit = visit_of(rows, tuple(entries), xp=xp)
+    plane = plane_of(logits, xp=xp) if rows.kept is None else None
+    visit, selected = visit_of(rows, tuple(entries), plane, xp=xp), None
+    if selects and plane is not None and on_cpu and rows.targets is rows.class_mask is rows.softcap is None:
+        selected, visit = visit.keep, visit._replace(keep=None)
     wide = rows.dtype == xp.float64
     row_bytes = classes * (8 if wide else 4) * buffers
     block_bytes = BLOCK_BYTES if on_cpu else ACCELERATOR_BLOCK_BYTES
     if buffers > 1 and xp.is_parallel:  # of two cores, 3 MB are 1.2 times as fast as 2 or 4
         block_bytes += block_bytes // 2
-    length = max(1, min(visit.visited, block_bytes // row_bytes))
+    length = max(1, min(visit.visited if plane is None else plane, block_bytes // row_bytes))
     held = workspace = None
+    shape = (length * buffers, classes) if plane is None else (classes, length * buffers)
     if xp.has_out and on_cpu:
-        held = taken_out(length * buffers, classes, rows.dtype, logits, xp=xp)
+        held = taken_out(*shape, rows.dtype, logits, xp=xp)
         workspace = held[-1]
     elif xp.has_out:
-        workspace = xp.empty((length * buffers, classes), dtype=rows.dtype, **xp.placement(logits))
+        workspace = xp.empty(shape, dtype=rows.dtype, **xp.placement(logits))
+    if workspace is not None and plane is not None:
+        workspace = workspace.T
     is_plain = xp.has_out and visit.keep is rows.class_mask is rows.softcap is None
-    return Walk(visit, table_of(logits, visit.kept, xp=xp), on_cpu, wide, length, held, workspace, is_plain)
+    table = table_of(logits, visit.kept, plane, xp=xp)
+    return Walk(visit, table, on_cpu, wide, length, held, workspace, is_plain, plane, selected)
 
 
 def taken_out(length: int, classes: int, dtype: Any, like: Array, *, xp: Namespace) -> tuple[Any, Array, Array]:
@@ -136,11 +167,15 @@ def give_back(held: tuple[Any, Array, Array] | None) -> None:
             blocks[key] = block, view
 
 
-def spans(visited: int, length: int) -> list[tuple[int, int]]:
-    """Start and stop of each block; of nothing, one block of no row."""
+def spans(visited: int, length: int, plane: int | None = None) -> list[tuple[int, int]]:
     if visited <= length:
         return [(0, visited)]
-    return [(start, min(start + length, visited)) for start in range(0, visited, length)]
+    plane = visited if plane is None else plane
+    return [
+        (start, min(start + length, first + plane))
+        for first in range(0, visited, plane)
+        for start in range(first, first + plane, length)
+    ]
 
 
 def take_entries(x: Array, kept: Array | None, *, xp: Namespace) -> Array:
@@ -149,9 +184,11 @@ def take_entries(x: Array, kept: Array | None, *, xp: Namespace) -> Array:
     return x if kept is None else x[kept]
 
 
-def table_of(x: Array, kept: Array | None, *, xp: Namespace) -> Table:
+def table_of(x: Array, kept: Array | None, plane: int | None = None, *, xp: Namespace) -> Table:
     entries = tuple(x.shape[:-1])
     count = math.prod(entries)
+    if plane is not None and xp.plane_of(x) == plane:
+        return Table(xp.reshape(x, (count // plane, plane, x.shape[-1])), None)
     if x.ndim == 2 or xp.flattens(x):
         return Table(x if x.ndim == 2 else xp.reshape(x, (count, x.shape[-1])), None if kept is None else (kept,))
     place = xp.arange(count, **xp.placement(x)) if kept is None else kept
@@ -162,9 +199,17 @@ def table_of(x: Array, kept: Array | None, *, xp: Namespace) -> Table:
     return Table(x, tuple(places))
 
 
+def rows_at(array: Array, start: int, stop: int) -> Array:
+    """Of (rows, C), or of one of (planes, rows, C)."""
+    if array.ndim == 2:
+        return array[start:stop, ...]
+    plane, first = divmod(start, array.shape[1])
+    return array[plane, first : first + stop - start, ...]
+
+
 def block_of(table: Table, start: int, stop: int, out: Array | None, *, xp: Namespace) -> Array:
     if table.places is None:
-        return table.array[start:stop, ...]
+        return rows_at(table.array, start, stop)
     if len(table.places) == 1:
         return xp.take_rows(table.array, table.places[0][start:stop], out=out)
     return table.array[tuple(place[start:stop] for place in table.places)]
@@ -175,7 +220,7 @@ def block_logits(walk: Walk, start: int, stop: int, *, xp: Namespace) -> tuple[A
     (array, places), out = walk.logits, None if walk.workspace is None else walk.workspace[: stop - start]
     same = array.dtype == walk.visit.rows.dtype
     into = out if same else None
-    logits = array[start:stop, ...] if places is None else block_of(walk.logits, start, stop, into, xp=xp)
+    logits = rows_at(array, start, stop) if places is None else block_of(walk.logits, start, stop, into, xp=xp)
     if same or out is None:
         return logits, out
     out[...] = logits
@@ -237,15 +282,22 @@ def to_entries(values: Array, visit: Visit, *, xp: Namespace) -> Array:
 
 
 def gradient_like(logits: Array, kept: Array | None, *, xp: Namespace) -> Array:
-    """A row per entry, 0 where nothing will be written."""
-    shape = (math.prod(logits.shape[:-1]), logits.shape[-1])
+    """A row per entry, 0 where nothing will be written; in planes where the logits are."""
+    count, classes = math.prod(logits.shape[:-1]), logits.shape[-1]
+    plane = plane_of(logits, xp=xp)
+    shape = (count, classes) if plane is None else (count // plane * classes, plane)
     if kept is None:
-        return xp.empty(shape, dtype=logits.dtype, **xp.placement(logits))
-    return xp.sparse_zeros(shape, logits.dtype, logits)
+        made = xp.empty(shape, dtype=logits.dtype, **xp.placement(logits))
+    else:
+        made = xp.sparse_zeros(shape, logits.dtype, logits)
+    return made if plane is None else xp.permute_dims(xp.reshape(made, (-1, classes, plane)), (0, 2, 1))
 
 
 def write_rows(array: Array, kept: Array | None, start: int, stop: int, block: Array, *, xp: Namespace) -> None:
     if kept is None:
-        array[start:stop, ...] = block
-    else:
+        rows_at(array, start, stop)[...] = block
+    elif array.ndim == 2:
         xp.put_rows(array, kept[start:stop], block)
+    else:
+        places = kept[start:stop]
+        array[places // array.shape[1], places % array.shape[1], ...] = xp.astype(block, array.dtype, copy=False)

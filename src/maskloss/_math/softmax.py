@@ -85,8 +85,8 @@ def shift_and_total(x: Array, *, xp: Namespace, into: Array | None = None) -> tu
 
 
 def total_of(terms: Array, into: Array | None, *, xp: Namespace) -> Array:
-    # A workspace is contiguous, and NumPy, torch and CuPy sum that in a tree.
-    return xp.long_sum(terms) if into is None else terms.sum(-1)
+    # NumPy, torch and CuPy sum what is contiguous in a tree, as a workspace is where classes lie side by side.
+    return terms.sum(-1) if into is not None and xp.sums_side_by_side(into, -1) else xp.long_sum(terms)
 
 
 def positive(total: Array, *, xp: Namespace) -> Array:

@@ -1,0 +1,144 @@
+"""Logits whose classes do not lie side by side, as those of images: (N, C, H, W), walked where they lie."""
+
+import functools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import maskloss as ml
+from maskloss._arrays import namespace_of
+from maskloss._engine import walk
+from tests.backends import asarray, of_library, to_numpy
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Several blocks in a plane, however small."""
+    monkeypatch.setattr(walk, "LEAST_PLANE", 1)
+    monkeypatch.setattr(walk, "BLOCK_BYTES", 400)
+
+
+def walked(backend):
+    of_library(backend, "numpy", "torch")
+
+
+def expected(logits, labels, kept):
+    """The mean loss of the kept, and its gradient, in float64: -log p_y and (p - [c = y]) / count."""
+    x = np.moveaxis(np.where(kept[:, None], logits, 0.0).astype(np.float64), 1, -1)
+    p = np.exp(x - x.max(-1, keepdims=True))
+    p /= p.sum(-1, keepdims=True)
+    at_label = np.arange(x.shape[-1]) == np.where(kept, labels, 0)[..., None]
+    loss = np.where(kept, -np.log(p[at_label].reshape(labels.shape)), 0.0).sum() / max(kept.sum(), 1)
+    return loss, np.moveaxis(np.where(kept[..., None], p - at_label, 0.0) / max(kept.sum(), 1), -1, 1)
+
+
+def found(backend, logits, labels, **options):
+    function = functools.partial(ml.cross_entropy, axis=1, **options)
+    value, gradient = ml.value_and_grad(function)(asarray(backend, logits), asarray(backend, labels))
+    return float(to_numpy(backend, value)), gradient
+
+
+def checked(backend, logits, labels, kept, **options):
+    want, want_gradient = expected(logits, labels, kept)
+    value, gradient = found(backend, logits, labels, **options)
+    # p is off by some roundings, each 2^-24 of it, and p - 1 by as much of 1.
+    assert abs(value - want) <= 2.0**-20 * max(1.0, want)
+    atol = 2.0**-21 / max(kept.sum(), 1)
+    np.testing.assert_allclose(to_numpy(backend, gradient), want_gradient, rtol=2.0**-19, atol=atol)
+    return gradient
+
+
+def drawn(seed, shape, share):
+    rng = np.random.default_rng(seed)
+    logits = (3 * rng.normal(size=shape)).astype(np.float32)
+    entries = (shape[0], *shape[2:])
+    return logits, rng.integers(0, shape[1], entries), rng.random(entries) < share
+
+
+@pytest.mark.parametrize("share", [1.0, 0.9, 0.4, 0.05, 0.0])
+@pytest.mark.parametrize("garbage", [0.0, np.nan, np.inf, 200.0])
+@pytest.mark.parametrize("shape", [(3, 7, 8, 9), (1, 2, 500), (2, 40, 3, 5, 4)])
+def test_what_is_not_kept_may_be_anything(backend, small, shape, garbage, share):
+    """Its gradient is 0, and the others' is theirs: beside NaN, and what overflows."""
+    walked(backend)
+    logits, labels, kept = drawn(0, shape, share)
+    logits = np.where(kept[:, None], logits, np.float32(garbage))
+    labels = np.where(kept, labels, 255)
+    checked(backend, logits, labels, kept, ignore_index=255)
+
+
+@pytest.mark.parametrize("offset", [0.0, 100.0, -100.0])
+def test_logits_out_of_the_range_of_exp(backend, small, offset):
+    """Rows, of which each plane has one, that take the shift of the maximum."""
+    walked(backend)
+    logits, labels, kept = drawn(1, (3, 6, 11, 5), 0.8)
+    logits[:, :, 4, 2] += np.float32(offset)
+    checked(backend, logits, labels, kept, mask=asarray(backend, kept))
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    shape=st.tuples(st.integers(1, 4), st.integers(1, 9), st.integers(1, 7), st.integers(1, 7)),
+    seed=st.integers(0, 99),
+    share=st.sampled_from([1.0, 0.7, 0.1]),
+)
+def test_any_shape(backend, shape, seed, share):
+    walked(backend)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(walk, "LEAST_PLANE", 1)
+        patch.setattr(walk, "BLOCK_BYTES", 100)
+        logits, labels, kept = drawn(seed, shape, share)
+        checked(backend, logits, labels, kept, mask=asarray(backend, kept))
+
+
+@pytest.mark.parametrize("share", [1.0, 0.6, 0.05])
+def test_the_gradient_lies_as_the_logits_do(backend, share):
+    """In order: what made the logits would make a copy of any other."""
+    walked(backend)
+    logits, labels, kept = drawn(2, (2, 19, 40, 30), share)
+    gradient = checked(backend, logits, labels, kept, mask=asarray(backend, kept))
+    assert gradient.is_contiguous() if backend.library == "torch" else gradient.flags.c_contiguous
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_reproducible_has_the_bits_of_rows(backend, small, reduction):
+    walked(backend)
+    logits, labels, kept = drawn(3, (3, 7, 8, 9), 0.7)
+    function = functools.partial(ml.cross_entropy, reduction=reduction, reproducible=True)
+    rows = np.ascontiguousarray(np.moveaxis(logits, 1, -1)).reshape(-1, 7)
+    planes = function(asarray(backend, logits), asarray(backend, labels), mask=asarray(backend, kept), axis=1)
+    beside = function(
+        asarray(backend, rows), asarray(backend, labels.reshape(-1)), mask=asarray(backend, kept.reshape(-1))
+    )
+    a, b = (to_numpy(backend, x).reshape(-1) for x in (planes, beside))
+    assert a.tobytes() == b.tobytes()
+
+
+@pytest.mark.parametrize("function", ["entropy", "label_log_probs"])
+def test_the_other_functions(backend, small, function):
+    """Each entry's value is that of its row alone."""
+    walked(backend)
+    logits, labels, kept = drawn(4, (3, 7, 8, 9), 0.7)
+    more = {} if function == "entropy" else {"labels": asarray(backend, labels)}
+    planes = getattr(ml, function)(asarray(backend, logits), mask=asarray(backend, kept), axis=1, **more)
+    rows = np.ascontiguousarray(np.moveaxis(logits, 1, -1))
+    beside = getattr(ml, function)(asarray(backend, rows), mask=asarray(backend, kept), **more)
+    np.testing.assert_allclose(to_numpy(backend, planes), to_numpy(backend, beside), rtol=2.0**-20, atol=2.0**-20)
+
+
+@pytest.mark.parametrize(
+    ("axes", "plane"),
+    [
+        ((0, 1, 2, 3), 20),  # (N, C, H, W)
+        ((1, 0, 2, 3), 60),  # (C, N, H, W) in memory: all rows are one plane
+        ((0, 1, 3, 2), None),  # rows that are not in the order of their memory
+    ],
+)
+def test_what_is_a_plane(backend, axes, plane):
+    """Of arrays whose memory is (2, 3, 4, 5), with the class axis 1 moved to the end."""
+    walked(backend)
+    x = asarray(backend, np.zeros((2, 3, 4, 5), np.float32))
+    xp = namespace_of(x)
+    assert xp.plane_of(xp.moved_axis(xp.permute_dims(x, axes), 1, -1)) == plane
