@@ -202,8 +202,8 @@ def test_a_gradient_of_0_above_keeps_one_walk(backend, monkeypatch):
     """An entry that weighs nothing, of a class without weight say, does not cost all others the second exponential."""
     of_library(backend, "numpy")
     walks = []
-    spans = unshifted.spans
-    monkeypatch.setattr(unshifted, "spans", lambda *sizes: walks.append(sizes) or spans(*sizes))
+    walk_of = unshifted.walk_of
+    monkeypatch.setattr(unshifted, "walk_of", lambda rows, **how: walks.append(rows) or walk_of(rows, **how))
     ml.value_and_grad(ml.cross_entropy)(np.zeros((4, 3)), np.arange(4) % 3, class_weights=np.asarray([1.0, 0.0, 2.0]))
     assert len(walks) == 1
 
