@@ -1,6 +1,7 @@
 """Logits whose classes do not lie side by side, as those of images: (N, C, H, W), walked where they lie."""
 
 import functools
+import importlib
 
 import numpy as np
 import pytest
@@ -10,14 +11,29 @@ from hypothesis import strategies as st
 import maskloss as ml
 from maskloss._arrays import namespace_of
 from maskloss._engine import walk
-from tests.backends import asarray, of_library, to_numpy
+from tests.backends import asarray, named, of_library, to_numpy
+
+
+def in_blocks(backend, patch, size):
+    """The engine, with several blocks in a plane, however small."""
+    patch.setattr(walk, "LEAST_PLANE", 1)
+    patch.setattr(walk, "BLOCK_BYTES", size)
+    if backend.library == "torch":
+        patch.setattr(importlib.import_module("maskloss._bindings.torch_small"), "PLANES_BYTES", 0)
 
 
 @pytest.fixture
-def small(monkeypatch):
-    """Several blocks in a plane, however small."""
-    monkeypatch.setattr(walk, "LEAST_PLANE", 1)
-    monkeypatch.setattr(walk, "BLOCK_BYTES", 400)
+def small(backend, monkeypatch):
+    in_blocks(backend, monkeypatch, 400)
+
+
+@pytest.fixture(params=["engine", "whole"])
+def lane(request, backend, monkeypatch):
+    """PyTorch's own functions take what is small whole."""
+    if request.param == "engine":
+        in_blocks(backend, monkeypatch, 400)
+    elif backend.library != "torch":
+        pytest.skip("for torch")
 
 
 def walked(backend):
@@ -36,8 +52,14 @@ def expected(logits, labels, kept):
 
 def found(backend, logits, labels, **options):
     function = functools.partial(ml.cross_entropy, axis=1, **options)
-    value, gradient = ml.value_and_grad(function)(asarray(backend, logits), asarray(backend, labels))
-    return float(to_numpy(backend, value)), gradient
+    x, y = asarray(backend, logits), asarray(backend, labels)
+    if backend.library != "torch":
+        value, gradient = ml.value_and_grad(function)(x, y)
+        return float(value), gradient
+    value = function(x.requires_grad_(), y)
+    (gradient,) = importlib.import_module("torch").autograd.grad(3 * value, x)
+    assert value.item() == function(x.detach(), y).item()
+    return value.item(), gradient / 3
 
 
 def checked(backend, logits, labels, kept, **options):
@@ -60,7 +82,7 @@ def drawn(seed, shape, share):
 @pytest.mark.parametrize("share", [1.0, 0.9, 0.4, 0.05, 0.0])
 @pytest.mark.parametrize("garbage", [0.0, np.nan, np.inf, 200.0])
 @pytest.mark.parametrize("shape", [(3, 7, 8, 9), (1, 2, 500), (2, 40, 3, 5, 4)])
-def test_what_is_not_kept_may_be_anything(backend, small, shape, garbage, share):
+def test_what_is_not_kept_may_be_anything(backend, lane, shape, garbage, share):
     """Its gradient is 0, and the others' is theirs: beside NaN, and what overflows."""
     walked(backend)
     logits, labels, kept = drawn(0, shape, share)
@@ -70,7 +92,7 @@ def test_what_is_not_kept_may_be_anything(backend, small, shape, garbage, share)
 
 
 @pytest.mark.parametrize("offset", [0.0, 100.0, -100.0])
-def test_logits_out_of_the_range_of_exp(backend, small, offset):
+def test_logits_out_of_the_range_of_exp(backend, lane, offset):
     """Rows, of which each plane has one, that take the shift of the maximum."""
     walked(backend)
     logits, labels, kept = drawn(1, (3, 6, 11, 5), 0.8)
@@ -87,8 +109,7 @@ def test_logits_out_of_the_range_of_exp(backend, small, offset):
 def test_any_shape(backend, shape, seed, share):
     walked(backend)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(walk, "LEAST_PLANE", 1)
-        patch.setattr(walk, "BLOCK_BYTES", 100)
+        in_blocks(backend, patch, 100)
         logits, labels, kept = drawn(seed, shape, share)
         checked(backend, logits, labels, kept, mask=asarray(backend, kept))
 
@@ -100,6 +121,37 @@ def test_the_gradient_lies_as_the_logits_do(backend, share):
     logits, labels, kept = drawn(2, (2, 19, 40, 30), share)
     gradient = checked(backend, logits, labels, kept, mask=asarray(backend, kept))
     assert gradient.is_contiguous() if backend.library == "torch" else gradient.flags.c_contiguous
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "mean_over_all"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_torch_s_own_functions_agree_with_the_engine(backend, reduction, masked):
+    """Values, gradients, and gradients of these, of what is small and computed whole."""
+    named(backend, "torch")
+    torch = importlib.import_module("torch")
+    logits, labels, kept = drawn(5, (2, 5, 6, 7), 0.7)
+    mask = {"mask": asarray(backend, kept)} if masked else {}
+    numbers = []
+    for implementation in (None, "autodiff"):
+        x = asarray(backend, logits).requires_grad_()
+        options = {"axis": 1, "reduction": reduction, "ignore_index": 3, "implementation": implementation, **mask}
+        value = ml.cross_entropy(x, asarray(backend, labels), **options)
+        (gradient,) = torch.autograd.grad(value, x, create_graph=True)
+        numbers.append((value, gradient, torch.autograd.grad((gradient**2).sum(), x)[0]))
+    for a, b in zip(*numbers, strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("wrong", [7, -1])
+def test_a_label_that_is_no_class(backend, wrong):
+    walked(backend)
+    logits, labels, _ = drawn(6, (2, 7, 3, 4), 1.0)
+    labels[1, 2, 3] = wrong
+    with pytest.raises(ValueError, match=rf"labels\[1, 2, 3\] is {wrong}, outside the classes"):
+        ml.cross_entropy(asarray(backend, logits), asarray(backend, labels), axis=1)
+    kept = np.ones_like(labels, bool)
+    kept[1, 2, 3] = False
+    checked(backend, logits, labels, kept, ignore_index=wrong)
 
 
 @pytest.mark.parametrize("reduction", ["none", "mean"])

@@ -138,7 +138,7 @@ def cross_entropy(
             **{"class_shard": class_shard, "reproducible": reproducible},
         }
         return _reproducible_loss(about)
-    plain = weights is class_weights is class_mask is ignore_index is softcap is denominator is implementation is None
+    plain = weights is class_weights is class_mask is softcap is denominator is implementation is None
     plain = (
         plain
         and class_shard is None
@@ -146,11 +146,11 @@ def cross_entropy(
         and type(z_loss) in NUMBERS
         and label_smoothing == z_loss == 0
     )
-    plain = plain and with_stats is False and type(axis) is int and axis == -1
+    plain = plain and with_stats is False and type(axis) is int and (ignore_index is None or type(ignore_index) is int)
     if plain and type(validate) is type(reduction) is str and validate == "auto":
         xp = namespace_of(logits)
         common_loss = None if xp is None else _bindings.binding_of(xp).common_loss
-        loss = None if common_loss is None else common_loss(logits, labels, mask, reduction)
+        loss = None if common_loss is None else common_loss(logits, labels, mask, reduction, axis, ignore_index)
         if loss is not None:
             return loss
     given = Given(labels, mask, weights, class_weights, class_mask, ignore_index, validate, class_shard)

@@ -25,7 +25,7 @@ from .torch_operators import PARTS
 from .torch_parts import by_expression
 from .torch_reproducible import reproducible as reproducible
 from .torch_shared import SECOND, TENSORS, is_again, needed, owned, projected
-from .torch_small import small_loss
+from .torch_small import are_places, is_in_planes, is_plain, small_loss, small_loss_in_planes
 
 Tensor = Any
 
@@ -37,7 +37,18 @@ LEAST_SKIPPED = 1 << 22
 TRACED = "torch.func, forward mode and other tracers take one expression"
 
 
-def common_loss(logits: Any, labels: Any, mask: Any, reduction: str) -> Tensor | None:
+def common_loss(
+    logits: Any, labels: Any, mask: Any, reduction: str, axis: int, ignore_index: int | None
+) -> Tensor | None:
+    if torch.compiler.is_compiling() or (axis != -1 and not is_in_planes(logits, labels, axis)):
+        return None
+    if ignore_index is not None:
+        if not is_plain(labels) or labels.dtype is not torch.int64 or not (mask is None or are_places(mask, labels)):
+            return None
+        counts = labels != ignore_index
+        mask = counts if mask is None else mask & counts
+    if axis != -1:
+        return small_loss_in_planes(logits, labels, mask, reduction)
     answer = loss_by_kernels if xp.prefers_kernels(logits) else small_loss
     return answer(logits, labels, mask, reduction)
 

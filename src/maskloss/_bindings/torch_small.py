@@ -19,6 +19,9 @@ Tensor = Any
 # log_softmax sums a row in as many running sums as a vector register has numbers, 8 or more in float32: with so few
 # classes each errs by less than 4 last places of 1, however the numbers lie.
 NAIVE_CLASSES = 64
+# Of planes, whose rows the engine's blocks cannot hold together: where the memory is still one that malloc has ready.
+PLANES_BYTES = 1 << 23
+REDUCTIONS = ("mean", "sum", "mean_over_kept", "mean_over_all")
 # Of fewer numbers than these the memory costs less than to look it up.
 UNHELD = 1 << 14
 
@@ -29,9 +32,7 @@ def small_loss(logits: Any, labels: Any, mask: Any, reduction: str) -> Tensor | 
     At 256 x 1000 the engine's plan and its checks one by one take as long as the loss, and so do ten operations called
     from Python in the place of two. None for any other call, and where the checks of every other call have to speak.
     """
-    if reduction not in ("mean", "sum", "mean_over_kept", "mean_over_all") or torch.compiler.is_compiling():
-        return None
-    if not is_small(logits, labels, mask):
+    if reduction not in REDUCTIONS or torch.compiler.is_compiling() or not is_small(logits, labels, mask):
         return None
     classes, x, y, count = logits.shape[-1], logits, labels, labels.numel()
     dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
@@ -55,7 +56,7 @@ def small_loss(logits: Any, labels: Any, mask: Any, reduction: str) -> Tensor | 
     if x.requires_grad and torch.is_grad_enabled():
         if classes <= NAIVE_CLASSES:
             return loss_of_few_classes(x, y, divisor, None)
-        return applied(_SmallLoss, x, y, divisor)
+        return applied(_SmallLoss, x, y, divisor, None)
     loss = loss_of_few_classes if classes <= NAIVE_CLASSES else loss_by_softmax
     if count * classes < UNHELD:
         return loss(x, y, divisor, None)
@@ -63,6 +64,24 @@ def small_loss(logits: Any, labels: Any, mask: Any, reduction: str) -> Tensor | 
     result = loss(x, y, divisor, held[-1])
     give_back(held)
     return result
+
+
+def small_loss_in_planes(logits: Any, labels: Any, keep: Any, reduction: str) -> Tensor | None:
+    """The same of classes along axis 1, whose rows lie side by side: all of them, and what is not kept is left out."""
+    if reduction not in REDUCTIONS:
+        return None
+    count = labels.numel()
+    if keep is not None:
+        count = int(keep.count_nonzero())
+        if not count:
+            return None
+        keep = None if count == labels.numel() else keep.unsqueeze(1)
+    x = logits if logits.dtype is torch.float64 else logits.to(torch.float32)
+    y = labels if keep is None else labels.where(keep.squeeze(1), 0)
+    divisor = 1 if reduction == "sum" else labels.numel() if reduction == "mean_over_all" else count
+    if x.requires_grad and torch.is_grad_enabled():
+        return applied(_SmallLoss, x, y, divisor, keep)
+    return loss_by_softmax(x, y, divisor, None, keep=keep)
 
 
 def loss_of_few_classes(x: Tensor, y: Tensor, divisor: int, out: Tensor | None) -> Tensor | None:
@@ -81,40 +100,50 @@ def loss_of_few_classes(x: Tensor, y: Tensor, divisor: int, out: Tensor | None) 
     return loss if mean or divisor == 1 else loss / divisor
 
 
-def loss_by_softmax(x: Tensor, y: Tensor, divisor: int, out: Tensor | None, ctx: Any = None) -> Tensor | None:
+def loss_by_softmax(
+    x: Tensor, y: Tensor, divisor: int, out: Tensor | None, ctx: Any = None, keep: Tensor | None = None
+) -> Tensor | None:
     """softmax' own total is as naive a sum, but what it gives sums to 1 but for that total's error."""
     p, at_label = torch.softmax(x, 1, out=out), y.unsqueeze(1)
     total = p.sum(1, keepdim=True)
     try:
         # Of a subnormal p_y the quotient is infinite, or its logarithm right to a rounding.
-        loss = (total / p.gather(1, at_label)).log_().sum()
+        loss = (total / p.gather(1, at_label)).log_()
     except RuntimeError:  # a label that is no class
         return None
+    loss = (loss if keep is None else loss.masked_fill_(~keep, 0.0)).sum()
     if not math.isfinite(loss.item()):
         return None
     if ctx is not None:
-        ctx.save_for_backward(x, at_label, total)
+        ctx.save_for_backward(x, at_label, total, keep)
         ctx.p, ctx.divisor = p, divisor
     return loss if divisor == 1 else loss.div_(divisor)
 
 
 class _SmallLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, divisor: int) -> Any:
-        return loss_by_softmax(x, y, divisor, None, ctx)
+    def forward(ctx: Any, x: Tensor, y: Tensor, divisor: int, keep: Tensor | None) -> Any:
+        return loss_by_softmax(x, y, divisor, None, ctx, keep)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        x, at_label, total = ctx.saved_tensors
+        x, at_label, total, keep = ctx.saved_tensors
         g = (gradients[0] / ctx.divisor).expand_as(total)
+        g = g if keep is None else g.masked_fill(~keep, 0.0)
         p, ctx.p = ctx.p, None  # the first backward makes the gradient in its place
         if torch.is_grad_enabled() or in_forward_mode() or xp.is_tracer(g):
-            rows = Rows(x, at_label.squeeze(1), None, None, None, None, None, x.dtype, False)
+            kept = None if keep is None else keep.squeeze(1)
+            rows = Rows(x.movedim(1, -1), at_label.squeeze(1), None, kept, None, None, None, x.dtype, False)
             of_each = g.squeeze(1), None, None
             again = softmax.forward(rows, xp)
-            return softmax.backward(rows, again, of_each, targets_too=False, xp=xp)[0], None, None
+            made: Tensor = softmax.backward(rows, again, of_each, targets_too=False, xp=xp)[0]
+            return made.movedim(-1, 1), None, None, None
         p = torch.softmax(x, 1) if p is None else p
-        return p.mul_(g / total).scatter_add_(1, at_label, -g), None, None
+        scale = g / total
+        p = p.mul_(scale if keep is None else scale.masked_fill_(~keep, 0.0))
+        if keep is not None and not math.isfinite(p.sum().item()):  # 0 times what is not kept, and may be anything
+            p.masked_fill_(~keep, 0.0)
+        return p.scatter_add_(1, at_label, -g), None, None, None
 
 
 def is_small(logits: Any, labels: Any, mask: Any) -> bool:
@@ -125,6 +154,25 @@ def is_small(logits: Any, labels: Any, mask: Any) -> bool:
         and labels.dtype is torch.int64
         and logits.dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64)
         and logits.is_contiguous()
+    )
+
+
+def is_in_planes(logits: Any, labels: Any, axis: int) -> bool:
+    """(N, C, ...) in this memory, and little of it."""
+    return (
+        is_plain(logits)
+        and is_plain(labels)
+        and not xp.is_tracer(logits)
+        and not in_forward_mode()
+        and axis == 1
+        and logits.dim() > 2
+        and logits.shape[:1] + logits.shape[2:] == labels.shape
+        and logits.is_cpu
+        and labels.is_cpu
+        and labels.dtype is torch.int64
+        and logits.is_contiguous()
+        and logits.dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+        and 0 < logits.numel() * 4 <= PLANES_BYTES
     )
 
 
