@@ -192,4 +192,5 @@ def bench(session: nox.Session) -> None:
     if not session.posargs:
         session.run(python, "-m", "benchmarks.linear", env=env)
         session.run(python, "-m", "benchmarks.ways", env=env)
+        session.run(python, "-m", "benchmarks.planes", env=env)
         session.run(python, "docs/scripts/performance.py", "--write", env=env)

@@ -13,8 +13,11 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from benchmarks import gpu, linear, plots, tables, ways
+from benchmarks import gpu, linear, planes, plots, tables, ways
 from docs.scripts import GENERATED, arguments, outdated
+
+
+TABLES = {"ways": ways, "planes": planes}
 
 
 def mark_of(text):
@@ -48,12 +51,16 @@ def linear_stale(folder):
     return pages_stale(folder, made, source) + pictures_stale(folder, plots.PICTURES_OF_LINEAR, source, text)
 
 
-def ways_stale(folder):
-    """The same for what benchmarks/ways.py measured."""
-    source = folder / "ways.json"
-    if not source.exists():
-        return [f"{source.name} is missing: `python -m benchmarks.ways` measures it"]
-    return pages_stale(folder, {"ways.md": ways.page(json.loads(source.read_text()))}, source)
+def tables_stale(folder):
+    """The same for what benchmarks/ways.py and planes.py measured."""
+    found = []
+    for name, module in TABLES.items():
+        source = folder / f"{name}.json"
+        if source.exists():
+            found += pages_stale(folder, {f"{name}.md": module.page(json.loads(source.read_text()))}, source)
+        else:
+            found.append(f"{source.name} is missing: `python -m benchmarks.{name}` measures it")
+    return found
 
 
 def gpu_page(folder):
@@ -89,8 +96,9 @@ def write(folder):
         result = json.loads(text)
         (folder / "linear.md").write_text(linear.page(result))
         plots.save(plots.PICTURES_OF_LINEAR, result, folder, mark_of(text))
-    if (folder / "ways.json").exists():
-        (folder / "ways.md").write_text(ways.page(json.loads((folder / "ways.json").read_text())))
+    for name, module in TABLES.items():
+        if (folder / f"{name}.json").exists():
+            (folder / f"{name}.md").write_text(module.page(json.loads((folder / f"{name}.json").read_text())))
 
 
 def main():
@@ -102,7 +110,7 @@ def main():
         return
     found = stale(options.folder)
     if options.folder == GENERATED:
-        found += linear_stale(GENERATED) + ways_stale(GENERATED)
+        found += linear_stale(GENERATED) + tables_stale(GENERATED)
         found += pages_stale(GENERATED, gpu_page(GENERATED), GENERATED / "gpu.json")
     sys.exit("\n".join(["the page's tables are stale: run this with --write", *found]) if found else 0)
 
