@@ -16,7 +16,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks import gpu, linear, planes, plots, tables, ways
 from docs.scripts import GENERATED, arguments, outdated
 
-
 TABLES = {"ways": ways, "planes": planes}
 
 
