@@ -45,8 +45,13 @@ def backend_params(config, of_backend):
             yield from of_backend(backend)
 
 
+def alone(backend):
+    """A test's `backend`; the processes have nothing but the matrix to say that those of torch do not."""
+    return [] if backend.name == "torch-processes" else [pytest.param(backend, id=backend.name)]
+
+
 def pytest_generate_tests(metafunc):
-    for name, of_backend in (("backend", lambda b: [pytest.param(b, id=b.name)]), ("run", runs_of(metafunc))):
+    for name, of_backend in (("backend", alone), ("run", runs_of(metafunc))):
         if name in metafunc.fixturenames and of_backend:
             metafunc.parametrize(name, list(backend_params(metafunc.config, of_backend)))
 
