@@ -37,6 +37,8 @@ SHARED = {"venv_backend": "none", "requires": ["environment"]}
 PARALLEL = ("-n", "auto")
 # What says nothing of torch or JAX runs once, with NumPy.
 ONCE = ("--ignore=tests/mutants", "--ignore=tests/meta/test_doctests.py", "--ignore=tests/meta/test_cupy_static.py")
+# And what says nothing of one library, but is asked where all of them are, with torch.
+WITH_TORCH = (*ONCE, "--ignore=tests/meta", "--ignore=tests/test_benchmarks.py", "--ignore=tests/test_docs_scripts.py")
 ENV = {
     "OMP_NUM_THREADS": "1",
     "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu"),
@@ -87,7 +89,8 @@ def lowest(session: nox.Session) -> None:
 
 @nox.session(name="tests-strict", **SHARED)
 def tests_strict(session: nox.Session) -> None:
-    run(session, "-m", "pytest", "--backend", "strict,strict-limited,strict-device", *ONCE, *PARALLEL, *session.posargs)
+    command = ("-m", "pytest", "--backend", "strict,strict-limited,strict-device", *WITH_TORCH, *PARALLEL)
+    run(session, *command, *session.posargs)
 
 
 @nox.session(name="tests-torch", **SHARED)
@@ -105,7 +108,7 @@ def tests_triton(session: nox.Session) -> None:
 
 @nox.session(name="tests-jax", **SHARED)
 def tests_jax(session: nox.Session) -> None:
-    run(session, "-m", "pytest", "--backend", "jax,jax-x32", *ONCE, *PARALLEL, *session.posargs)
+    run(session, "-m", "pytest", "--backend", "jax,jax-x32", *WITH_TORCH, *PARALLEL, *session.posargs)
 
 
 @nox.session(name="tests-devices", **SHARED)
