@@ -217,6 +217,36 @@ def test_opcheck(torch_cpu, targets_too):
     check(operators.projection_backward.default, (*of_plain, detached, g))
 
 
+def laid_out(torch, order):
+    """Logits (2, 6, 3, 5), whose class axis is 1."""
+    if order == "strided":
+        return torch.randn(2, 6, 3, 10)[..., ::2]
+    x = torch.randn(2, 6, 3, 5)
+    return x.to(memory_format=torch.channels_last) if order == "channels last" else x
+
+
+@pytest.mark.parametrize("order", ["in planes", "channels last", "strided"])
+def test_the_order_of_memory_is_as_a_compiler_was_told(torch_cpu, monkeypatch, order):
+    """Inductor asks for the strides that it planned with."""
+    torch, *_ = case()
+    monkeypatch.setattr(importlib.import_module("maskloss._engine.walk"), "LEAST_PLANE", 1)
+    operators, check = torch.ops.maskloss, torch.library.opcheck
+    x, labels, mask = laid_out(torch, order), torch.randint(6, (2, 3, 5)), torch.arange(30).reshape(2, 3, 5) % 4 > 0
+    moved, of, given = x.movedim(1, -1), "analytic softmax", own(torch, labels, None, mask, None)
+    check(operators.rows.default, (of, moved, *given, True, True), test_utils="test_faketensor")
+    out = operators.rows(of, moved, *given, True, True)
+    listed = importlib.import_module("maskloss._bindings.torch_operators").listed
+    g = listed([torch.ones_like(out[0]), None, None], moved)
+    check(operators.rows_backward.default, (of, moved, *given, out, g, False), test_utils="test_faketensor")
+
+    of_reproducible = importlib.import_module("maskloss._bindings.torch_reproducible")
+    others = importlib.import_module("maskloss.losses").DEFAULTS | {"mask": None, "axis": 1, "reproducible": True}
+    words = of_reproducible.in_words("loss", others, ("logits", "labels", "mask"))
+    _, *saved = operators.reproducible(words, [x, labels, mask])
+    of_loss = words, [x, labels, mask], "logits", saved, [torch.ones(())]
+    check(operators.reproducible_gradients.default, of_loss, test_utils="test_faketensor")
+
+
 def test_a_derivative_of_a_derivative_says_what_it_lacks(torch_cpu):
     torch, hidden, kernel, bias, labels, mask = case()
     leaf = logits_of(torch.nan_to_num(hidden), kernel, bias)

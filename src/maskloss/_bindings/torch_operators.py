@@ -100,6 +100,12 @@ def present(parts: Iterable[Tensor]) -> list[Any]:
     return [None if part.ndim == ABSENT else part for part in parts]
 
 
+def laid_out(made: Tensor, like: Tensor) -> Tensor:
+    """In the order of memory that a compiler was told of."""
+    told = torch.empty_like(like, device="meta").stride()
+    return made if made.stride() == told else torch.empty_like(like, dtype=made.dtype).copy_(made)
+
+
 def rows_of(logits: Tensor | None, own: Sequence[Any], with_lse: bool, for_backward: bool) -> Rows:
     labels, targets, keep, class_mask, softcap, dtype = own
     return Rows(logits, labels, targets, keep, class_mask, None, softcap, dtype, with_lse, for_backward)
@@ -147,14 +153,14 @@ def rows_backward_operator(of: str, logits: Tensor, *given: Any) -> list[Tensor]
     d_logits, d_targets = lane.backward(
         rows, lane.function.restored(present(out)), present(g), targets_too=targets_too, xp=xp
     )
-    return listed((d_logits, d_targets if targets_too else None), logits)
+    return listed((laid_out(d_logits, logits), d_targets if targets_too else None), logits)
 
 
 @rows_backward_operator.register_fake
 def _(of: str, logits: Tensor, *given: Any) -> list[Tensor]:
     _, targets, *_, targets_too = given
-    given_too = (logits, targets) if targets_too else (logits, None)
-    return listed((None if x is None else torch.empty_like(x, memory_format=CONTIGUOUS) for x in given_too), logits)
+    d_targets = torch.empty_like(targets, memory_format=CONTIGUOUS) if targets_too else None
+    return listed((torch.empty_like(logits), d_targets), logits)
 
 
 def rows_saved(ctx: Any, inputs: Any, output: Any) -> None:

@@ -16,7 +16,7 @@ from .._arrays.standard import called_while_traced
 from .._arrays.torch_functions import applied
 from .reproducible import Reproducible
 from .reproducible_reductions import FUNCTIONS
-from .torch_operators import CONTIGUOUS, listed, present
+from .torch_operators import CONTIGUOUS, laid_out, listed, present
 
 Tensor = Any
 
@@ -140,18 +140,16 @@ def _(of: str, arrays: list[Tensor]) -> list[Tensor]:
 )
 def gradients_operator(of: str, arrays: list[Tensor], wanted: str, saved: Any, cotangents: Any) -> list[Tensor]:
     function, others, names = called_for(of)
-    own = present(saved), present(cotangents)
-    made = function.gradients_of(
-        {**others, **dict(zip(names, arrays, strict=True))}, *own, frozenset(wanted.split(","))
-    )
-    return [made[name] for name in wanted.split(",")]
+    own, of_names = (present(saved), present(cotangents)), dict(zip(names, arrays, strict=True))
+    made = function.gradients_of({**others, **of_names}, *own, frozenset(wanted.split(",")))
+    return [laid_out(made[name], of_names[name]) for name in wanted.split(",")]
 
 
 @gradients_operator.register_fake
 def _(of: str, arrays: list[Tensor], wanted: str, saved: Any, cotangents: Any) -> list[Tensor]:
     _, _, names = called_for(of)
     of_names = dict(zip(names, arrays, strict=True))
-    return [torch.empty_like(of_names[name], memory_format=CONTIGUOUS) for name in wanted.split(",")]
+    return [torch.empty_like(of_names[name]) for name in wanted.split(",")]
 
 
 def operator_saved(ctx: Any, inputs: Any, output: Any) -> None:

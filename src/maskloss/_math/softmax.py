@@ -86,7 +86,7 @@ def shift_and_total(x: Array, *, xp: Namespace, into: Array | None = None) -> tu
 
 def total_of(terms: Array, into: Array | None, *, xp: Namespace) -> Array:
     # NumPy, torch and CuPy sum what is contiguous in a tree, as a workspace is where classes lie side by side.
-    return terms.sum(-1) if into is not None and xp.sums_side_by_side(into, -1) else xp.long_sum(terms)
+    return terms.sum(-1) if into is not None and xp.sums_side_by_side(into, into.ndim - 1) else xp.long_sum(terms)
 
 
 def positive(total: Array, *, xp: Namespace) -> Array:
