@@ -17,6 +17,7 @@ from tests.backends import asarray, named, of_library, to_numpy
 def in_blocks(backend, patch, size):
     """The engine, with several blocks in a plane, however small."""
     patch.setattr(walk, "LEAST_PLANE", 1)
+    patch.setattr(walk, "LEAST_ROWS", 1)
     patch.setattr(walk, "BLOCK_BYTES", size)
     if backend.library == "torch":
         patch.setattr(importlib.import_module("maskloss._bindings.torch_small"), "PLANES_BYTES", 0)
@@ -115,7 +116,7 @@ def test_any_shape(backend, shape, seed, share):
 
 
 @pytest.mark.parametrize("share", [1.0, 0.6, 0.05])
-def test_the_gradient_lies_as_the_logits_do(backend, share):
+def test_the_gradient_lies_as_the_logits_do(backend, lane, share):
     """In order: what made the logits would make a copy of any other."""
     walked(backend)
     logits, labels, kept = drawn(2, (2, 19, 40, 30), share)
@@ -154,18 +155,73 @@ def test_a_label_that_is_no_class(backend, wrong):
     checked(backend, logits, labels, kept, ignore_index=wrong)
 
 
-@pytest.mark.parametrize("reduction", ["none", "mean"])
-def test_reproducible_has_the_bits_of_rows(backend, small, reduction):
+def test_reproducible_has_the_bits_of_rows(backend, small):
+    """Of the value and the gradient."""
     walked(backend)
     logits, labels, kept = drawn(3, (3, 7, 8, 9), 0.7)
-    function = functools.partial(ml.cross_entropy, reduction=reduction, reproducible=True)
-    rows = np.ascontiguousarray(np.moveaxis(logits, 1, -1)).reshape(-1, 7)
-    planes = function(asarray(backend, logits), asarray(backend, labels), mask=asarray(backend, kept), axis=1)
-    beside = function(
-        asarray(backend, rows), asarray(backend, labels.reshape(-1)), mask=asarray(backend, kept.reshape(-1))
-    )
-    a, b = (to_numpy(backend, x).reshape(-1) for x in (planes, beside))
-    assert a.tobytes() == b.tobytes()
+    rows = np.ascontiguousarray(np.moveaxis(logits, 1, -1))
+    found = []
+    for x, axis in ((logits, 1), (rows, -1)):
+        function = functools.partial(ml.cross_entropy, mask=asarray(backend, kept), axis=axis, reproducible=True)
+        value, gradient = ml.value_and_grad(function)(asarray(backend, x), asarray(backend, labels))
+        found.append((to_numpy(backend, value), np.moveaxis(to_numpy(backend, gradient), axis, -1)))
+    for a, b in zip(*found, strict=True):
+        assert a.tobytes() == b.tobytes()
+
+
+MASKS = {
+    "of integers": lambda kept: kept.astype(np.int64),
+    "of bytes": lambda kept: kept.astype(np.uint8),
+    "of a row": lambda kept: kept[:1],
+    "of an axis": lambda kept: kept[:, :1, :1],
+    "of less axes": lambda kept: kept[0],
+    "0-d": lambda kept: kept[0, 0, 0],
+}
+
+
+@pytest.mark.parametrize("kind", MASKS)
+def test_every_kind_of_mask(backend, lane, kind):
+    """As the plain expression takes it."""
+    walked(backend)
+    logits, labels, kept = drawn(7, (2, 5, 4, 4), 0.6)
+    kept[0, 0, 0] = True
+    mask = MASKS[kind](kept)
+    given = asarray(backend, np.asarray(mask))
+    checked(backend, logits, labels, np.broadcast_to(mask.astype(bool), labels.shape), mask=given)
+
+
+@pytest.mark.parametrize(
+    ("mask", "error"),
+    [
+        (np.full((2, 4, 4), 2), ValueError),
+        (np.ones((2, 4, 4), np.float32), TypeError),
+        (np.ones((8, 4), bool), ValueError),
+        (np.ones((1, 2, 4, 4), bool), ValueError),
+        ([[True]], TypeError),
+    ],
+    ids=["numbers", "floating", "shape", "axes", "list"],
+)
+def test_a_mask_that_is_none_is_refused(backend, lane, mask, error):
+    walked(backend)
+    logits, labels, _ = drawn(8, (2, 5, 4, 4), 1.0)
+    mask = asarray(backend, mask) if isinstance(mask, np.ndarray) else mask
+    with pytest.raises(error, match="mask"):
+        ml.cross_entropy(asarray(backend, logits), asarray(backend, labels), mask=mask, axis=1)
+
+
+@pytest.mark.parametrize("axis", [1, -1])
+@pytest.mark.parametrize("ignored", [2**64 - 1, 2**70, -(2**63) - 1])
+def test_an_index_that_no_label_can_be(backend, ignored, axis):
+    """Nothing is ignored: a label of -1, which it might wrap to, is as wrong as ever."""
+    walked(backend)
+    logits, labels, kept = drawn(9, (2, 5, 4, 4), 1.0)
+    x = np.ascontiguousarray(np.moveaxis(logits, 1, -1)) if axis == -1 else logits
+    want, _ = expected(logits, labels, kept)
+    value = ml.cross_entropy(asarray(backend, x), asarray(backend, labels), axis=axis, ignore_index=ignored)
+    assert abs(float(value) - want) <= 2.0**-20 * want
+    labels[0, 0, 0] = -1
+    with pytest.raises(ValueError, match=r"labels.* is -1"):
+        ml.cross_entropy(asarray(backend, x), asarray(backend, labels), axis=axis, ignore_index=ignored)
 
 
 @pytest.mark.parametrize("function", ["entropy", "label_log_probs"])

@@ -229,7 +229,7 @@ def laid_out(torch, order):
 def test_the_order_of_memory_is_as_a_compiler_was_told(torch_cpu, monkeypatch, order):
     """Inductor asks for the strides that it planned with."""
     torch, *_ = case()
-    monkeypatch.setattr(importlib.import_module("maskloss._engine.walk"), "LEAST_PLANE", 1)
+    monkeypatch.setattr(importlib.import_module("maskloss._engine.walk"), "LEAST_ROWS", 1)
     operators, check = torch.ops.maskloss, torch.library.opcheck
     x, labels, mask = laid_out(torch, order), torch.randint(6, (2, 3, 5)), torch.arange(30).reshape(2, 3, 5) % 4 > 0
     moved, of, given = x.movedim(1, -1), "analytic softmax", own(torch, labels, None, mask, None)

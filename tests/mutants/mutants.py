@@ -259,6 +259,14 @@ MUTANTS = [
         "torch",
     ),
     Mutant(
+        "small planes with any mask",
+        "        and (mask is None or are_places(mask, labels))\n        and logits.is_cpu\n",
+        "        and logits.is_cpu\n",
+        "a mask that broadcasts counts what it has, not what it stands for",
+        ("tests/test_planes.py::test_every_kind_of_mask[whole-torch-of a row]",),
+        "torch",
+    ),
+    Mutant(
         "planes whose blocks cross",
         "        for first in range(0, visited, plane)\n",
         "        for first in range(0, visited, 2 * plane)\n",
@@ -270,7 +278,7 @@ MUTANTS = [
         "    return made if plane is None else xp.permute_dims(xp.reshape(made, (-1, classes, plane)), (0, 2, 1))\n",
         "    return made if plane is None else xp.reshape(made, (-1, plane, classes))\n",
         "whoever made the logits copies their gradient",
-        ("tests/test_planes.py::test_the_gradient_lies_as_the_logits_do[numpy-1.0]",),
+        ("tests/test_planes.py::test_the_gradient_lies_as_the_logits_do[engine-numpy-1.0]",),
     ),
     Mutant(
         "skipped rows mistaken",

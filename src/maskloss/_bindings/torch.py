@@ -33,6 +33,8 @@ WAYS = {**torch_operators.WAYS, None: torch_operators.WAYS["default"]}
 
 # Fewer logits than these the compiler's one walk over all has passed before an operator has found the kept ones.
 LEAST_SKIPPED = 1 << 22
+# Of labels.
+LEAST, GREATEST = torch.iinfo(torch.int64).min, torch.iinfo(torch.int64).max
 # Why all logits are made at once.
 TRACED = "torch.func, forward mode and other tracers take one expression"
 
@@ -40,10 +42,12 @@ TRACED = "torch.func, forward mode and other tracers take one expression"
 def common_loss(
     logits: Any, labels: Any, mask: Any, reduction: str, axis: int, ignore_index: int | None
 ) -> Tensor | None:
-    if torch.compiler.is_compiling() or (axis != -1 and not is_in_planes(logits, labels, axis)):
+    if torch.compiler.is_compiling() or (axis != -1 and not is_in_planes(logits, labels, mask, axis)):
         return None
     if ignore_index is not None:
         if not is_plain(labels) or labels.dtype is not torch.int64 or not (mask is None or are_places(mask, labels)):
+            return None
+        if not LEAST <= ignore_index <= GREATEST:  # no label is that, and torch would wrap it
             return None
         counts = labels != ignore_index
         mask = counts if mask is None else mask & counts

@@ -157,7 +157,7 @@ def is_small(logits: Any, labels: Any, mask: Any) -> bool:
     )
 
 
-def is_in_planes(logits: Any, labels: Any, axis: int) -> bool:
+def is_in_planes(logits: Any, labels: Any, mask: Any, axis: int) -> bool:
     """(N, C, ...) in this memory, and little of it."""
     return (
         is_plain(logits)
@@ -167,6 +167,7 @@ def is_in_planes(logits: Any, labels: Any, axis: int) -> bool:
         and axis == 1
         and logits.dim() > 2
         and logits.shape[:1] + logits.shape[2:] == labels.shape
+        and (mask is None or are_places(mask, labels))
         and logits.is_cpu
         and labels.is_cpu
         and labels.dtype is torch.int64

@@ -19,9 +19,10 @@ from .._math.rows import Rows
 # 64 MiB, and half with 16; 256 MiB are 3 % faster, but for 2 times the memory under a mask.
 BLOCK_BYTES = 1 << 21
 ACCELERATOR_BLOCK_BYTES = 1 << 26
-# Logits of a plane, from which on it is worth a block of its own. One row kept of so many, from which on all are read:
-# of rows that lie side by side a few take as many lines of memory as all.
-LEAST_PLANE, FEWEST_KEPT = 1 << 14, 8
+# Logits of a plane, and its rows, from which on it is worth a block of its own: with fewer rows side by side than these
+# the sums of classes go in short steps. One row kept of so many, from which on all are read: of rows that lie side by
+# side a few take as many lines of memory as all.
+LEAST_PLANE, LEAST_ROWS, FEWEST_KEPT = 1 << 14, 64, 8
 
 _held = threading.local()
 
@@ -88,7 +89,9 @@ def located(rows: Rows, like: Array, *, waits: bool = False, xp: Namespace) -> R
 def plane_of(logits: Array, *, xp: Namespace) -> int | None:
     """Rows of a plane, where it is worth it."""
     plane = xp.plane_of(logits)
-    return None if plane is None or plane * logits.shape[-1] < min(LEAST_PLANE, math.prod(logits.shape)) else plane
+    if plane is None or plane < LEAST_ROWS or plane * logits.shape[-1] < min(LEAST_PLANE, math.prod(logits.shape)):
+        return None
+    return plane
 
 
 def visit_of(rows: Rows, entries: tuple[int, ...], plane: int | None = None, *, xp: Namespace) -> Visit:

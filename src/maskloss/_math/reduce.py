@@ -80,7 +80,9 @@ def total_and_divisor(entries: Entries, reduction: str, *, xp: Namespace) -> tup
     uniform = entries.keep is None and entries.weights is None and entries.masses is None
     if uniform or reduction == "mean_over_all":
         return total, xp.count_of(math.prod(each.shape), total)
-    if reduction == "mean_over_kept" or entries.weights is entries.masses is None:
+    # Exact, where an integer holds any count.
+    is_count = entries.weights is entries.masses is None and xp.index_dtype() == xp.int64
+    if reduction == "mean_over_kept" or is_count:
         return total, xp.astype(count_kept(entries, xp=xp), each.dtype)
     return total, xp.sum_all(units_of(entries, xp=xp))
 
