@@ -44,6 +44,7 @@ CUPY = {"eager": (*FLOATS, "float16"), "autodiff": FLOATS, "blocks": SINGLE, "li
 JAX_GPU = X64 | {"eager": ALL, "linear": SINGLE}
 SHARDS = {"shards": SINGLE, "shards-2": ("float64",), "shards-linear": SINGLE}
 SHARDS |= {f"entries{more}": SINGLE for more in ("", "-linear", "-and-shards", "-and-shards-linear")}
+PROCESSES_FEW = ("entries-linear", "entries-and-shards-linear")
 BACKENDS = {
     b.name: b
     for b in (
@@ -53,7 +54,7 @@ BACKENDS = {
         Backend("strict-limited", "array_api_strict", {"eager": SINGLE}, "value_and_grad", limited=True),
         Backend("strict-device", "array_api_strict", {"eager": SINGLE}, "value_and_grad", ("eager",), device="device1"),
         Backend("torch", "torch", TORCH | COMPILED, "autograd", ("compile",), device="cpu"),
-        Backend("torch-processes", "torch", SHARDS, "autograd", ("entries-linear",), device="cpu"),
+        Backend("torch-processes", "torch", SHARDS, "autograd", PROCESSES_FEW, device="cpu"),
         Backend("torch-meta", "torch", {"eager": SINGLE}, "autograd", device="meta", shapes_only=True),
         Backend(
             "torch-triton",
