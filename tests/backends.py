@@ -30,7 +30,9 @@ class Backend(NamedTuple):
 
 ALL = FLOATS + HALVES
 SINGLE = ("float32",)
-TORCH = {"eager": ALL, "autodiff": FLOATS, "vmap": FLOATS, "blocks": ALL, "linear": ALL}
+NARROW = SINGLE + HALVES
+# In float64 NumPy asks the same engine, by blocks and of a projection.
+TORCH = {"eager": ALL, "autodiff": FLOATS, "vmap": SINGLE, "blocks": NARROW, "linear": NARROW}
 COMPILED = {"compile": SINGLE, "operators": SINGLE, "operators-linear": SINGLE}
 STRICT = {"eager": FLOATS, "autodiff": SINGLE, "blocks": SINGLE, "linear": SINGLE}
 X64 = {"eager": ("float64",), "jit": ("float64",), "vmap": ("float64",)}
@@ -61,7 +63,7 @@ BACKENDS = {
             "torch",
             TRITON | PREFERRED,
             "autograd",
-            ("preferred",),
+            ("preferred", "triton-blocks"),
             device="cpu",
             environment=INTERPRETED,
         ),
