@@ -59,7 +59,7 @@ def with_torch(kept, logits, labels, mask, *, compiled=False, on_gpu=False):
         return torch.nn.functional.cross_entropy(logits, kept)
 
     functions = {"plain": loss, "reproducible": functools.partial(loss, reproducible=True), "F.cross_entropy": peer}
-    if on_gpu and not compiled:
+    if on_gpu:
         functions["the engine"] = functools.partial(loss, reproducible=True, implementation="analytic")
     if compiled:
         functions = {name: torch.compile(function, fullgraph=True) for name, function in functions.items()}

@@ -37,8 +37,8 @@ COMPILED = {"compile": SINGLE, "operators": SINGLE, "operators-linear": SINGLE}
 STRICT = {"eager": FLOATS, "autodiff": SINGLE, "blocks": SINGLE, "linear": SINGLE}
 X64 = {"eager": ("float64",), "jit": ("float64",), "vmap": ("float64",)}
 X32 = {"eager": ("float32", "bfloat16"), "jit": ("float32", "float16"), "blocks": SINGLE, "linear": SINGLE}
-PREFERRED = {"preferred": (*SINGLE, *HALVES)}  # the kernels as the default, and what they leave to others
-TRITON = {"triton": (*SINGLE, *HALVES), "triton-blocks": SINGLE, "triton-linear": (*SINGLE, "bfloat16")}
+PREFERRED = {"preferred": NARROW}  # the kernels as the default, and what they leave to others
+TRITON = {"triton": NARROW, "triton-blocks": SINGLE, "triton-linear": (*SINGLE, "bfloat16")}
 DEVICES = dict.fromkeys(("devices", "devices-linear", "devices-classes", "devices-both"), ("float64",))
 INTERPRETED = (("TRITON_INTERPRET", "1"),)  # Triton's kernels, in Python
 EIGHT = (("XLA_FLAGS", "--xla_force_host_platform_device_count=8"),)

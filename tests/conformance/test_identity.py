@@ -8,7 +8,7 @@ import os
 import numpy as np
 import pytest
 
-from tests.backends import HALVES
+from tests.backends import NARROW
 from tests.conformance import identity
 from tests.conformance.cases import CASES
 from tests.conformance.runs import mapped
@@ -49,9 +49,9 @@ def is_asked(backend, mode, name, dtype):
         return False
     if mode.startswith("kernels"):
         # Triton's interpreter cuts off what bfloat16 has no room for (triton 3.9, _convert_float without a mode).
-        halves = ("float32", "float16") if backend.environment else ("float32", *HALVES)
+        dtypes = ("float32", "float16") if backend.environment else NARROW
         by_kernels = logits is not None or (case.function, mode) == ("masked_logsumexp", "kernels")
-        if not by_kernels or dtype not in halves:
+        if not by_kernels or dtype not in dtypes:
             return False
     if mode == "vmap" and (logits is None or "vmap" not in case.modes or not maps(case)):
         return False

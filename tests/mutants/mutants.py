@@ -260,8 +260,8 @@ MUTANTS = [
     ),
     Mutant(
         "small planes with any mask",
-        "        and (mask is None or are_places(mask, labels))\n        and logits.is_cpu\n",
-        "        and logits.is_cpu\n",
+        "        and (mask is None or are_places(mask, labels))\n    )\n",
+        "    )\n",
         "a mask that broadcasts counts what it has, not what it stands for",
         ("tests/test_planes.py::test_every_kind_of_mask[whole-torch-of a row]",),
         "torch",

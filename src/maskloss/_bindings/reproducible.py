@@ -132,10 +132,8 @@ def loss_gradients(
         z_terms = z_terms if inputs.keep is None else xp.where(inputs.keep, z_terms, 0.0)
         d = d._replace(weights=d.weights + xp.times(g.z_loss, z_terms))
     targets_too = bool(wanted & {"class_weights", "labels"}) and known.dot is not None
-    lane, upstream = (
-        lane_of(reproducible.SOFTMAX, parts.rows, call.implementation, xp=xp),
-        softmax.upstream(known, out, xp),
-    )
+    lane = lane_of(reproducible.SOFTMAX, parts.rows, call.implementation, xp=xp)
+    upstream = softmax.upstream(known, out, xp)
     d_logits, d_targets = lane.backward(parts.rows, out, upstream, targets_too=targets_too, xp=xp)
     gradients = {"logits": d_logits, **terms.adjoints(call, parts, out, d, d_targets, wanted)}
     return {name: of_argument(gradients[name], name, given, call) for name in wanted}

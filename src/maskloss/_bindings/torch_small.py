@@ -146,10 +146,10 @@ class _SmallLoss(torch.autograd.Function):
         return p.scatter_add_(1, at_label, -g), None, None, None
 
 
-def is_small(logits: Any, labels: Any, mask: Any) -> bool:
+def is_small(logits: Any, labels: Any, mask: Any, axis: int = -1) -> bool:
     """Of the commonest dtypes, in this memory."""
     return (
-        are_common(logits, labels, mask)
+        are_common(logits, labels, mask, axis)
         and logits.is_cpu
         and labels.dtype is torch.int64
         and logits.dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -159,29 +159,15 @@ def is_small(logits: Any, labels: Any, mask: Any) -> bool:
 
 def is_in_planes(logits: Any, labels: Any, mask: Any, axis: int) -> bool:
     """(N, C, ...) in this memory, and little of it."""
-    return (
-        is_plain(logits)
-        and is_plain(labels)
-        and not xp.is_tracer(logits)
-        and not in_forward_mode()
-        and axis == 1
-        and logits.dim() > 2
-        and logits.shape[:1] + logits.shape[2:] == labels.shape
-        and (mask is None or are_places(mask, labels))
-        and logits.is_cpu
-        and labels.is_cpu
-        and labels.dtype is torch.int64
-        and logits.is_contiguous()
-        and logits.dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-        and 0 < logits.numel() * 4 <= PLANES_BYTES
-    )
+    small = axis == 1 and is_small(logits, labels, mask, axis)
+    return small and logits.dim() > 2 and 0 < logits.numel() * 4 <= PLANES_BYTES
 
 
 def is_plain(x: Any) -> bool:
     return type(x) in (torch.Tensor, torch.nn.Parameter) and x.layout is torch.strided and not x.is_nested
 
 
-def are_common(logits: Any, labels: Any, mask: Any) -> bool:
+def are_common(logits: Any, labels: Any, mask: Any, axis: int = -1) -> bool:
     """Dense tensors of one device and of matching shapes, that no transformation or tracing is about."""
     return (
         is_plain(logits)
@@ -189,7 +175,7 @@ def are_common(logits: Any, labels: Any, mask: Any) -> bool:
         and not xp.is_tracer(logits)
         and not in_forward_mode()
         and logits.dim() > 0
-        and logits.shape[:-1] == labels.shape
+        and (logits.shape[:-1] if axis == -1 else logits.shape[:axis] + logits.shape[axis + 1 :]) == labels.shape
         and labels.device == logits.device
         and (mask is None or are_places(mask, labels))
     )
