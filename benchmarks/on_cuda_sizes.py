@@ -99,7 +99,7 @@ def of_kernels(device, shapes, blocks, warps):
 
             for block in [b for b in blocks if b <= triton_size(classes)]:
                 for count in [w for w in warps if 64 * w <= block <= 1024 * w]:
-                    kernels.sizes_of = lambda classes, b=block, w=count: {"BLOCK": b, "num_warps": w}
+                    kernels.sizes_of = lambda _, __=None, b=block, w=count: {"BLOCK": b, "ROWS": 1, "num_warps": w}
                     case = {
                         "what": "kernels",
                         "shape": [rows, classes],

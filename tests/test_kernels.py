@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import math
 import os
 import subprocess
 import sys
@@ -196,8 +197,10 @@ def test_no_rows(backend, torch):
     assert gradient.shape == (0, 3)
 
 
-SIZES = ("row_stride", "class_stride", "d_row_stride", "classes", "count")
-CONSTANTS = {"BLOCK": 4096, "ROWS": 128}
+SIZES = ("row_stride", "class_stride", "d_row_stride", "d_class_stride", "classes", "count")
+PLANE = ("plane", "plane_stride", "d_plane_stride")
+CONSTANTS = {"BLOCK": 4096, "ROWS": 1, **dict.fromkeys(PLANE)}
+IN_PLANES = {"BLOCK": 16, "ROWS": 256, "starts": None, "row_stride": 1, "d_row_stride": 1}
 ARGUMENTS = {"starts": "*i64", "labels": "*i64", "keep": "*i1", "softcap": "fp32"}
 IN_DOUBLE = dict.fromkeys(("nll", "lse", "shift", "g_nll", "g_lse", "scale", "at_labels"), "*fp64") | {"total": "*i64"}
 ALWAYS = ("logits", "labels", "nll", "total", "shift", "g_nll", "d_logits", *SIZES)
@@ -207,7 +210,7 @@ KERNELS = [(module, f"{name}_kernel") for module in OF_MODULE for name in ("forw
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("every", [False, True], ids=["plain", "every argument"])
-@pytest.mark.parametrize("sizes", ["i32", "i64", "as launched"])
+@pytest.mark.parametrize("sizes", ["i32", "i64", "as launched", "in planes"])
 @pytest.mark.parametrize(("module", "name"), [*KERNELS, ("reproducible_kernels", "rows_kernel")])
 def test_compiles_for_a_gpu_without_one(backend, module, name, sizes, every, dtype):
     """To machine code of compute capability 9.0, with no multiplication and addition contracted."""
@@ -216,13 +219,15 @@ def test_compiles_for_a_gpu_without_one(backend, module, name, sizes, every, dty
     triton = pytest.importorskip("triton")
     target = importlib.import_module("triton.backends.compiler").GPUTarget("cuda", 90, 32)
     kernel = getattr(importlib.import_module(f"maskloss._bindings.{module}"), name)
-    always = (*ALWAYS, *(n for n in OF_MODULE[module] if n != "g_lse"))
-    given = [n for n in kernel.arg_names if n not in CONSTANTS and (every or n in always)]
+    always = (*ALWAYS, *PLANE, *(n for n in OF_MODULE[module] if n != "g_lse"))
+    constant = dict(IN_PLANES if sizes == "in planes" else CONSTANTS)
+    constant |= {"ROWS": 128} if name == "rows_kernel" else {}
+    given = [n for n in kernel.arg_names if n not in constant and (every or n in always)]
     signature = {n: (ARGUMENTS | OF_MODULE[module]).get(n, "*fp32") for n in given}
     signature |= dict.fromkeys(("logits", "d_logits"), f"*{dtype}")
-    signature |= dict.fromkeys(SIZES, "i64" if sizes == "i64" else "i32")
+    signature |= dict.fromkeys((*SIZES, *PLANE), "i64" if sizes == "i64" else "i32")
     signature = {n: signature[n] if n in given else "constexpr" for n in kernel.arg_names}
-    constants = {(i,): CONSTANTS.get(n) for i, n in enumerate(kernel.arg_names) if n not in given}
+    constants = {(i,): constant.get(n) for i, n in enumerate(kernel.arg_names) if n not in given}
     attributes = {}
     if sizes == "as launched":  # on classes side by side, of an even number: Triton makes a constant of a stride of 1
         at = kernel.arg_names.index("class_stride")
@@ -249,16 +254,19 @@ def test_a_cpu_tensor_needs_the_interpreter(backend):
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "mean_over_kept", "mean_over_all"])
 @pytest.mark.parametrize("kept", [None, 4, 0])
-def test_the_commonest_call(backend, torch, by_default, reduction, kept):
+@pytest.mark.parametrize("axis", [-1, 1])
+def test_the_commonest_call(backend, torch, by_default, reduction, kept, axis):
     """One Function from logits to loss: value, gradient and second derivative of the plain expression."""
     logits, labels = rows(torch, backend)
     mask = None if kept is None else torch.arange(6, device=backend.device) < kept
     logits, labels = logits.reshape(2, 3, 37), labels.reshape(2, 3)
     mask = None if mask is None else mask.reshape(2, 3)
+    logits = logits if axis == -1 else logits.movedim(-1, axis).contiguous()
     found = []
     for implementation in (None, "autodiff"):
         x = logits.clone().requires_grad_()
-        loss = ml.cross_entropy(x, labels, mask=mask, reduction=reduction, implementation=implementation)
+        options = {"mask": mask, "reduction": reduction, "axis": axis}
+        loss = ml.cross_entropy(x, labels, implementation=implementation, **options)
         assert loss.grad_fn is None or (loss.grad_fn.name() == "_LossBackward") is (implementation is None)
         (gradient,) = torch.autograd.grad(loss, x, create_graph=True)
         (plain,) = torch.autograd.grad(3 * loss, x, retain_graph=True)
@@ -306,3 +314,41 @@ def test_where_the_kernels_are_the_default(backend, monkeypatch, changed, prefer
     monkeypatch.setattr(torch.version, "hip", there["hip"])
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: there["capability"])
     assert of_torch.runs_kernels.__wrapped__(0) is prefers
+
+
+@pytest.fixture
+def small_planes(torch, monkeypatch):
+    """Programs of four rows and two classes: several in a plane, the last of them beyond its end."""
+    monkeypatch.setattr(importlib.import_module("maskloss._bindings.kernels"), "LEAST_PLANE", 2)
+    monkeypatch.setattr(importlib.import_module("maskloss._bindings.kernels"), "MOST_ROWS", 4)
+    monkeypatch.setattr(importlib.import_module("maskloss._bindings.kernels"), "MOST", 8)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("masked", [False, True])
+def test_planes(backend, torch, small_planes, options, masked):
+    """Of images, (N, C, H, W), and a slice of some: each row's numbers are close to those of the row alone."""
+    rng = np.random.default_rng(1)
+    whole = torch.from_numpy(4 * rng.normal(size=(3, 9, 2, 7))).to(backend.device, torch.float32)
+    labels = torch.from_numpy(rng.integers(0, 5, (3, 2, 7))).to(backend.device)
+    for images in (whole[:, :5].contiguous(), whole[:, 2:7], whole[1:, :5, :1].expand(2, 5, 2, 7)):
+        entries, found = labels[: len(images)], []
+        mask = entries > 0 if masked else None
+        for axis, x in ((1, images.detach()), (-1, images.movedim(1, -1).contiguous())):
+            leaf, given = x.requires_grad_(), {"axis": axis, "mask": mask, **options}
+            loss = ml.cross_entropy(leaf, entries, reduction="none", implementation="triton", **given)
+            found.append((loss.detach(), torch.autograd.grad(loss.sum(), leaf)[0].movedim(axis, -1)))
+        for a, b in zip(*found, strict=True):
+            torch.testing.assert_close(a, b, rtol=2.0**-20, atol=2.0**-22)  # p - 1 of a p with two roundings
+
+
+def test_planes_do_not_read_what_is_not_kept(backend, torch, small_planes):
+    logits = torch.full((1, 3, 8), float("nan"), device=backend.device)
+    logits[:, :, ::3] = 1.0
+    leaf, mask = logits.requires_grad_(), torch.arange(8, device=backend.device).unsqueeze(0) % 3 == 0
+    loss = ml.cross_entropy(leaf, mask * 2, axis=1, mask=mask, implementation="triton")
+    (gradient,) = torch.autograd.grad(loss, leaf)
+    torch.testing.assert_close(loss.item(), math.log(3))
+    thirds = torch.tensor([1 / 3, 1 / 3, -2 / 3], device=backend.device).reshape(1, 3, 1) / 3
+    torch.testing.assert_close(gradient, torch.where(mask.unsqueeze(1), thirds, 0.0))
+    assert gradient.is_contiguous()

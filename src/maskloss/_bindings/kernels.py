@@ -40,6 +40,8 @@ LARGEST = tl.constexpr(LARGEST_NUMBERS["float32"])
 # Numbers of a row that a program holds at a time, and how many of them each warp does. On an H100 within 1 % of the
 # best of 13 sizes, with 32000 and 128256 classes.
 MOST, PER_WARP = 4096, 512
+# Rows of a plane that a program takes at most; and of a plane that is worth it.
+MOST_ROWS, LEAST_PLANE = 256, 32
 
 
 def uncovered(function: RowFunction, rows: Rows) -> str | None:
@@ -68,8 +70,68 @@ def tanh(z):
 
 
 @triton.jit
-def start_of(row, starts, row_stride):
-    return row * row_stride if starts is None else tl.load(starts + row)
+def start_of(row, starts, plane, plane_stride, row_stride):
+    """Where its logits start."""
+    if plane is not None:
+        start = row // plane * plane_stride + row % plane
+    elif starts is not None:
+        start = tl.load(starts + row)
+    else:
+        start = row * row_stride
+    return start
+
+
+@triton.jit
+def rows_of(program, starts, plane, plane_stride, row_stride, ROWS: tl.constexpr):
+    """A row, or ROWS of a plane: which, whether there are so many, and where their logits start."""
+    if plane is None:
+        row = program.to(tl.int64)
+        is_row = row >= 0
+        start = start_of(row, starts, plane, plane_stride, row_stride)
+    else:
+        blocks = tl.cdiv(plane, ROWS)
+        place = (program % blocks) * ROWS + tl.arange(0, ROWS)
+        number = (program // blocks).to(tl.int64)
+        row = number * plane + place
+        is_row = place < plane
+        start = number * plane_stride + place
+    return row, is_row, start
+
+
+@triton.jit
+def classes_from(start, plane, BLOCK: tl.constexpr):
+    c = start + tl.arange(0, BLOCK)
+    return c if plane is None else c[:, None]
+
+
+@triton.jit
+def greatest(end, plane):
+    return end if plane is None else tl.max(end, axis=0)
+
+
+@triton.jit
+def block_of_rows(
+    starts,
+    keep,
+    plane,
+    plane_stride,
+    row_stride,
+    d_plane_stride,
+    d_row_stride,
+    classes,
+    BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """A program's rows, where they and their gradients start, its classes; which are rows, are written, are read."""
+    blocks = tl.cdiv(classes, BLOCK)
+    program = tl.program_id(0) // blocks
+    row, is_row, start = rows_of(program, starts, plane, plane_stride, row_stride, ROWS)
+    _, _, d_start = rows_of(program, None, plane, d_plane_stride, d_row_stride, ROWS)
+    c = classes_from((tl.program_id(0) % blocks) * BLOCK, plane, BLOCK)
+    kept = is_row
+    if keep is not None:
+        kept = kept & (tl.load(keep + row, mask=is_row, other=0) != 0)
+    return row, start, d_start, c, is_row, c < tl.where(is_row, classes, 0), c < tl.where(kept, classes, 0)
 
 
 @triton.jit
@@ -97,52 +159,55 @@ def forward_kernel(
     lse,
     total,
     shift,
+    plane,
+    plane_stride,
     row_stride,
     class_stride,
     classes,
     softcap,
     BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
 ):
-    row = tl.program_id(0).to(tl.int64)
-    row_logits = logits + start_of(row, starts, row_stride)
-    end = classes
+    row, kept, start_of_row = rows_of(tl.program_id(0), starts, plane, plane_stride, row_stride, ROWS)
+    is_row = kept
+    row_logits = logits + start_of_row
     if keep is not None:
-        end = tl.where(tl.load(keep + row) != 0, classes, 0)
-    m = tl.full((), -LARGEST, tl.float32)
+        kept = kept & (tl.load(keep + row, mask=is_row, other=0) != 0)
+    end = tl.where(kept, classes, 0)
+    nothing = row * 0
+    m = nothing.to(tl.float32) - LARGEST
     # In float64, a few numbers a block and a row: roundings of equal blocks would add up, and log s rounds at its own
     # size, but x_y - m, from which it is taken, may be large.
-    s = tl.zeros((), tl.float64)
-    T = tl.zeros((), tl.float64)
-    a = tl.zeros((), tl.float64)
-    for start in range(0, end, BLOCK):
-        c = start + tl.arange(0, BLOCK)
-        inside = c < classes
-        x, _ = block_of(row_logits, c, class_stride, inside, softcap)
+    s = nothing.to(tl.float64)
+    T = nothing.to(tl.float64)
+    a = nothing.to(tl.float64)
+    for start in range(0, greatest(end, plane), BLOCK):
+        c = classes_from(start, plane, BLOCK)
+        x, _ = block_of(row_logits, c, class_stride, c < end, softcap)
         # Finite, because inf - inf is NaN: a row of -inf has the total 0, and one with +inf the total inf.
         higher = tl.minimum(tl.maximum(m, tl.max(x, axis=0)), LARGEST)
         s = s * tl.exp(m - higher).to(tl.float64) + tl.sum(tl.exp(x - higher), axis=0).to(tl.float64)
         if targets is not None:
-            t = tl.load(targets + c, mask=inside, other=0.0)
+            t = tl.load(targets + c, mask=c < classes, other=0.0)
             # A cost that is infinite but weighs nothing is 0; so is T (m - m') before the first block.
             parts = tl.where((x == -float("inf")) & (t == 0.0), 0.0, t * (x - higher))
             a = a + tl.where(T == 0.0, 0.0, T * (m - higher).to(tl.float64)) + tl.sum(parts, axis=0).to(tl.float64)
             T = T + tl.sum(t, axis=0).to(tl.float64)
         m = higher
-    kept = end > 0
     log_sum = tl.log(tl.where(s == 0.0, 1.0, s))
     if nll is not None:
-        y = tl.load(labels + row).to(tl.int64)
+        y = tl.load(labels + row, mask=is_row, other=0).to(tl.int64)
         is_class = (y >= 0) & (y < classes)
         x_y, _ = block_of(row_logits, tl.where(is_class, y, 0), class_stride, kept, softcap)
         value = tl.where(is_class, log_sum - (x_y - m).to(tl.float64), float("nan"))
-        tl.store(nll + row, tl.where(kept, value, 0.0).to(tl.float32))
+        tl.store(nll + row, tl.where(kept, value, 0.0).to(tl.float32), mask=is_row)
     if dot is not None:
-        tl.store(dot + row, tl.where(kept, T * log_sum - a, 0.0).to(tl.float32))
+        tl.store(dot + row, tl.where(kept, T * log_sum - a, 0.0).to(tl.float32), mask=is_row)
     if lse is not None:
         value = tl.where(s == 0.0, -float("inf"), m.to(tl.float64) + log_sum)
-        tl.store(lse + row, tl.where(kept, value, 0.0).to(tl.float32))
-    tl.store(total + row, tl.where(kept, s, 1.0).to(tl.float32))
-    tl.store(shift + row, tl.where(kept, m, 0.0))
+        tl.store(lse + row, tl.where(kept, value, 0.0).to(tl.float32), mask=is_row)
+    tl.store(total + row, tl.where(kept, s, 1.0).to(tl.float32), mask=is_row)
+    tl.store(shift + row, tl.where(kept, m, 0.0), mask=is_row)
 
 
 @triton.jit
@@ -159,40 +224,43 @@ def backward_kernel(
     g_dot,
     g_lse,
     d_logits,
+    plane,
+    plane_stride,
     row_stride,
     class_stride,
+    d_plane_stride,
     d_row_stride,
+    d_class_stride,
     classes,
     softcap,
     BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
 ):
-    blocks = tl.cdiv(classes, BLOCK)
-    row = (tl.program_id(0) // blocks).to(tl.int64)
-    c = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
-    inside = c < classes
-    row_logits = logits + start_of(row, starts, row_stride)
-    read = inside
-    if keep is not None:
-        read = c < tl.where(tl.load(keep + row) != 0, classes, 0)
-    x, slope = block_of(row_logits, c, class_stride, read, softcap)
-    s = tl.load(total + row)
-    coefficient = tl.zeros((), tl.float32)
+    row, start, d_start, c, is_row, inside, read = block_of_rows(
+        starts, keep, plane, plane_stride, row_stride, d_plane_stride, d_row_stride, classes, BLOCK, ROWS
+    )
+    x, slope = block_of(logits + start, c, class_stride, read, softcap)
+    s = tl.load(total + row, mask=is_row, other=1.0)
+    coefficient = (row * 0).to(tl.float32)
     if g_nll is not None:
-        coefficient += tl.load(g_nll + row)
+        of_nll = tl.load(g_nll + row, mask=is_row, other=0.0)
+        coefficient += of_nll
     if g_lse is not None:
-        coefficient += tl.load(g_lse + row)
+        coefficient += tl.load(g_lse + row, mask=is_row, other=0.0)
     if g_dot is not None:
-        coefficient += tl.load(g_dot + row) * tl.load(targets_total)
+        of_dot = tl.load(g_dot + row, mask=is_row, other=0.0)
+        coefficient += of_dot * tl.load(targets_total)
     if g_nll is not None:
-        y = tl.load(labels + row).to(tl.int64)
+        y = tl.load(labels + row, mask=is_row, other=0).to(tl.int64)
         coefficient = tl.where((y >= 0) & (y < classes), coefficient, float("nan"))
-    d = tl.exp(x - tl.load(shift + row)) * (coefficient / tl.where(s == 0.0, 1.0, s))
+    moved = x - tl.load(shift + row, mask=is_row, other=0.0)
+    d = tl.exp(moved) * (coefficient / tl.where(s == 0.0, 1.0, s))
     if g_nll is not None:
-        d = tl.where(c == y, d - tl.load(g_nll + row), d)
+        d = tl.where(c == y, d - of_nll, d)
     if g_dot is not None:
-        d = d - tl.load(g_dot + row) * tl.load(targets + c, mask=inside, other=0.0)
-    d = tl.where(read, d * slope, 0.0)
-    tl.store(d_logits + row * d_row_stride + c, d.to(d_logits.dtype.element_ty), mask=inside)
+        d = d - of_dot * tl.load(targets + c, mask=c < classes, other=0.0)
+    d = tl.where(read, d * slope, 0.0).to(d_logits.dtype.element_ty)
+    tl.store(d_logits + d_start + c.to(tl.int64) * d_class_stride, d, mask=inside)
 
 
 def forward(rows: Rows, xp: Namespace) -> Forward:
@@ -206,11 +274,14 @@ def forward(rows: Rows, xp: Namespace) -> Forward:
     out = Forward(nll, dot, lse, total, shift)
     if not count:
         return out
-    arrays = (*places_of(x), contiguous(rows.labels), contiguous(rows.targets), contiguous(rows.keep))
-    sizes = (*strides_of(x), classes, rows.softcap)
+    plane = plane_of(x)
+    arrays = (*places_of(x, plane), contiguous(rows.labels), contiguous(rows.targets), contiguous(rows.keep))
+    sizes = sizes_of(classes, plane)
     with on_device(x):
         # Contraction would round differently from one compiler, or one kernel, to the next.
-        forward_kernel[(count,)](*arrays, *out, *sizes, **sizes_of(classes), enable_fp_fusion=False)
+        forward_kernel[(programs_of(count, plane, sizes),)](
+            *arrays, *out, *layout_of(x, plane), classes, rows.softcap, **sizes, enable_fp_fusion=False
+        )
     return out
 
 
@@ -221,22 +292,23 @@ def backward(
         return UNSHIFTED.backward(rows, out, g, targets_too=True, xp=xp, d_logits=d_logits)
     g_nll, g_dot, g_lse = g
     x: Any = rows.logits
-    classes, count = x.shape[-1], math.prod(x.shape[:-1])
-    d: Any = torch.empty((count, classes), dtype=x.dtype, device=x.device) if d_logits is None else d_logits
+    count, classes = math.prod(x.shape[:-1]), x.shape[-1]
+    plane = plane_of(x) if d_logits is None else None
+    d: Any = gradient_like(x, plane) if d_logits is None else d_logits
     if not count:
         return d.reshape(x.shape), None
     targets: Any = contiguous(rows.targets) if g_dot is not None else None
     arrays = (contiguous(rows.labels), targets, None if targets is None else targets.sum(), contiguous(rows.keep))
     per_row = [contiguous(part) for part in (out.total, out.shift, g_nll, g_dot, g_lse)]
-    sizes = sizes_of(classes)
+    sizes = sizes_of(classes, plane)
     with on_device(x):
-        backward_kernel[(count * triton.cdiv(classes, sizes["BLOCK"]),)](
-            *places_of(x),
+        backward_kernel[(programs_of(count, plane, sizes) * triton.cdiv(classes, sizes["BLOCK"]),)](
+            *places_of(x, plane),
             *arrays,
             *per_row,
             d,
-            *strides_of(x),
-            d.stride(0),
+            *layout_of(x, plane),
+            *layout_of(d, plane)[1:],
             classes,
             rows.softcap,
             **sizes,
@@ -245,15 +317,37 @@ def backward(
     return d.reshape(x.shape), None
 
 
-def places_of(x: Any) -> tuple[Any, Any]:
-    """The logits, and where each row begins; None: at equal distances."""
+def plane_of(x: Any) -> int | None:
+    """How many rows lie side by side, with their classes apart, as those of images; None: too few, or none."""
+    plane = xp.plane_of(x)
+    return None if plane is None or plane < LEAST_PLANE else plane
+
+
+def gradient_like(x: Any, plane: int | None) -> Any:
+    """In planes where the logits are: what made these would make a copy of any other."""
+    count, classes = math.prod(x.shape[:-1]), x.shape[-1]
+    if plane is None:
+        return torch.empty((count, classes), dtype=x.dtype, device=x.device)
+    made: Any = torch.empty((count // plane, classes, plane), dtype=x.dtype, device=x.device)
+    return made.permute(0, 2, 1).reshape(x.shape)
+
+
+def places_of(x: Any, plane: int | None = None) -> tuple[Any, Any]:
+    """The logits, and where each row begins; None: at equal distances, or in planes that do."""
     x = x.detach()
-    if xp.flattens(x):
+    if plane is not None or xp.flattens(x):
         return x, None
     starts: Any = torch.zeros((), dtype=torch.int64, device=x.device)
     for length, stride in zip(x.shape[:-1], x.stride()[:-1], strict=True):
         starts = starts.unsqueeze(-1) + stride * torch.arange(length, device=x.device)
     return x, starts.reshape(-1)
+
+
+def layout_of(x: Any, plane: int | None) -> tuple[int | None, int | None, int, int]:
+    """Rows of a plane; and between planes, between rows, and between classes how far it is."""
+    if plane is None:
+        return None, None, *strides_of(x)
+    return plane, x.reshape(-1, plane, x.shape[-1]).stride(0), 1, x.stride(-1)
 
 
 def strides_of(x: Any) -> tuple[int, int]:
@@ -267,9 +361,17 @@ def contiguous(x: Any) -> Any:
     return None if x is None else x.detach().contiguous()
 
 
-def sizes_of(classes: int) -> dict[str, int]:
+def programs_of(count: int, plane: int | None, sizes: dict[str, int]) -> int:
+    return count if plane is None else count // plane * triton.cdiv(plane, sizes["ROWS"])
+
+
+def sizes_of(classes: int, plane: int | None = None) -> dict[str, int]:
+    if plane is not None:
+        rows = min(MOST_ROWS, triton.next_power_of_2(plane))
+        block = min(MOST // rows, triton.next_power_of_2(classes))
+        return {"BLOCK": block, "ROWS": rows, "num_warps": max(1, min(8, rows * block // PER_WARP))}
     block = min(MOST, triton.next_power_of_2(classes))
-    return {"BLOCK": block, "num_warps": max(1, min(8, block // PER_WARP))}
+    return {"BLOCK": block, "ROWS": 1, "num_warps": max(1, min(8, block // PER_WARP))}
 
 
 def on_device(x: Any) -> Any:

@@ -25,7 +25,21 @@ from .._engine.lanes import Lane
 from .._math import exact, reproducible
 from .._math.reproducible import SOFTMAX, Forward
 from .._math.rows import RowFunction, Rows
-from .kernels import contiguous, on_device, places_of, sizes_of, start_of, strides_of
+from .kernels import (
+    block_of_rows,
+    classes_from,
+    contiguous,
+    gradient_like,
+    greatest,
+    layout_of,
+    on_device,
+    places_of,
+    plane_of,
+    programs_of,
+    rows_of,
+    sizes_of,
+    start_of,
+)
 
 LOG2E, FRACTION = tl.constexpr(exact.LOG2E), tl.constexpr(exact.FRACTION)
 B_1, C_1, B_2, C_2 = (tl.constexpr(x) for x in (exact.B_1, exact.C_1, exact.B_2, exact.C_2))
@@ -97,42 +111,58 @@ def block_of(row_logits, c, class_stride, inside):
 
 @triton.jit
 def forward_kernel(
-    logits, starts, labels, keep, nll, lse, total, shift, row_stride, class_stride, classes, BLOCK: tl.constexpr
+    logits,
+    starts,
+    labels,
+    keep,
+    nll,
+    lse,
+    total,
+    shift,
+    plane,
+    plane_stride,
+    row_stride,
+    class_stride,
+    classes,
+    BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
 ):
-    row = tl.program_id(0).to(tl.int64)
-    row_logits = logits + start_of(row, starts, row_stride)
-    end = classes
+    row, kept, start_of_row = rows_of(tl.program_id(0), starts, plane, plane_stride, row_stride, ROWS)
+    is_row = kept
+    row_logits = logits + start_of_row
     if keep is not None:
-        end = tl.where(tl.load(keep + row) != 0, classes, 0)
-    m = tl.full((), -float("inf"), tl.float32)
-    is_nan = tl.zeros((), tl.int32)
-    for start in range(0, end, BLOCK):
-        c = start + tl.arange(0, BLOCK)
-        x = block_of(row_logits, c, class_stride, c < classes)
+        kept = kept & (tl.load(keep + row, mask=is_row, other=0) != 0)
+    end = tl.where(kept, classes, 0)
+    nothing = row * 0
+    m = nothing.to(tl.float32) - float("inf")
+    is_nan = nothing.to(tl.int32)
+    for start in range(0, greatest(end, plane), BLOCK):
+        c = classes_from(start, plane, BLOCK)
+        x = block_of(row_logits, c, class_stride, c < end)
         is_nan = tl.maximum(is_nan, tl.max((x != x).to(tl.int32), axis=0))
         m = tl.maximum(m, tl.max(x, axis=0))
     away_from = tl.where(tl.abs(m) < float("inf"), m, 0.0).to(tl.float64)
     # What each block adds with its MAGIC, modulo 2^64.
     added: tl.constexpr = (BLOCK * MAGIC_BITS + 2**63) % 2**64 - 2**63
-    T = tl.zeros((), tl.int64)
-    for start in range(0, end, BLOCK):
-        c = start + tl.arange(0, BLOCK)
-        x = block_of(row_logits, c, class_stride, c < classes)
+    T = nothing
+    for start in range(0, greatest(end, plane), BLOCK):
+        c = classes_from(start, plane, BLOCK)
+        x = block_of(row_logits, c, class_stride, c < end)
         units = exponentials(x.to(tl.float64) - away_from, IN_UNITS) + MAGIC
         T += tl.sum(units.to(tl.int64, bitcast=True), axis=0) - added
     # As `finished`.
-    kept = end > 0
     largest = tl.where(is_nan != 0, float("nan"), m).to(tl.float64)
     T = tl.where(kept, tl.where(largest == -float("inf"), 0, T), ONE)
     log_total = log_of_units(tl.where(T > 0, T, ONE))
     value = tl.where(largest == -float("inf"), largest, log_total + largest)
     if nll is not None:
-        x_y = block_of(row_logits, tl.load(labels + row), class_stride, kept).to(tl.float64)
+        y = tl.load(labels + row, mask=is_row, other=0)
+        x_y = block_of(row_logits, y, class_stride, kept).to(tl.float64)
         loss = tl.where(largest < float("inf"), log_total - (x_y - away_from), value - x_y)
-        tl.store(nll + row, tl.where(kept, loss, 0.0))
-    tl.store(lse + row, tl.where(kept, value, 0.0))
-    tl.store(total + row, T)
-    tl.store(shift + row, tl.where(kept, away_from, 0.0))
+        tl.store(nll + row, tl.where(kept, loss, 0.0), mask=is_row)
+    tl.store(lse + row, tl.where(kept, value, 0.0), mask=is_row)
+    tl.store(total + row, T, mask=is_row)
+    tl.store(shift + row, tl.where(kept, away_from, 0.0), mask=is_row)
 
 
 @triton.jit
@@ -147,6 +177,8 @@ def rows_kernel(
     g_lse,
     scale,
     at_labels,
+    plane,
+    plane_stride,
     row_stride,
     class_stride,
     count,
@@ -169,7 +201,8 @@ def rows_kernel(
     coefficient = tl.where((T > 0) | (coefficient != coefficient), coefficient, 0.0)
     tl.store(scale + row, coefficient * (TO_UNITS / counted), mask=inside)
     if g_nll is not None:
-        x_y = block_of(logits + start_of(row, starts, row_stride), tl.load(labels + row), class_stride, inside)
+        row_logits = logits + start_of(row, starts, plane, plane_stride, row_stride)
+        x_y = block_of(row_logits, tl.load(labels + row), class_stride, inside)
         units = exponentials(x_y.to(tl.float64) - tl.load(shift + row), IN_UNITS) + MAGIC
         E = units.to(tl.int64, bitcast=True) - MAGIC_BITS
         d = tl.load(g_nll + row) * tl.where(T > 0, (E - T).to(tl.float64) / counted, -1.0)
@@ -188,26 +221,29 @@ def backward_kernel(
     shift,
     scale,
     d_logits,
+    plane,
+    plane_stride,
     row_stride,
     class_stride,
+    d_plane_stride,
     d_row_stride,
+    d_class_stride,
     classes,
     BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
 ):
-    blocks = tl.cdiv(classes, BLOCK)
-    row = (tl.program_id(0) // blocks).to(tl.int64)
-    c = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
-    inside = c < classes
-    read = inside
-    if keep is not None:
-        read = c < tl.where(tl.load(keep + row) != 0, classes, 0)
-    x = block_of(logits + start_of(row, starts, row_stride), c, class_stride, read)
-    d = exponentials(x.to(tl.float64) - tl.load(shift + row), AS_NUMBERS) * tl.load(scale + row)
+    row, start, d_start, c, is_row, inside, read = block_of_rows(
+        starts, keep, plane, plane_stride, row_stride, d_plane_stride, d_row_stride, classes, BLOCK, ROWS
+    )
+    x = block_of(logits + start, c, class_stride, read)
+    away = x.to(tl.float64) - tl.load(shift + row, mask=is_row, other=0.0)
+    d = exponentials(away, AS_NUMBERS) * tl.load(scale + row, mask=is_row, other=0.0)
     if at_labels is not None:
-        d = tl.where(c == tl.load(labels + row), tl.load(at_labels + row), d)
+        y = tl.load(labels + row, mask=is_row, other=0)
+        d = tl.where(c == y, tl.load(at_labels + row, mask=is_row, other=0.0), d)
     d = tl.where(read & ~(tl.abs(d) < LEAST), d, 0.0)
     d = d.to(tl.float32).to(d_logits.dtype.element_ty)
-    tl.store(d_logits + row * d_row_stride + c, d, mask=inside)
+    tl.store(d_logits + d_start + c.to(tl.int64) * d_class_stride, d, mask=inside)
 
 
 def forward(rows: Rows, xp: Namespace) -> Forward:
@@ -224,9 +260,13 @@ def forward(rows: Rows, xp: Namespace) -> Forward:
         )
     )
     if count:
-        given = (*places_of(x), contiguous(rows.labels), contiguous(rows.keep), nll, lse, total, shift)
+        plane = plane_of(x)
+        sizes = sizes_of(classes, plane)
+        given = (*places_of(x, plane), contiguous(rows.labels), contiguous(rows.keep), nll, lse, total, shift)
         with on_device(x):
-            forward_kernel[(count,)](*given, *strides_of(x), classes, **sizes_of(classes), enable_fp_fusion=False)
+            forward_kernel[(programs_of(count, plane, sizes),)](
+                *given, *layout_of(x, plane), classes, **sizes, enable_fp_fusion=False
+            )
     return Forward(nll, None, lse, total, shift, None)
 
 
@@ -235,20 +275,22 @@ def backward(
 ) -> tuple[Array, None]:
     x: Any = rows.logits
     count, classes = math.prod(x.shape[:-1]), x.shape[-1]
-    d: Any = torch.empty((count, classes), dtype=x.dtype, device=x.device) if d_logits is None else d_logits
+    plane = plane_of(x) if d_logits is None else None
+    d: Any = gradient_like(x, plane) if d_logits is None else d_logits
     if not count:
         return d.reshape(x.shape), None
     g_nll, _, g_lse = map(contiguous, g)
     labels, shift = contiguous(rows.labels), contiguous(out.shift)
     scale = torch.empty(count, dtype=rows.dtype, device=x.device)
     at_labels = None if g_nll is None else torch.empty_like(scale)
-    places, strides, sizes, off = places_of(x), strides_of(x), sizes_of(classes), {"enable_fp_fusion": False}
+    places, layout, sizes = places_of(x, plane), layout_of(x, plane), sizes_of(classes, plane)
+    off = {"enable_fp_fusion": False}
     with on_device(x):
         per_row = (labels, contiguous(out.lse), contiguous(out.total), shift, g_nll, g_lse, scale, at_labels)
-        rows_kernel[(triton.cdiv(count, ROWS),)](*places, *per_row, *strides, count, ROWS=ROWS, **off)
+        rows_kernel[(triton.cdiv(count, ROWS),)](*places, *per_row, *layout, count, ROWS=ROWS, **off)
         per_row = (labels, at_labels, contiguous(rows.keep), shift, scale)
-        backward_kernel[(count * triton.cdiv(classes, sizes["BLOCK"]),)](
-            *places, *per_row, d, *strides, d.stride(0), classes, **sizes, **off
+        backward_kernel[(programs_of(count, plane, sizes) * triton.cdiv(classes, sizes["BLOCK"]),)](
+            *places, *per_row, d, *layout, *layout_of(d, plane)[1:], classes, **sizes, **off
         )
     return d.reshape(x.shape), None
 

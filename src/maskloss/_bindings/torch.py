@@ -42,7 +42,10 @@ TRACED = "torch.func, forward mode and other tracers take one expression"
 def common_loss(
     logits: Any, labels: Any, mask: Any, reduction: str, axis: int, ignore_index: int | None
 ) -> Tensor | None:
-    if torch.compiler.is_compiling() or (axis != -1 and not is_in_planes(logits, labels, mask, axis)):
+    if torch.compiler.is_compiling() or axis not in (-1, 1):
+        return None
+    by_kernels = xp.prefers_kernels(logits)
+    if axis == 1 and not by_kernels and not is_in_planes(logits, labels, mask, axis):
         return None
     if ignore_index is not None:
         if not is_plain(labels) or labels.dtype is not torch.int64 or not (mask is None or are_places(mask, labels)):
@@ -51,9 +54,9 @@ def common_loss(
             return None
         counts = labels != ignore_index
         mask = counts if mask is None else mask & counts
-    if axis != -1:
-        return small_loss_in_planes(logits, labels, mask, reduction)
-    answer = loss_by_kernels if xp.prefers_kernels(logits) else small_loss
+    if by_kernels:
+        return loss_by_kernels(logits, labels, mask, reduction, axis)
+    answer = small_loss if axis == -1 else small_loss_in_planes
     return answer(logits, labels, mask, reduction)
 
 

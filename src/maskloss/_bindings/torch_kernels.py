@@ -15,7 +15,7 @@ from .._arrays.torch_functions import applied
 from .._math import softmax
 from .._math.rows import Rows
 from .torch_operators import kernels
-from .torch_small import are_common
+from .torch_small import REDUCTIONS, are_common
 
 Tensor = Any
 
@@ -23,21 +23,25 @@ COVERED = (torch.float32, torch.bfloat16, torch.float16)
 INDICES = (torch.int64, torch.int32)
 
 
-def loss_by_kernels(logits: Any, labels: Any, mask: Any, reduction: str) -> Tensor | None:
+def loss_by_kernels(logits: Any, labels: Any, mask: Any, reduction: str, axis: int) -> Tensor | None:
     """The loss of class indices; None for any other call, and where the checks of every other call have to speak."""
-    if reduction not in ("mean", "sum", "mean_over_kept", "mean_over_all") or not is_covered(logits, labels, mask):
+    if reduction not in REDUCTIONS or not is_covered(logits, labels, mask, axis):
         return None
-    return applied(_Loss, logits, labels, mask, reduction)
+    return applied(_Loss, logits, labels, mask, reduction, axis)
 
 
-def is_covered(logits: Any, labels: Any, mask: Any) -> bool:
+def is_covered(logits: Any, labels: Any, mask: Any, axis: int) -> bool:
     """Of what the kernels take, and more than nothing."""
     return (
-        are_common(logits, labels, mask) and logits.dtype in COVERED and labels.dtype in INDICES and logits.numel() > 0
+        are_common(logits, labels, mask, axis)
+        and logits.dtype in COVERED
+        and labels.dtype in INDICES
+        and logits.numel() > 0
     )
 
 
-def rows_of(logits: Tensor, labels: Tensor, mask: Tensor | None) -> Rows:
+def rows_of(logits: Tensor, labels: Tensor, mask: Tensor | None, axis: int) -> Rows:
+    logits = logits if axis == -1 else logits.movedim(axis, -1)
     return Rows(logits, labels, None, mask, None, None, None, torch.float32, False, True)
 
 
@@ -45,8 +49,9 @@ class _Loss(torch.autograd.Function):
     """A label that is no class makes NaN of the kernels' numbers."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, labels: Tensor, mask: Tensor | None, reduction: str) -> Tensor:
-        out = kernels().forward(rows_of(logits, labels, mask), xp)
+    def forward(ctx: Any, logits: Tensor, labels: Tensor, mask: Tensor | None, reduction: str, axis: int) -> Tensor:
+        ctx.axis = axis
+        out = kernels().forward(rows_of(logits, labels, mask, axis), xp)
         loss: Tensor = out.nll.sum()
         if reduction == "sum":
             ctx.divisor = None
@@ -62,13 +67,15 @@ class _Loss(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Any) -> Any:
         logits, labels, mask, total, shift = ctx.saved_tensors
         g = gradients[0] if ctx.divisor is None else gradients[0] / ctx.divisor
-        rows, g = rows_of(logits, labels, mask), g.expand(labels.shape)
+        rows, g = rows_of(logits, labels, mask, ctx.axis), g.expand(labels.shape)
         if torch.is_grad_enabled() or in_forward_mode() or xp.is_tracer(g):
-            wrong = (labels < 0) | (labels >= logits.shape[-1])
+            wrong = (labels < 0) | (labels >= logits.shape[ctx.axis])
             wrong = wrong if mask is None else wrong & mask
             rows = rows._replace(labels=labels.masked_fill(wrong if mask is None else wrong | ~mask, 0))
             of_each = g.masked_fill(wrong, torch.nan), None, None
             again = softmax.forward(rows, xp)
-            return softmax.backward(rows, again, of_each, targets_too=False, xp=xp)[0].to(logits.dtype), *[None] * 3
-        out = softmax.Forward(None, None, None, total, shift)
-        return kernels().backward(rows, out, (g, None, None), targets_too=False, xp=xp)[0], *[None] * 3
+            made: Tensor = softmax.backward(rows, again, of_each, targets_too=False, xp=xp)[0].to(logits.dtype)
+        else:
+            out = softmax.Forward(None, None, None, total, shift)
+            made = kernels().backward(rows, out, (g, None, None), targets_too=False, xp=xp)[0]
+        return made if ctx.axis == -1 else made.movedim(-1, ctx.axis), *[None] * 4

@@ -174,7 +174,7 @@ def are_common(logits: Any, labels: Any, mask: Any, axis: int = -1) -> bool:
         and is_plain(labels)
         and not xp.is_tracer(logits)
         and not in_forward_mode()
-        and logits.dim() > 0
+        and logits.dim() > max(axis, 0)
         and (logits.shape[:-1] if axis == -1 else logits.shape[:axis] + logits.shape[axis + 1 :]) == labels.shape
         and labels.device == logits.device
         and (mask is None or are_places(mask, labels))
