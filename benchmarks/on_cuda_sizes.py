@@ -14,7 +14,7 @@ from statistics import median
 import torch
 
 import maskloss as ml
-from maskloss._bindings import kernels
+from maskloss._bindings import launches
 from maskloss._engine import walk
 
 from .gpu import device_name
@@ -99,7 +99,7 @@ def of_kernels(device, shapes, blocks, warps):
 
             for block in [b for b in blocks if b <= triton_size(classes)]:
                 for count in [w for w in warps if 64 * w <= block <= 1024 * w]:
-                    kernels.sizes_of = lambda _, __=None, b=block, w=count: {"BLOCK": b, "ROWS": 1, "num_warps": w}
+                    launches.sizes_of = lambda _, __=None, b=block, w=count: {"BLOCK": b, "ROWS": 1, "num_warps": w}
                     case = {
                         "what": "kernels",
                         "shape": [rows, classes],
@@ -145,10 +145,10 @@ def of_chunks(device, shapes, sizes):
 
 
 def rows_of(device, trial, only):
-    chosen = kernels.sizes_of, walk.ACCELERATOR_BLOCK_BYTES
+    chosen = launches.sizes_of, walk.ACCELERATOR_BLOCK_BYTES
     if trial:
         yield from of_kernels(device, [(4, 300)], (128, 256), (1,))
-        kernels.sizes_of = chosen[0]
+        launches.sizes_of = chosen[0]
         yield from of_blocks(device, [(4, 40)], (256, 512))
         yield from of_chunks(device, [(8, 40, 8)], (2, 4))
         return
@@ -159,7 +159,7 @@ def rows_of(device, trial, only):
     }
     for name in [only] if only else parts:
         yield from parts[name]()
-        kernels.sizes_of, walk.ACCELERATOR_BLOCK_BYTES = chosen
+        launches.sizes_of, walk.ACCELERATOR_BLOCK_BYTES = chosen
 
 
 def main():

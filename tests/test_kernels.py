@@ -120,7 +120,7 @@ def test_equal_blocks_add_up(backend, torch, monkeypatch):
     lse - x_y = log(1 + t) with t = 65535 exp(-12) = 0.4: within a block its terms may be added in 8 running sums, whose
     8 + 3 roundings of 2**-24 are 2e-7 of 1 + t; the other roundings are half a last place of t and of the loss.
     """
-    monkeypatch.setattr(importlib.import_module("maskloss._bindings.kernels"), "MOST", 64)
+    monkeypatch.setattr(importlib.import_module("maskloss._bindings.launches"), "MOST", 64)
     logits = torch.zeros(1, 65536, device=backend.device)
     logits[0, 0] = 12.0
     loss, gradient = loss_and_gradient(torch, logits, torch.zeros(1, dtype=torch.int64, device=backend.device))
@@ -146,7 +146,7 @@ def test_second_derivative(backend, torch):
 @pytest.mark.parametrize("masked", [False, True])
 def test_reproducible_has_the_engine_s_bits(backend, torch, monkeypatch, masked, reduction):
     """In blocks of 16 classes: numbers that are subnormal, -inf, inf and NaN, and z_loss, which weighs lse."""
-    monkeypatch.setattr(importlib.import_module("maskloss._bindings.kernels"), "MOST", 16)
+    monkeypatch.setattr(importlib.import_module("maskloss._bindings.launches"), "MOST", 16)
     logits, labels = rows(torch, backend, 9)
     logits = logits * 12
     logits[0, 2], logits[1, 5], logits[2, 7], logits[3, :] = -np.inf, np.inf, np.nan, -np.inf
@@ -201,27 +201,29 @@ SIZES = ("row_stride", "class_stride", "d_row_stride", "d_class_stride", "classe
 PLANE = ("plane", "plane_stride", "d_plane_stride")
 CONSTANTS = {"BLOCK": 4096, "ROWS": 1, **dict.fromkeys(PLANE)}
 IN_PLANES = {"BLOCK": 16, "ROWS": 256, "starts": None, "row_stride": 1, "d_row_stride": 1}
-ARGUMENTS = {"starts": "*i64", "labels": "*i64", "keep": "*i1", "softcap": "fp32"}
+ARGUMENTS = {"starts": "*i64", "labels": "*i64", "keep": "*i1", "softcap": "fp32", "share": "fp32", "divisor": "*i64"}
 IN_DOUBLE = dict.fromkeys(("nll", "lse", "shift", "g_nll", "g_lse", "scale", "at_labels"), "*fp64") | {"total": "*i64"}
-ALWAYS = ("logits", "labels", "nll", "total", "shift", "g_nll", "d_logits", *SIZES)
+ALWAYS = ("logits", "labels", "nll", "total", "shift", "g_nll", "d_logits", "share", "factor", *SIZES)
 OF_MODULE = {"kernels": {}, "reproducible_kernels": IN_DOUBLE}
-KERNELS = [(module, f"{name}_kernel") for module in OF_MODULE for name in ("forward", "backward")]
+KERNELS = [(module, name) for module in OF_MODULE for name in ("forward", "backward")]
+KERNELS += [("kernels", "loss_and_gradient"), ("kernels", "scale"), ("reproducible_kernels", "rows")]
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
-@pytest.mark.parametrize("every", [False, True], ids=["plain", "every argument"])
+@pytest.mark.parametrize(
+    ("dtype", "every"), [("fp32", False), ("bf16", True), ("fp16", True)], ids=["plain", "every argument", "fp16"]
+)
 @pytest.mark.parametrize("sizes", ["i32", "i64", "as launched", "in planes"])
-@pytest.mark.parametrize(("module", "name"), [*KERNELS, ("reproducible_kernels", "rows_kernel")])
+@pytest.mark.parametrize(("module", "name"), KERNELS)
 def test_compiles_for_a_gpu_without_one(backend, module, name, sizes, every, dtype):
     """To machine code of compute capability 9.0, with no multiplication and addition contracted."""
     if backend is not BACKENDS["torch"] or os.environ.get("TRITON_INTERPRET") == "1":
         pytest.skip("for torch, without the interpreter")
     triton = pytest.importorskip("triton")
     target = importlib.import_module("triton.backends.compiler").GPUTarget("cuda", 90, 32)
-    kernel = getattr(importlib.import_module(f"maskloss._bindings.{module}"), name)
+    kernel = getattr(importlib.import_module(f"maskloss._bindings.{module}"), f"{name}_kernel")
     always = (*ALWAYS, *PLANE, *(n for n in OF_MODULE[module] if n != "g_lse"))
     constant = dict(IN_PLANES if sizes == "in planes" else CONSTANTS)
-    constant |= {"ROWS": 128} if name == "rows_kernel" else {}
+    constant |= {"ROWS": 128} if name == "rows" else {}
     given = [n for n in kernel.arg_names if n not in constant and (every or n in always)]
     signature = {n: (ARGUMENTS | OF_MODULE[module]).get(n, "*fp32") for n in given}
     signature |= dict.fromkeys(("logits", "d_logits"), f"*{dtype}")
@@ -230,8 +232,8 @@ def test_compiles_for_a_gpu_without_one(backend, module, name, sizes, every, dty
     constants = {(i,): constant.get(n) for i, n in enumerate(kernel.arg_names) if n not in given}
     attributes = {}
     if sizes == "as launched":  # on classes side by side, of an even number: Triton makes a constant of a stride of 1
-        at = kernel.arg_names.index("class_stride")
-        signature["class_stride"], constants[at,] = "constexpr", 1
+        for name in {"class_stride", "d_class_stride"} & {*given}:
+            signature[name], constants[kernel.arg_names.index(name),] = "constexpr", 1
         even = [n for n in given if signature[n].startswith("*") or n in ("row_stride", "d_row_stride", "classes")]
         attributes = {(kernel.arg_names.index(n),): [["tt.divisibility", 16]] for n in even}
     source = triton.compiler.ASTSource(kernel, signature, constexprs=constants, attrs=attributes)
@@ -273,6 +275,30 @@ def test_the_commonest_call(backend, torch, by_default, reduction, kept, axis):
         found.append((loss, gradient, plain, torch.autograd.grad((gradient**2).sum(), x)[0]))
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, rtol=2e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("axis", [-1, 1])
+def test_the_gradient_made_with_the_loss(backend, torch, by_default, dtype, axis):
+    """Is of one backward alone, which may write to it; times what the loss is multiplied by, and 0 times infinity is 0
+    where nothing is kept."""
+    logits, labels = rows(torch, backend, 6, 5)
+    mask = (torch.arange(6, device=backend.device) % 3 > 0).reshape(2, 3)
+    shaped = logits.reshape(2, 3, 5).movedim(-1, axis).contiguous().to(getattr(torch, dtype))
+    leaf, kept = shaped.requires_grad_(), mask.unsqueeze(axis)
+    loss = ml.cross_entropy(leaf, labels.reshape(2, 3), mask=mask, axis=axis)
+    p = torch.softmax(logits.to(getattr(torch, dtype)).double(), -1)
+    p[torch.arange(6), labels] -= 1
+    want = torch.where(kept, p.reshape(2, 3, 5).movedim(-1, axis) / 4, 0.0)
+    rtol = 2.0**-20 if dtype == "float32" else 2.0**-9
+    for factor in (1.0, 3.0, -0.5):
+        (gradient,) = torch.autograd.grad(factor * loss, leaf, retain_graph=True)
+        torch.testing.assert_close(gradient.double(), factor * want, rtol=rtol, atol=2.0**-22)
+        gradient.fill_(torch.nan)
+    loss = ml.cross_entropy(leaf, labels.reshape(2, 3), mask=mask, axis=axis)
+    (gradient,) = torch.autograd.grad(torch.inf * loss, leaf)
+    assert not (gradient.where(~kept, 0.0) != 0).any()
+    assert not (gradient.isfinite() & kept).any()
 
 
 @pytest.mark.parametrize("again", [False, True])
@@ -319,9 +345,9 @@ def test_where_the_kernels_are_the_default(backend, monkeypatch, changed, prefer
 @pytest.fixture
 def small_planes(torch, monkeypatch):
     """Programs of four rows and two classes: several in a plane, the last of them beyond its end."""
-    monkeypatch.setattr(importlib.import_module("maskloss._bindings.kernels"), "LEAST_PLANE", 2)
-    monkeypatch.setattr(importlib.import_module("maskloss._bindings.kernels"), "MOST_ROWS", 4)
-    monkeypatch.setattr(importlib.import_module("maskloss._bindings.kernels"), "MOST", 8)
+    monkeypatch.setattr(importlib.import_module("maskloss._bindings.launches"), "LEAST_PLANE", 2)
+    monkeypatch.setattr(importlib.import_module("maskloss._bindings.launches"), "MOST_ROWS", 4)
+    monkeypatch.setattr(importlib.import_module("maskloss._bindings.launches"), "MOST", 8)
 
 
 @pytest.mark.parametrize("options", OPTIONS)

@@ -20,39 +20,12 @@ is laid out alike.
 
 from __future__ import annotations
 
-import contextlib
-import math
-from typing import Any
-
-import torch
 import triton
 import triton.language as tl
 
-from .._arrays import Array, Namespace
-from .._arrays.torch import xp
-from .._engine.lanes import Lane
-from .._engine.unshifted import UNSHIFTED
-from .._math.rows import RowFunction, Rows
 from .._math.softmax import LARGEST as LARGEST_NUMBERS
-from .._math.softmax import SOFTMAX, Forward
 
 LARGEST = tl.constexpr(LARGEST_NUMBERS["float32"])
-# Numbers of a row that a program holds at a time, and how many of them each warp does. On an H100 within 1 % of the
-# best of 13 sizes, with 32000 and 128256 classes.
-MOST, PER_WARP = 4096, 512
-# Rows of a plane that a program takes at most; and of a plane that is worth it.
-MOST_ROWS, LEAST_PLANE = 256, 32
-
-
-def uncovered(function: RowFunction, rows: Rows) -> str | None:
-    """Why these kernels cannot compute the rows."""
-    covered = (
-        function is SOFTMAX and rows.labels is not None and rows.class_mask is None and rows.dtype is torch.float32
-    )
-    if covered and (rows.targets is None or rows.targets.ndim == 1):
-        return None
-    accepted = "its kernels cover class indices without class_mask, in float32, bfloat16 and float16"
-    return f"{accepted}; None chooses what covers the call"
 
 
 @triton.jit
@@ -126,7 +99,7 @@ def block_of_rows(
     blocks = tl.cdiv(classes, BLOCK)
     program = tl.program_id(0) // blocks
     row, is_row, start = rows_of(program, starts, plane, plane_stride, row_stride, ROWS)
-    _, _, d_start = rows_of(program, None, plane, d_plane_stride, d_row_stride, ROWS)
+    d_start = rows_of(program, None, plane, d_plane_stride, d_row_stride, ROWS)[2]
     c = classes_from((tl.program_id(0) % blocks) * BLOCK, plane, BLOCK)
     kept = is_row
     if keep is not None:
@@ -145,6 +118,21 @@ def block_of(row_logits, c, class_stride, inside, softcap):
         slope = 1.0 - tanh_x * tanh_x
     # After softcap, which would make a number of it.
     return tl.where(inside, x, -float("inf")), slope
+
+
+@triton.jit
+def raised(m, x):
+    """Finite, because inf - inf is NaN: a row of -inf has the total 0, and one with +inf the total inf."""
+    return tl.minimum(tl.maximum(m, tl.max(x, axis=0)), LARGEST)
+
+
+@triton.jit
+def cost_of(row_logits, y, m, log_sum, class_stride, classes, kept, softcap):
+    """log s - (x_y - m)"""
+    is_class = (y >= 0) & (y < classes)
+    x_y, _ = block_of(row_logits, tl.where(is_class, y, 0), class_stride, kept, softcap)
+    value = tl.where(is_class, log_sum - (x_y - m).to(tl.float64), float("nan"))
+    return tl.where(kept, value, 0.0)
 
 
 @triton.jit
@@ -184,8 +172,7 @@ def forward_kernel(
     for start in range(0, greatest(end, plane), BLOCK):
         c = classes_from(start, plane, BLOCK)
         x, _ = block_of(row_logits, c, class_stride, c < end, softcap)
-        # Finite, because inf - inf is NaN: a row of -inf has the total 0, and one with +inf the total inf.
-        higher = tl.minimum(tl.maximum(m, tl.max(x, axis=0)), LARGEST)
+        higher = raised(m, x)
         s = s * tl.exp(m - higher).to(tl.float64) + tl.sum(tl.exp(x - higher), axis=0).to(tl.float64)
         if targets is not None:
             t = tl.load(targets + c, mask=c < classes, other=0.0)
@@ -197,17 +184,16 @@ def forward_kernel(
     log_sum = tl.log(tl.where(s == 0.0, 1.0, s))
     if nll is not None:
         y = tl.load(labels + row, mask=is_row, other=0).to(tl.int64)
-        is_class = (y >= 0) & (y < classes)
-        x_y, _ = block_of(row_logits, tl.where(is_class, y, 0), class_stride, kept, softcap)
-        value = tl.where(is_class, log_sum - (x_y - m).to(tl.float64), float("nan"))
-        tl.store(nll + row, tl.where(kept, value, 0.0).to(tl.float32), mask=is_row)
+        value = cost_of(row_logits, y, m, log_sum, class_stride, classes, kept, softcap)
+        tl.store(nll + row, value.to(tl.float32), mask=is_row)
     if dot is not None:
         tl.store(dot + row, tl.where(kept, T * log_sum - a, 0.0).to(tl.float32), mask=is_row)
     if lse is not None:
         value = tl.where(s == 0.0, -float("inf"), m.to(tl.float64) + log_sum)
         tl.store(lse + row, tl.where(kept, value, 0.0).to(tl.float32), mask=is_row)
-    tl.store(total + row, tl.where(kept, s, 1.0).to(tl.float32), mask=is_row)
-    tl.store(shift + row, tl.where(kept, m, 0.0), mask=is_row)
+    if total is not None:
+        tl.store(total + row, tl.where(kept, s, 1.0).to(tl.float32), mask=is_row)
+        tl.store(shift + row, tl.where(kept, m, 0.0), mask=is_row)
 
 
 @triton.jit
@@ -263,121 +249,94 @@ def backward_kernel(
     tl.store(d_logits + d_start + c.to(tl.int64) * d_class_stride, d, mask=inside)
 
 
-def forward(rows: Rows, xp: Namespace) -> Forward:
-    """0 where not kept."""
-    x: Any = rows.logits
-    count, classes = math.prod(x.shape[:-1]), x.shape[-1]
-    nll, dot, lse, total, shift = (
-        torch.empty(x.shape[:-1], dtype=torch.float32, device=x.device) if asked else None
-        for asked in (True, rows.targets is not None, rows.with_lse, True, True)
-    )
-    out = Forward(nll, dot, lse, total, shift)
-    if not count:
-        return out
-    plane = plane_of(x)
-    arrays = (*places_of(x, plane), contiguous(rows.labels), contiguous(rows.targets), contiguous(rows.keep))
-    sizes = sizes_of(classes, plane)
-    with on_device(x):
-        # Contraction would round differently from one compiler, or one kernel, to the next.
-        forward_kernel[(programs_of(count, plane, sizes),)](
-            *arrays, *out, *layout_of(x, plane), classes, rows.softcap, **sizes, enable_fp_fusion=False
+@triton.jit
+def loss_and_gradient_kernel(
+    logits,
+    starts,
+    labels,
+    keep,
+    g_nll,
+    share,
+    divisor,
+    nll,
+    total,
+    shift,
+    d_logits,
+    plane,
+    plane_stride,
+    row_stride,
+    class_stride,
+    d_plane_stride,
+    d_row_stride,
+    d_class_stride,
+    classes,
+    BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """The gradient of g_nll nll; without g_nll that of share nll / divisor, which nll is then.
+
+    A row is walked twice by its own program, the second time out of the cache, and may be written over.
+    """
+    row, kept, start_of_row = rows_of(tl.program_id(0), starts, plane, plane_stride, row_stride, ROWS)
+    d_start = rows_of(tl.program_id(0), None, plane, d_plane_stride, d_row_stride, ROWS)[2]
+    is_row = kept
+    row_logits = logits + start_of_row
+    if keep is not None:
+        kept = kept & (tl.load(keep + row, mask=is_row, other=0) != 0)
+    end = tl.where(kept, classes, 0)
+    m = (row * 0).to(tl.float32) - LARGEST
+    s = (row * 0).to(tl.float64)
+    for start in range(0, greatest(end, plane), BLOCK):
+        c = classes_from(start, plane, BLOCK)
+        x, _ = block_of(row_logits, c, class_stride, c < end, None)
+        higher = raised(m, x)
+        s = s * tl.exp(m - higher).to(tl.float64) + tl.sum(tl.exp(x - higher), axis=0).to(tl.float64)
+        m = higher
+    counted = tl.where(s == 0.0, 1.0, s)
+    y = tl.load(labels + row, mask=is_row, other=0).to(tl.int64)
+    value = cost_of(row_logits, y, m, tl.log(counted), class_stride, classes, kept, None)
+    if g_nll is not None:
+        g = tl.load(g_nll + row, mask=is_row, other=0.0).to(tl.float64)
+    else:
+        g = (row * 0).to(tl.float64) + share
+        if divisor is not None:
+            # Of nothing kept the loss is 0.
+            g = g / tl.maximum(tl.load(divisor), 1).to(tl.float64)
+        value = value * g
+    tl.store(nll + row, value.to(tl.float32), mask=is_row)
+    if total is not None:
+        tl.store(total + row, tl.where(kept, s, 1.0).to(tl.float32), mask=is_row)
+        tl.store(shift + row, tl.where(kept, m, 0.0), mask=is_row)
+    g = tl.where((y >= 0) & (y < classes), g, float("nan")).to(tl.float32)
+    scale = g / counted.to(tl.float32)
+    last = tl.where(is_row, classes, 0)
+    for start in range(0, classes, BLOCK):
+        c = classes_from(start, plane, BLOCK)
+        x, _ = block_of(row_logits, c, class_stride, c < end, None)
+        d = tl.exp(x - m) * scale
+        d = tl.where(c < end, tl.where(c == y, d - g, d), 0.0).to(d_logits.dtype.element_ty)
+        tl.store(d_logits + d_start + c.to(tl.int64) * d_class_stride, d, mask=c < last)
+
+
+@triton.jit
+def scale_kernel(
+    d_logits,
+    keep,
+    factor,
+    plane,
+    d_plane_stride,
+    d_row_stride,
+    d_class_stride,
+    classes,
+    BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """The gradient times the factor in its place; nothing, where that is 1."""
+    by = tl.load(factor).to(tl.float32)
+    if by != 1.0:
+        _, _, d_start, c, _, _, read = block_of_rows(
+            None, keep, plane, d_plane_stride, d_row_stride, d_plane_stride, d_row_stride, classes, BLOCK, ROWS
         )
-    return out
-
-
-def backward(
-    rows: Rows, out: Forward, g: Any, *, targets_too: bool, xp: Namespace, d_logits: Array | None = None
-) -> tuple[Array, Array | None]:
-    if targets_too and g[1] is not None:
-        return UNSHIFTED.backward(rows, out, g, targets_too=True, xp=xp, d_logits=d_logits)
-    g_nll, g_dot, g_lse = g
-    x: Any = rows.logits
-    count, classes = math.prod(x.shape[:-1]), x.shape[-1]
-    plane = plane_of(x) if d_logits is None else None
-    d: Any = gradient_like(x, plane) if d_logits is None else d_logits
-    if not count:
-        return d.reshape(x.shape), None
-    targets: Any = contiguous(rows.targets) if g_dot is not None else None
-    arrays = (contiguous(rows.labels), targets, None if targets is None else targets.sum(), contiguous(rows.keep))
-    per_row = [contiguous(part) for part in (out.total, out.shift, g_nll, g_dot, g_lse)]
-    sizes = sizes_of(classes, plane)
-    with on_device(x):
-        backward_kernel[(programs_of(count, plane, sizes) * triton.cdiv(classes, sizes["BLOCK"]),)](
-            *places_of(x, plane),
-            *arrays,
-            *per_row,
-            d,
-            *layout_of(x, plane),
-            *layout_of(d, plane)[1:],
-            classes,
-            rows.softcap,
-            **sizes,
-            enable_fp_fusion=False,
-        )
-    return d.reshape(x.shape), None
-
-
-def plane_of(x: Any) -> int | None:
-    """How many rows lie side by side, with their classes apart, as those of images; None: too few, or none."""
-    plane = xp.plane_of(x)
-    return None if plane is None or plane < LEAST_PLANE else plane
-
-
-def gradient_like(x: Any, plane: int | None) -> Any:
-    """In planes where the logits are: what made these would make a copy of any other."""
-    count, classes = math.prod(x.shape[:-1]), x.shape[-1]
-    if plane is None:
-        return torch.empty((count, classes), dtype=x.dtype, device=x.device)
-    made: Any = torch.empty((count // plane, classes, plane), dtype=x.dtype, device=x.device)
-    return made.permute(0, 2, 1).reshape(x.shape)
-
-
-def places_of(x: Any, plane: int | None = None) -> tuple[Any, Any]:
-    """The logits, and where each row begins; None: at equal distances, or in planes that do."""
-    x = x.detach()
-    if plane is not None or xp.flattens(x):
-        return x, None
-    starts: Any = torch.zeros((), dtype=torch.int64, device=x.device)
-    for length, stride in zip(x.shape[:-1], x.stride()[:-1], strict=True):
-        starts = starts.unsqueeze(-1) + stride * torch.arange(length, device=x.device)
-    return x, starts.reshape(-1)
-
-
-def layout_of(x: Any, plane: int | None) -> tuple[int | None, int | None, int, int]:
-    """Rows of a plane; and between planes, between rows, and between classes how far it is."""
-    if plane is None:
-        return None, None, *strides_of(x)
-    return plane, x.reshape(-1, plane, x.shape[-1]).stride(0), 1, x.stride(-1)
-
-
-def strides_of(x: Any) -> tuple[int, int]:
-    """Between rows that lie at equal distances, and between classes."""
-    # That of a single row as well: Triton chooses the order of a sum by it.
-    strides = [stride for length, stride in zip(x.shape[:-1], x.stride()[:-1], strict=True) if length != 1]
-    return (strides or [0, *x.stride()[:-1]])[-1], x.stride(-1)
-
-
-def contiguous(x: Any) -> Any:
-    return None if x is None else x.detach().contiguous()
-
-
-def programs_of(count: int, plane: int | None, sizes: dict[str, int]) -> int:
-    return count if plane is None else count // plane * triton.cdiv(plane, sizes["ROWS"])
-
-
-def sizes_of(classes: int, plane: int | None = None) -> dict[str, int]:
-    if plane is not None:
-        rows = min(MOST_ROWS, triton.next_power_of_2(plane))
-        block = min(MOST // rows, triton.next_power_of_2(classes))
-        return {"BLOCK": block, "ROWS": rows, "num_warps": max(1, min(8, rows * block // PER_WARP))}
-    block = min(MOST, triton.next_power_of_2(classes))
-    return {"BLOCK": block, "ROWS": 1, "num_warps": max(1, min(8, block // PER_WARP))}
-
-
-def on_device(x: Any) -> Any:
-    """Triton launches on the current device."""
-    is_current = not x.is_cuda or x.device.index == torch.cuda.current_device()
-    return contextlib.nullcontext() if is_current else torch.cuda.device(x.device)
-
-
-LANE = Lane("triton", SOFTMAX, forward, backward)
+        places = d_logits + d_start + c.to(tl.int64) * d_class_stride
+        d = tl.load(places, mask=read, other=0.0).to(tl.float32) * by
+        tl.store(places, d.to(d_logits.dtype.element_ty), mask=read)

@@ -25,21 +25,8 @@ from .._engine.lanes import Lane
 from .._math import exact, reproducible
 from .._math.reproducible import SOFTMAX, Forward
 from .._math.rows import RowFunction, Rows
-from .kernels import (
-    block_of_rows,
-    classes_from,
-    contiguous,
-    gradient_like,
-    greatest,
-    layout_of,
-    on_device,
-    places_of,
-    plane_of,
-    programs_of,
-    rows_of,
-    sizes_of,
-    start_of,
-)
+from .kernels import block_of_rows, classes_from, greatest, rows_of, start_of
+from .launches import contiguous, gradient_like, layout_of, on_device, places_of, plane_of, programs_of, sizes_of
 
 LOG2E, FRACTION = tl.constexpr(exact.LOG2E), tl.constexpr(exact.FRACTION)
 B_1, C_1, B_2, C_2 = (tl.constexpr(x) for x in (exact.B_1, exact.C_1, exact.B_2, exact.C_2))

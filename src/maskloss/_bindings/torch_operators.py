@@ -41,12 +41,12 @@ operators: Any = torch.ops
 
 def kernels() -> Any:
     try:
-        from . import kernels
+        from . import launches
     except ImportError as error:
         raise ImportError(
             "implementation is 'triton'; the package triton is not installed: pip install triton"
         ) from error
-    return kernels
+    return launches
 
 
 def lane_of_kernels(function: RowFunction) -> Lane:
