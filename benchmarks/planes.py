@@ -1,18 +1,21 @@
 """python -m benchmarks.planes: classes that do not lie side by side, as those of images, beside the libraries' losses.
 
-Writes docs/_generated/planes.json. A process for each library; the calls of a row in turn.
+Writes docs/_generated/planes.json; with --gpu, of PyTorch on a GPU, planes_gpu.json. A process for each library; the
+calls of a row in turn.
 """
 
 import functools
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 
+from .gpu import NOT_RUN, device_name
 from .harness import ROOT, Result
 from .tables import figure, provenance, spread, table
-from .timing import interleaved, middle, ratios
+from .timing import interleaved, middle, ratios, sample
 
 # (N, C, ...): those of segmentation, of sequences, and two that nothing was tuned to.
 SHAPES = (
@@ -23,6 +26,8 @@ IGNORED, SHARE = 255, 0.1
 PEERS = {"torch": "F.cross_entropy", "numpy": "SciPy", "jax": "Optax"}
 TITLES = {"torch": "PyTorch", "numpy": "NumPy", "jax": "JAX, jit"}
 LIMIT, FEWEST = 2.0, 5
+# On a GPU: where the host is not what takes the time; and what is compiled beside it.
+LARGE, COMPILED = (16, 21, 512, 512), ((8, 19, 256, 256), (2, 150, 256, 256), (16, 21, 512, 512))
 
 
 def arrays(shape, ignores):
@@ -33,17 +38,19 @@ def arrays(shape, ignores):
     return rng.standard_normal(shape, dtype=np.float32) * 3, labels, {"ignore_index": IGNORED} if ignores else {}
 
 
-def with_torch(logits, labels, options):
+def with_torch(logits, labels, options, device="cpu", dtype="float32"):
     import torch
 
     import maskloss as ml
 
-    x, y = torch.from_numpy(logits), torch.from_numpy(labels)
+    x, y = torch.from_numpy(logits).to(device, getattr(torch, dtype)), torch.from_numpy(labels).to(device)
     leaf = x.clone().requires_grad_()
     functions = {
         "ours": lambda a: ml.cross_entropy(a, y, axis=1, **options),
         "theirs": lambda a: torch.nn.functional.cross_entropy(a, y, **options),
     }
+    if device == "cuda":
+        functions["compiled"] = torch.compile(functions["theirs"], dynamic=False)
     yield "forward", {name: functools.partial(function, x) for name, function in functions.items()}
     yield (
         "with gradient",
@@ -94,12 +101,56 @@ def measured(group):
     for shape in SHAPES:
         for ignores in (False, True):
             for direction, calls in WAYS[group](*arrays(shape, ignores)):
-                values = [call() for call in calls.values() for _ in range(2)]
-                if direction == "forward":
-                    np.testing.assert_allclose(*(float(x) for x in values[::2]), rtol=1e-4)
-                seconds = interleaved(calls, limit=LIMIT, fewest=FEWEST)
-                rows.append({"group": group, "shape": shape, "ignores": ignores, "direction": direction} | seconds)
+                about = {"group": group, "shape": shape, "ignores": ignores, "direction": direction}
+                rows.append(about | timed(direction, calls, LIMIT))
     return rows
+
+
+def timed(direction, calls, limit, take=sample):
+    values = [call() for call in calls.values() for _ in range(2)]
+    if direction == "forward":
+        for value in values[2::2]:
+            np.testing.assert_allclose(float(values[0]), float(value), rtol=1e-4)
+    return interleaved(calls, limit=limit, fewest=FEWEST, take=take)
+
+
+def on_gpu():
+    import torch
+
+    def take(call, repeats):
+        """Of as many calls, from the first one's start to the device's end of the last."""
+        torch.cuda.synchronize()
+        seconds = sample(call, repeats - 1) * (repeats - 1) if repeats > 1 else 0.0
+        return (seconds + sample(lambda: (call(), torch.cuda.synchronize()), 1)) / repeats
+
+    rows = []
+    for shape in (*SHAPES, LARGE):
+        for dtype in ("bfloat16", "float32"):
+            for ignores in (False, True):
+                for direction, calls in with_torch(*arrays(shape, ignores), device="cuda", dtype=dtype):
+                    if ignores or shape not in COMPILED:
+                        del calls["compiled"]
+                    about = {"shape": shape, "dtype": dtype, "ignores": ignores, "direction": direction}
+                    rows.append(about | timed(direction, calls, LIMIT / 20, take))
+                    print(json.dumps({**about, **{n: middle(rows[-1][n])[0] for n in calls}}), flush=True)
+    return rows
+
+
+def page_of_gpu(result):
+    if result is None:
+        return NOT_RUN
+    lines = {}
+    for row in result["rows"]:
+        kept = "10 % ignored" if row["ignores"] else "all kept"
+        line = lines.setdefault((" × ".join(map(str, row["shape"])), row["dtype"], kept), [])
+        line += [spread(ratios(row[name], row["ours"])) if name in row else "" for name in ("theirs", "compiled")]
+        line.append(figure(1e3 * middle(row["ours"])[0]))
+    header = ["", "dtype", ""]
+    for direction in ("forward", "with gradient"):
+        header += [f"{direction}: F.cross_entropy's time / ours", "torch.compile of it / ours", "ours, ms"]
+    found = ", ".join(f"{name} {v}" for name, v in result["versions"].items() if v != "not installed")
+    text = table(header, [[*key, *line] for key, line in lines.items()])
+    return f"{text}\n`axis=1`; medians and quartiles of interleaved rounds. Measured on {result['date']}: {result['device']}; {found}.\n"
 
 
 def page(result):
@@ -120,6 +171,13 @@ def page(result):
 
 
 def main():
+    if sys.argv[1:2] == ["--gpu"]:
+        folder = Path(sys.argv[2]) if len(sys.argv) > 2 else ROOT / "docs/_generated"
+        result = Result(folder / "planes_gpu.json", "gpu", ("torch",), device=device_name("cuda"), rows=[])
+        result.add("rows", on_gpu())
+        result.finish(strict=False)
+        print(page_of_gpu(result.found))
+        return
     if len(sys.argv) > 1:
         print(json.dumps(measured(sys.argv[1])))
         return
