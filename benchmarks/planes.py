@@ -150,7 +150,8 @@ def page_of_gpu(result):
         header += [f"{direction}: F.cross_entropy's time / ours", "torch.compile of it / ours", "ours, ms"]
     found = ", ".join(f"{name} {v}" for name, v in result["versions"].items() if v != "not installed")
     text = table(header, [[*key, *line] for key, line in lines.items()])
-    return f"{text}\n`axis=1`; medians and quartiles of interleaved rounds. Measured on {result['date']}: {result['device']}; {found}.\n"
+    about = f"{result['date']}: {result['device']}; {found}"
+    return f"{text}\n`axis=1`; medians and quartiles of interleaved rounds. Measured on {about}.\n"
 
 
 def page(result):
