@@ -269,6 +269,7 @@ def test_the_commonest_call(backend, torch, by_default, reduction, kept, axis):
         x = logits.clone().requires_grad_()
         options = {"mask": mask, "reduction": reduction, "axis": axis}
         loss = ml.cross_entropy(x, labels, implementation=implementation, **options)
+        assert loss.item() == ml.cross_entropy(x.detach(), labels, implementation=implementation, **options).item()
         assert loss.grad_fn is None or (loss.grad_fn.name() == "_LossBackward") is (implementation is None)
         (gradient,) = torch.autograd.grad(loss, x, create_graph=True)
         (plain,) = torch.autograd.grad(3 * loss, x, retain_graph=True)
@@ -347,7 +348,7 @@ def small_planes(torch, monkeypatch):
     """Programs of four rows and two classes: several in a plane, the last of them beyond its end."""
     monkeypatch.setattr(importlib.import_module("maskloss._bindings.launches"), "LEAST_PLANE", 2)
     monkeypatch.setattr(importlib.import_module("maskloss._bindings.launches"), "MOST_ROWS", 4)
-    monkeypatch.setattr(importlib.import_module("maskloss._bindings.launches"), "MOST", 8)
+    monkeypatch.setattr(importlib.import_module("maskloss._bindings.launches"), "FEW", 2)
 
 
 @pytest.mark.parametrize("options", OPTIONS)

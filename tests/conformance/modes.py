@@ -293,7 +293,7 @@ def in_narrow_kernels(case, arrays, observe=in_kernels):
     narrow = next(size for most, size in ((32, 2), (4096, 64), (classes, 4096)) if classes <= most)
     with pytest.MonkeyPatch.context() as patch:
         of_kernels = importlib.import_module("maskloss._bindings.launches")
-        for name in ("MOST", "MOST_AT_ONCE", "MOST_ROWS", "LEAST_PLANE"):
+        for name in ("MOST", "MOST_ROWS", "FEW", "LEAST_PLANE"):
             patch.setattr(of_kernels, name, narrow)
         return observe(case, arrays)
 

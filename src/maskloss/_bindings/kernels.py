@@ -136,12 +136,21 @@ def cost_of(row_logits, y, m, log_sum, class_stride, classes, kept, softcap):
 
 
 @triton.jit
+def share_of(row, share, divisor):
+    """share / divisor; of nothing kept, whose loss is 0, share."""
+    g = (row * 0).to(tl.float64) + share
+    return g if divisor is None else g / tl.maximum(tl.load(divisor), 1).to(tl.float64)
+
+
+@triton.jit
 def forward_kernel(
     logits,
     starts,
     labels,
     targets,
     keep,
+    share,
+    divisor,
     nll,
     dot,
     lse,
@@ -185,6 +194,8 @@ def forward_kernel(
     if nll is not None:
         y = tl.load(labels + row, mask=is_row, other=0).to(tl.int64)
         value = cost_of(row_logits, y, m, log_sum, class_stride, classes, kept, softcap)
+        if share is not None:
+            value = value * share_of(row, share, divisor)
         tl.store(nll + row, value.to(tl.float32), mask=is_row)
     if dot is not None:
         tl.store(dot + row, tl.where(kept, T * log_sum - a, 0.0).to(tl.float32), mask=is_row)
@@ -298,10 +309,7 @@ def loss_and_gradient_kernel(
     if g_nll is not None:
         g = tl.load(g_nll + row, mask=is_row, other=0.0).to(tl.float64)
     else:
-        g = (row * 0).to(tl.float64) + share
-        if divisor is not None:
-            # Of nothing kept the loss is 0.
-            g = g / tl.maximum(tl.load(divisor), 1).to(tl.float64)
+        g = share_of(row, share, divisor)
         value = value * g
     tl.store(nll + row, value.to(tl.float32), mask=is_row)
     if total is not None:

@@ -34,7 +34,7 @@ def loss_by_kernels(logits: Any, labels: Any, mask: Any, reduction: str, axis: i
     divisor = None if mask is None or reduction in ("sum", "mean_over_all") else mask.sum()
     if logits.requires_grad and torch.is_grad_enabled():
         return applied(_Loss, logits, labels, mask, share, divisor, axis)
-    return reduced(kernels().forward(rows_of(logits, labels, mask, axis), xp).nll, share, divisor)
+    return kernels().forward(rows_of(logits, labels, mask, axis), xp, share, divisor).nll.sum()
 
 
 def is_covered(logits: Any, labels: Any, mask: Any, axis: int) -> bool:
@@ -52,12 +52,6 @@ def rows_of(logits: Tensor, labels: Tensor, mask: Tensor | None, axis: int) -> R
     return Rows(logits, labels, None, mask, None, None, None, torch.float32, False)
 
 
-def reduced(nll: Tensor, share: float, divisor: Tensor | None) -> Tensor:
-    """share sum(nll) / divisor; nothing kept is a sum of 0, whose mean is 0."""
-    loss = nll.sum() if share == 1 else nll.sum().mul_(share)
-    return loss if divisor is None else loss.div_(divisor.clamp(min=1))
-
-
 class _Loss(torch.autograd.Function):
     """A label that is no class makes NaN of the kernels' numbers."""
 
@@ -70,7 +64,7 @@ class _Loss(torch.autograd.Function):
         ctx.save_for_backward(logits, labels, mask)
         # The gradient of a mean over many rows is below what float16 holds, until the scale of the loss multiplies it.
         if logits.dtype is torch.float16:
-            return reduced(kernels().forward(rows, xp).nll, share, divisor)
+            return kernels().forward(rows, xp, share, divisor).nll.sum()
         out, ctx.made = kernels().at_once(rows, None, share, divisor)
         return out.nll.sum()
 
