@@ -143,7 +143,9 @@ def page_of_gpu(result):
     for row in result["rows"]:
         kept = "10 % ignored" if row["ignores"] else "all kept"
         line = lines.setdefault((" × ".join(map(str, row["shape"])), row["dtype"], kept), [])
-        line += [spread(ratios(row[name], row["ours"])) if name in row else "" for name in ("theirs", "compiled")]
+        for name in ("theirs", "compiled"):
+            three = ratios(row[name], row["ours"]) if name in row else None
+            line.append(figure(three[0]) if three and len(row["ours"]) == 1 else spread(three))
         line.append(figure(1e3 * middle(row["ours"])[0]))
     header = ["", "dtype", ""]
     for direction in ("forward", "with gradient"):
@@ -151,6 +153,7 @@ def page_of_gpu(result):
     found = ", ".join(f"{name} {v}" for name, v in result["versions"].items() if v != "not installed")
     text = table(header, [[*key, *line] for key, line in lines.items()])
     about = f"{result['date']}: {result['device']}; {found}"
+    text += f"\n{result['note']}\n" if "note" in result else ""
     return f"{text}\n`axis=1`; medians and quartiles of interleaved rounds. Measured on {about}.\n"
 
 

@@ -63,12 +63,10 @@ def tables_stale(folder):
 
 
 def gpu_page(folder):
-    """What benchmarks/gpu.py measured, or that it has not been run."""
-    source = folder / "gpu.json"
-    found, sizes = (
-        json.loads(path.read_text()) if path.exists() else None for path in (source, folder / "gpu_sizes.json")
-    )
-    return {"gpu.md": gpu.page(found, sizes)}
+    """What benchmarks/gpu.py, and planes.py on a GPU, measured, or that they have not been run."""
+    paths = (folder / f"{name}.json" for name in ("gpu", "gpu_sizes", "planes_gpu"))
+    found, sizes, in_planes = (json.loads(path.read_text()) if path.exists() else None for path in paths)
+    return {"gpu.md": gpu.page(found, sizes), "planes_gpu.md": planes.page_of_gpu(in_planes)}
 
 
 def stale(folder):
@@ -89,7 +87,8 @@ def write(folder):
     for name, page in pages(result).items():
         (folder / name).write_text(page)
     plots.save(plots.PICTURES, result, folder, mark_of(text))
-    (folder / "gpu.md").write_text(gpu_page(folder)["gpu.md"])
+    for name, text in gpu_page(folder).items():
+        (folder / name).write_text(text)
     if (folder / "linear.json").exists():
         text = (folder / "linear.json").read_text()
         result = json.loads(text)

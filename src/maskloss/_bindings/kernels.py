@@ -127,6 +127,12 @@ def raised(m, x):
 
 
 @triton.jit
+def total_with(x, s, m, higher):
+    """s, which is away from m, with the terms of x, away from the higher shift."""
+    return s * tl.exp(m - higher).to(tl.float64) + tl.sum(tl.exp(x - higher), axis=0).to(tl.float64)
+
+
+@triton.jit
 def cost_of(row_logits, y, m, log_sum, class_stride, classes, kept, softcap):
     """log s - (x_y - m)"""
     is_class = (y >= 0) & (y < classes)
@@ -182,7 +188,7 @@ def forward_kernel(
         c = classes_from(start, plane, BLOCK)
         x, _ = block_of(row_logits, c, class_stride, c < end, softcap)
         higher = raised(m, x)
-        s = s * tl.exp(m - higher).to(tl.float64) + tl.sum(tl.exp(x - higher), axis=0).to(tl.float64)
+        s = total_with(x, s, m, higher)
         if targets is not None:
             t = tl.load(targets + c, mask=c < classes, other=0.0)
             # A cost that is infinite but weighs nothing is 0; so is T (m - m') before the first block.
@@ -301,7 +307,7 @@ def loss_and_gradient_kernel(
         c = classes_from(start, plane, BLOCK)
         x, _ = block_of(row_logits, c, class_stride, c < end, None)
         higher = raised(m, x)
-        s = s * tl.exp(m - higher).to(tl.float64) + tl.sum(tl.exp(x - higher), axis=0).to(tl.float64)
+        s = total_with(x, s, m, higher)
         m = higher
     counted = tl.where(s == 0.0, 1.0, s)
     y = tl.load(labels + row, mask=is_row, other=0).to(tl.int64)
