@@ -6,8 +6,9 @@ from typing import NamedTuple
 import numpy as np
 
 BERT, LLAMA, SMALL, NARROW = (2048, 30522), (512, 128256), (256, 1000), (8192, 32)
-SHOWN = (BERT, LLAMA, SMALL, NARROW)
+SHOWN, LARGE = (BERT, LLAMA, SMALL, NARROW), (4096, 50304)
 OTHERS = ((1024, 50257), (256, 256000), (333, 9973))
+UNTUNED = ((100, 5), (31, 7777), (1, 1000000))  # chosen before they were measured, and nothing was tuned to them
 DIRECTIONS = FORWARD, BOTH = ("forward", "forward + backward")
 DTYPES = ("float32", "bfloat16", "float64")
 FRACTIONS = (100, 70, 50, 15, 2, 0)
@@ -28,6 +29,7 @@ class Case(NamedTuple):
     upstream: float = 1.0
     features: int | None = None  # of a projection, whose loss it then is
     cold: bool = False  # the cache is emptied before each call
+    read: bool = True  # the gradient, once it is made: what is 0 in it may be memory that comes as it is read
 
 
 class Arrays(NamedTuple):
@@ -49,7 +51,7 @@ def name_of(case):
     parts = ["x".join(sizes_of(case)), case.dtype, kept]
     parts += [case.layout] * (case.layout != "scattered") + [case.logits] * (case.logits != "normal")
     parts += ["none"] * (case.reduction != "mean") + [f"upstream {case.upstream:g}"] * (case.upstream != 1)
-    return ", ".join(parts + ["cold cache"] * case.cold)
+    return ", ".join(parts + ["cold cache"] * case.cold + ["gradient not read"] * (not case.read))
 
 
 def mask_of(case, rng):
@@ -119,8 +121,10 @@ def others(group):
     cases += [Case(*shape) for shape in OTHERS[slow:]] + [small._replace(kept=k) for k in (100, 0)]
     cases += [small._replace(dtype=d) for d in DTYPES[1:]]
     cases += [bert._replace(dtype="bfloat16"), bert._replace(kept=15, layout="prefix")]
-    cases += [small._replace(kept=15, reduction="none")]
+    cases += [small._replace(kept=15, reduction="none"), bert._replace(kept=15, read=False)]
+    cases += [Case(*shape) for shape in UNTUNED]
     if not slow:
+        cases += [bert._replace(kept=2, read=False), Case(*LARGE, "bfloat16")]
         cases += [Case(*OTHERS[0], kept=15), bert._replace(dtype="bfloat16", kept=15), Case(*LLAMA, "bfloat16")]
         cases += [bert._replace(dtype="float64"), bert._replace(kept=15, reduction="none")]
         cases += [bert._replace(kept=15, layout="padded"), bert._replace(logits="peaked")]

@@ -66,13 +66,26 @@ def builders(library, named, case, x, options):
     for provider in library.providers:
         directions = [d for d in options["directions"] if provider.where.applies(named, d)]
         if directions and (options["compile"] or "torch.compile" not in provider.name):
-            built[provider] = partial(calls_of, library.builders[provider.name], case, x, directions)
+            built[provider] = partial(calls_of, library, provider.name, case, x, directions)
     return built
 
 
-def calls_of(build, case, x, directions):
-    pairs = zip(DIRECTIONS, build(case, x), strict=True)
-    return {direction: call for direction, call in pairs if call and direction in directions}
+def calls_of(library, name, case, x, directions):
+    pairs = zip(DIRECTIONS, library.builders[name](case, x), strict=True)
+    calls = {direction: call for direction, call in pairs if call and direction in directions}
+    if BOTH in calls and case.read:
+        calls[BOTH] = with_reading(library, calls[BOTH])
+    return calls
+
+
+def with_reading(library, call):
+    def called():
+        result = call()
+        for gradient in result[1:]:
+            library.read(gradient)
+        return result
+
+    return called
 
 
 def case_rows(library, named, options):

@@ -66,6 +66,9 @@ class Library:
         warm()
         return peak_beyond(call)
 
+    def read(self, gradient):
+        """All of it, where some may be memory that nobody has touched."""
+
     def beside_times(self, call):
         """The same in the process that takes times, where the library itself counts."""
 

@@ -5,7 +5,7 @@ import os
 
 import torch
 
-from .library import COMPARED
+from .library import COMPARED, Library
 from .on_torch import Torch, compiled, eager, maskloss, native, native_kept_rows, runs
 from .timing import fastest, sample
 
@@ -60,6 +60,7 @@ ON_DEVICE = {
 
 class TorchOnDevice(Torch):
     builders = ON_DEVICE
+    read = Library.read
 
     def start(self, device):
         if device == "cpu":

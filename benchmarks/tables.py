@@ -158,6 +158,8 @@ def variants(result):
         "Kept fraction": [c._replace(kept=kept) for c in (bert, small) for kept in (None, *cases.FRACTIONS)],
         "Dtypes": [Case(*shape, dtype, kept) for dtype in cases.DTYPES for shape in SHOWN for kept in (None, 15)],
         "Other shapes": [Case(*shape, kept=kept) for shape in cases.OTHERS for kept in (None, 15)],
+        "Shapes that nothing was tuned to": [*(Case(*s) for s in cases.UNTUNED), Case(*cases.LARGE, "bfloat16")],
+        "A gradient that is made, and not read": [bert._replace(kept=kept, read=False) for kept in (15, 2)],
         "Layouts of the mask": [bert._replace(kept=15, layout=layout) for layout in ("scattered", "prefix", "padded")],
         "Peaked logits": [bert, bert._replace(logits="peaked")],
         'reduction="none", with random upstream gradients': [

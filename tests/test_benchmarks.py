@@ -196,17 +196,34 @@ def test_the_numpy_providers_agree_and_a_wrong_mask_is_told():
     library, case = library_of("page", "numpy"), Case(48, 7, kept=50, layout="padded")
     given = cases.arrays_of(case)
     x = library.arrays(case, given, "cpu")
-    ours = library.builders["maskloss"]
 
     def failures(other):
         built = {
-            providers.Provider(name): lambda y=y: child.calls_of(ours, case, y, cases.DIRECTIONS)
+            providers.Provider(name): lambda y=y: child.calls_of(library, "maskloss", case, y, cases.DIRECTIONS)
             for name, y in (("ours", x), ("other", other))
         }
         return list(child.agreeing(library, case, given, built)[1])
 
     assert failures(x) == []
     assert failures(x._replace(mask=~x.mask)) == ["other"]
+
+
+def test_a_gradient_is_read_within_its_time():
+    """Unless the case says that it is not; and of a loss alone there is none."""
+
+    class Told(Library):
+        builders = {"maskloss": lambda case, x: (lambda: 1.0, lambda: (1.0, "a gradient"))}  # noqa: RUF012
+        told = 0
+
+        def read(self, gradient):
+            assert gradient == "a gradient"
+            self.told += 1
+
+    library = Told()
+    for read, told in ((True, 1), (False, 1)):
+        calls = child.calls_of(library, "maskloss", Case(2, 3, read=read), None, cases.DIRECTIONS)
+        assert (calls[cases.FORWARD](), calls[cases.BOTH]()) == (1.0, (1.0, "a gradient"))
+        assert library.told == told
 
 
 def test_a_wrong_gradient_of_a_projection_is_told():
