@@ -55,7 +55,7 @@ BACKENDS = {
         Backend("strict", "array_api_strict", STRICT, "value_and_grad"),
         Backend("strict-limited", "array_api_strict", {"eager": SINGLE}, "value_and_grad", limited=True),
         Backend("strict-device", "array_api_strict", {"eager": SINGLE}, "value_and_grad", ("eager",), device="device1"),
-        Backend("torch", "torch", TORCH | COMPILED, "autograd", ("compile",), device="cpu"),
+        Backend("torch", "torch", TORCH | COMPILED, "autograd", tuple(COMPILED), device="cpu"),
         Backend("torch-processes", "torch", SHARDS, "autograd", PROCESSES_FEW, device="cpu"),
         Backend("torch-meta", "torch", {"eager": SINGLE}, "autograd", device="meta", shapes_only=True),
         Backend(
