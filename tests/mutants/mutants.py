@@ -534,6 +534,22 @@ MUTANTS = [
         "torch",
     ),
     Mutant(
+        "a number of the call in the program",
+        "        elif kind in (int, float) and name in NUMBERS and x not in (0, 1):  # by which it branches\n",
+        "        elif False:\n",
+        "outside of jit JAX compiles anew for each z_loss",
+        ("tests/test_jax_calls.py::test_one_program_for_all_numbers[jax]",),
+        "jax",
+    ),
+    Mutant(
+        "values that are not looked at",
+        "    if validate is False or not integers:\n",
+        "    if True:\n",
+        "outside of jit JAX answers NaN where a label is no class",
+        ("tests/test_jax_calls.py::test_values_are_looked_at_in_each_call[jax]",),
+        "jax",
+    ),
+    Mutant(
         "an upstream gradient taken for granted in JAX",
         "made[name] * gradients[2]",
         "made[name]",

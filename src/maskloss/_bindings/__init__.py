@@ -8,11 +8,10 @@ processes, or None; and value_and_grad, None where the library has no derivative
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from .._arguments import check_choice, choose_implementation, fail, floating_like
-from .._arrays import Array, Namespace
+from .._arrays import BINDINGS, Array, Namespace
 from .._call import Call
 from .._capabilities import LIBRARIES
 from .._engine import projection as chunked
@@ -42,7 +41,7 @@ def jax_binding() -> Any:
     return jax
 
 
-BINDINGS: dict[str, Callable[[], Any]] = {"torch": torch_binding, "jax": jax_binding}
+BINDINGS.update(torch=torch_binding, jax=jax_binding)
 
 
 def binding_of(xp: Namespace) -> Any:
