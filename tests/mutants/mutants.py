@@ -999,7 +999,7 @@ MUTANTS = [
         "lax.while_loop(lambda state: state[0], again",
         "lax.while_loop(lambda state: state[0] & False, again",
         "a row of 800 and more overflows the terms that float64 keeps",
-        ("tests/test_derivatives_jax.py::test_finite_differences_in_loops[jax-plain]",),
+        ("tests/test_derivatives_jax.py::test_finite_differences_of_other_sizes[jax-plain-loops]",),
         "jax",
     ),
     Mutant(

@@ -26,8 +26,7 @@ from .._engine import projection as chunked
 from .._engine.lanes import Lane
 from .._engine.projection import Projection
 from .._math.rows import Found, Rows, is_largest, sum_of
-from .jax_partition import Over, in_parts, layout_of_rows, names_over
-from .jax_sums import kept_first, varying_alike
+from .jax_partition import Over, in_parts, kept_first, layout_of_rows, names_over, varying_alike
 
 # Of the kernel's gradient: the product of a whole chunk would need as much memory again.
 TILE = 1 << 12
