@@ -534,6 +534,14 @@ MUTANTS = [
         "torch",
     ),
     Mutant(
+        "labels of another device's classes wrap",
+        "    places = jnp.where(y < 0, classes, y).reshape(count)",
+        "    places = y.reshape(count)",
+        "of classes in parts a gradient is subtracted at a class of each part",
+        ("tests/test_eight_devices.py::test_split[jax-classes-Auto]",),
+        "jax",
+    ),
+    Mutant(
         "a number of the call in the program",
         "        elif kind in (int, float) and name in NUMBERS and x not in (0, 1):  # by which it branches\n",
         "        elif False:\n",

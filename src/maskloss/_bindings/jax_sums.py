@@ -162,7 +162,7 @@ def scaled_of_part(dtype: Any, to: Any, over: Over, x: Any, keep: Any, y: Any, *
         return (p * g[..., None] + jnp.where(is_label(y, x, start), g_y[..., None], 0.0)).astype(to)
 
     def plain() -> list[Any]:
-        if len(numbers) == 5 and x.dtype == jnp.float32 and not is_large(x):
+        if adds(x, numbers[4:]):
             return [at_labels(keep, y - start, *numbers)]
         return [kept(keep, term(x, y, *numbers))]
 
@@ -170,6 +170,11 @@ def scaled_of_part(dtype: Any, to: Any, over: Over, x: Any, keep: Any, y: Any, *
         return walked(dtype, x, keep, [y, *numbers], lambda *taken: [term(*taken)], [jnp.zeros(x.shape, to)])
 
     return skips(x, keep, plain, skipping)
+
+
+def adds(x: Any, terms: Any) -> bool:
+    """Whether a gradient is made by `at_labels`: of half precision XLA's CPU backend would convert all, and again."""
+    return bool(terms) and x.dtype == jnp.float32 and chooses(x) and not is_large(x)
 
 
 def at_labels(keep: Any, y: Any, scale: Any, shift: Any, g: Any, g_y: Any, terms: Any) -> Any:
@@ -214,7 +219,7 @@ def where_it_pays(function: Callable[..., Any], x: Any, keep: Any, *given: Any, 
 
     `classes`: of each result, whether it is an array like x, and not a number per row.
     """
-    has_more = may_skip(x, keep) if all(classes) else chooses(x)
+    has_more = may_skip(x, keep) or adds(x, given[5:]) if all(classes) else chooses(x)
     if not has_more and not any(spec_of(x)):
         return function({}, x, keep, *given)
     of_rows, of_classes = (layout_of_rows(x.ndim - 1, ndim, "c") for ndim in (x.ndim - 1, x.ndim))
