@@ -3,7 +3,8 @@
 A binding has WAYS, an implementation's functions by its name, None being the default's; of_logits and of_projection,
 which run a lane of one; carried, the loss of what that found, with the derivative of its `zero`; common_loss, an
 answer to the commonest call with little around it, or None; split_of, how the arrays of a call are split over
-processes, or None; and value_and_grad, None where the library has no derivatives.
+processes, or None; value_and_grad, None where the library has no derivatives; and called, JAX's, through which public
+functions run.
 """
 
 from __future__ import annotations
