@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import maskloss as ml
-from tests.backends import BACKENDS, asarray, settings, to_numpy
+from tests.backends import BACKENDS, asarray, named, settings, to_numpy
 from tests.derivatives import CALLS, DIFFERENTIABLE, arrays, call
 
 jax = pytest.importorskip("jax")
@@ -49,14 +49,19 @@ def test_finite_differences(run):
     check_grads(jax.jit(of_arrays), xs, order=1)
 
 
-def test_finite_differences_in_loops(run, monkeypatch):
-    """In loops over blocks of kept rows, and without a mask beside the terms that float64 keeps."""
+IN_LOOPS = {"BLOCK_BYTES": 40, "LEAST_SKIPPED": 0, "LEAST_UNSHIFTED": 0}
+BY_TERMS = {"LEAST_UNSHIFTED": 0, "LEAST_KEPT": 1}
+
+
+@pytest.mark.parametrize("sizes", [IN_LOOPS, BY_TERMS], ids=["loops", "terms"])
+def test_finite_differences_of_other_sizes(run, sizes, monkeypatch):
+    """In loops over blocks of kept rows, without a mask beside the terms that float64 keeps; and beside all terms."""
     from jax.test_util import check_grads
 
     if run[1] not in ("plain", "mask", "z_loss"):
         pytest.skip("each trace takes seconds, and the loops see no other option")
     rows = importlib.import_module("maskloss._bindings.jax_sums")
-    for name, value in {"BLOCK_BYTES": 40, "LEAST_SKIPPED": 0, "LEAST_UNSHIFTED": 0}.items():
+    for name, value in sizes.items():
         monkeypatch.setattr(rows, name, value)
     jax.clear_caches()  # what was traced with other sizes
     function, xs = at(run)
@@ -156,3 +161,27 @@ def test_scan_over_batches(backend):
     whole, expected = jax.value_and_grad(lambda x: ml.cross_entropy(x, labels, mask=mask))(logits)
     np.testing.assert_allclose(value, whole, rtol=1e-14)
     np.testing.assert_allclose(gradient, expected, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_gradient_of_the_terms_of_its_sums(backend, dtype, masked, monkeypatch):
+    """softmax - one-hot over 4 entries, of rows that no shift of 0 serves; 0 where not kept, and NaN where one is."""
+    named(backend, "jax")
+    monkeypatch.setattr(importlib.import_module("maskloss._bindings.jax_sums"), "LEAST_UNSHIFTED", 0)
+    x = np.random.default_rng(0).normal(size=(5, 300)) * 3 + np.asarray([0.0, 1e4, -1e4, 0.0, 0.0])[:, None]
+    x[0, 7], y, keep = -np.inf, np.asarray([299, 0, 5, 7, 1]), np.asarray([True, True, True, True, not masked])
+    with settings(backend):
+        x = jnp.asarray(x, dtype)
+        exact = np.asarray(x, "float64")
+        e = np.exp(exact - exact.max(-1, keepdims=True))
+        wanted = (e / e.sum(-1, keepdims=True) - np.eye(300)[y]) / keep.sum()
+        wanted[~keep] = 0.0
+        x = x.at[4].set(jnp.nan) if masked else x
+        jax.clear_caches()
+        mask = jnp.asarray(keep) if masked else None
+        found = jax.jit(jax.grad(lambda x: ml.cross_entropy(x, jnp.asarray(y), mask=mask)))(x)
+        jax.clear_caches()
+    assert found.dtype == x.dtype
+    rtol = {"float32": 1e-5, "float64": 1e-13, "bfloat16": 2**-8}[dtype]
+    np.testing.assert_allclose(np.asarray(found, "float64"), wanted, rtol=rtol, atol=rtol * 1e-3)

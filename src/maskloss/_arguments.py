@@ -77,8 +77,21 @@ def number_of(value: Any) -> Any:
     return value.item() if is_numpy_scalar(value) else value if isinstance(value, Real) else None
 
 
-def check_number(name: str, value: Any, dtype: Any = None, xp: Namespace | None = None) -> float:
+class Checked(NamedTuple):
+    """A number that has been checked, as what a compiler sees of it."""
+
+    number: Array
+
+
+def is_exactly(x: Any, number: float) -> bool:
+    """Of a number that was checked, and has no value where a compiler sees it."""
+    return type(x) is float and x == number
+
+
+def check_number(name: str, value: Any, dtype: Any = None, xp: Namespace | None = None) -> Any:
     """A number in its range that the dtype, if given, holds: another would become infinite there, or 0."""
+    if type(value) is Checked:
+        return value.number
     low, high, accepted = RANGES.get(name, (None, math.inf, "a finite real number"))
     if type(value) is not float:
         given = value if (held := number_of(value)) is None else held

@@ -110,7 +110,9 @@ def value_and_grad(
             given = loss_function, [*values], args, kwargs, has_aux
             result, *gradients = xp.called(_analytic_value_and_grad, given, {})
         else:
-            result, gradients = differentiated(of_values, variables, has_aux)
+            result, gradients = differentiated(
+                of_values, variables, has_aux, lambda: _named(loss_function, values, args, kwargs)
+            )
         return result, tuple(gradients) if isinstance(argnums, tuple) else gradients[0]
 
     return value_and_gradient
@@ -125,6 +127,33 @@ def _key(place: Place, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Place:
         accepted = f"the call has {len(args)} positional arguments; name a keyword one by a str"
         fail(ValueError, "argnums", place, accepted)
     return place % len(args)
+
+
+def _named(
+    function: Any, values: dict[Place, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, dict[str, Any], tuple[str, ...]] | None:
+    """A loss of this package, its arguments by their names, and those to differentiate with respect to."""
+    function, args, kwargs, held = _unpacked(function, args, kwargs)
+    if function not in DIFFERENTIABLE:
+        return None
+    plain: Any = function.__wrapped__
+    order = plain.__code__.co_varnames[: plain.__code__.co_argcount]
+    given = {**dict(zip(order, args, strict=False)), **kwargs}
+    if len(given) < len(args) + len(kwargs):
+        return None
+    names = {key if isinstance(key, str) else order[held + key]: x for key, x in values.items()}
+    return plain, {**given, **names}, tuple(names)
+
+
+def _unpacked(
+    function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, tuple[Any, ...], dict[str, Any], int]:
+    """The function of nested partials, its arguments, and how many positional ones they hold."""
+    held = 0
+    while isinstance(function, functools.partial):
+        args, kwargs, held = function.args + args, {**function.keywords, **kwargs}, held + len(function.args)
+        function = function.func
+    return function, args, kwargs, held
 
 
 def _bound(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -151,10 +180,7 @@ def _analytic_value_and_grad(
     loss_function: Any, keys: list[Place], args: Any, kwargs: Any, has_aux: bool
 ) -> tuple[Any, ...]:
     """For the libraries without automatic differentiation: the derivative of the two losses, and of them alone."""
-    function, held = loss_function, 0
-    while isinstance(function, functools.partial):
-        args, kwargs, held = function.args + args, {**function.keywords, **kwargs}, held + len(function.args)
-        function = function.func
+    function, args, kwargs, held = _unpacked(loss_function, args, kwargs)
     if function not in DIFFERENTIABLE:
         fail(TypeError, "loss_function", getattr(function, "__qualname__", repr(function)), NO_AUTODIFF)
     given = _bound(function, args, kwargs)

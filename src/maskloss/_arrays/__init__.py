@@ -13,6 +13,7 @@ from typing import Any, TypeVar, cast
 
 from array_api_compat import is_cupy_array, is_jax_array, is_numpy_array
 
+from .standard import BINDINGS as BINDINGS
 from .standard import Array as Array
 from .standard import Namespace as Namespace
 from .standard import called_while_traced as called_while_traced

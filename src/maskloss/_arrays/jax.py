@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ import jax.numpy as functions
 import numpy as np
 from jax.core import Tracer
 
-from .standard import MAGIC, MAGIC_BITS, Array, Namespace, is_static, of_bits, taken_from_copies
+from .standard import BINDINGS, MAGIC, MAGIC_BITS, Array, Namespace, is_static, of_bits, taken_from_copies
 
 # Of integers that are added side by side.
 FOLD = 4096
@@ -133,6 +134,9 @@ class Jax(Namespace):
 
     def with_derivative_of(self, formula: Array, value: Array) -> Array:
         return with_derivative_of(formula, value)
+
+    def called(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return BINDINGS[self.name]().called(function, args, kwargs)
 
 
 def from_bits(bits: Array) -> Array:

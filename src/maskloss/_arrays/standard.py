@@ -23,6 +23,9 @@ MAGIC, MAGIC_BITS = 1.5 * 2.0**52, 0x4338 << 48
 # Terms that a library may add one to the next, and numbers that copies of class weights may take to have no more.
 RUNNING, COPIES, COMPILED_COPIES = 1 << 7, 1 << 20, 1 << 10
 
+# What binds a library to the package, by its name: an upper floor's, and there from the package's import on.
+BINDINGS: dict[str, Callable[[], Any]] = {}
+
 
 def is_static(*lengths: Any) -> bool:
     """Whether these are numbers, which can be compared: jax.export and torch.export may have symbols in their place."""

@@ -3,16 +3,16 @@
 A binding has WAYS, an implementation's functions by its name, None being the default's; of_logits and of_projection,
 which run a lane of one; carried, the loss of what that found, with the derivative of its `zero`; common_loss, an
 answer to the commonest call with little around it, or None; split_of, how the arrays of a call are split over
-processes, or None; and value_and_grad, None where the library has no derivatives.
+processes, or None; value_and_grad, None where the library has no derivatives; and called, JAX's, through which public
+functions run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from .._arguments import check_choice, choose_implementation, fail, floating_like
-from .._arrays import Array, Namespace
+from .._arrays import BINDINGS, Array, Namespace
 from .._call import Call
 from .._capabilities import LIBRARIES
 from .._engine import projection as chunked
@@ -42,7 +42,7 @@ def jax_binding() -> Any:
     return jax
 
 
-BINDINGS: dict[str, Callable[[], Any]] = {"torch": torch_binding, "jax": jax_binding}
+BINDINGS.update(torch=torch_binding, jax=jax_binding)
 
 
 def binding_of(xp: Namespace) -> Any:

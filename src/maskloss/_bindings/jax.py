@@ -24,9 +24,10 @@ from .._math import parts
 from .._math.rows import Found, RowFunction, Rows
 from .._math.softmax import SOFTMAX, Forward
 from .._math.terms import Terms, reduced
-from . import jax_loop, jax_sums
+from . import jax_calls, jax_loop, jax_sums
 
 common_loss = split_of = None
+called = jax_calls.called
 
 
 def lane_of(function: RowFunction) -> Lane:
@@ -171,5 +172,9 @@ def carried(call: Call, parts: Terms, found: Found) -> Any:
     return with_zero(found.out, found.zero, [leaves[i] for i in places])
 
 
-def value_and_grad(of_values: Callable[..., Any], values: list[Any], has_aux: bool) -> tuple[Any, list[Any]]:
-    return jax.value_and_grad(of_values, has_aux=has_aux)(values)
+def value_and_grad(
+    of_values: Callable[..., Any], values: list[Any], has_aux: bool, named: Callable[[], Any]
+) -> tuple[Any, list[Any]]:
+    loss = named()
+    found = None if loss is None else jax_calls.value_and_grad(loss, has_aux)
+    return found or jax.value_and_grad(of_values, has_aux=has_aux)(values)

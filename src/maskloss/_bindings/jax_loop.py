@@ -26,8 +26,7 @@ from .._engine import projection as chunked
 from .._engine.lanes import Lane
 from .._engine.projection import Projection
 from .._math.rows import Found, Rows, is_largest, sum_of
-from .jax_partition import Over, in_parts, layout_of_rows, names_over
-from .jax_sums import kept_first, varying_alike
+from .jax_partition import Over, in_parts, kept_first, layout_of_rows, names_over, varying_alike
 
 # Of the kernel's gradient: the product of a whole chunk would need as much memory again.
 TILE = 1 << 12
@@ -82,7 +81,6 @@ only_evaluated = guard("only_evaluated", transposed="reverse derivative of its r
 
 class Static(NamedTuple):
     lane: Lane
-    softcap: float | None
     dtype: Any
     with_lse: bool  # among what is given, and not for the backward alone
     chunk_size: int | None
@@ -96,13 +94,15 @@ class Arrays(NamedTuple):
     class_mask: Any
     answers: Any
     known: Any
+    softcap: Any  # 0-d
 
 
 def of_projection(lane: Lane, projection: Projection, rows: Rows, answers: Any, known: Any) -> Found:
     """What the lane gives of each entry, but what its backward needs alone, and whether its arg-max is its answer."""
     hidden, kernel, bias, chunk_size = projection
-    static = Static(lane, rows.softcap, rows.dtype, rows.with_lse, chunk_size)
-    arrays = Arrays(rows.labels, rows.keep, rows.class_mask, answers, known)
+    static = Static(lane, rows.dtype, rows.with_lse, chunk_size)
+    softcap = None if rows.softcap is None else jnp.asarray(rows.softcap, rows.dtype)
+    arrays = Arrays(rows.labels, rows.keep, rows.class_mask, answers, known, softcap)
     given = {"hidden": hidden, "kernel": kernel, "bias": bias, "targets": rows.targets}
     values, right, zero = run(static, *varying_alike((only_transposed(given), arrays), (given, arrays)))
     return Found(lane.function.restored(values), right, None if known is None else zero)
@@ -164,7 +164,7 @@ class Chunks(NamedTuple):
     """The kept rows of a projection, a chunk at a time."""
 
     static: Static
-    given: dict[str, Any]  # hidden, kernel, bias and targets, the kernel in the dtype that it is multiplied in
+    given: dict[str, Any]  # hidden, kernel, bias, targets and softcap, the kernel in the dtype that it is multiplied in
     table: dict[str, Any]  # what a row has of its own
     order: Any
     kept: Any  # how many
@@ -214,9 +214,8 @@ def chunks_of(static: Static, given: Any, arrays: Arrays, more: Any) -> Chunks:
         "answers": flat(arrays.answers),
         "more": jax.tree.map(flat, more),
     }
-    return Chunks(
-        static, {**given, "kernel": kernel, "bias": bias}, table, *kept_first(arrays.keep, count, length), length
-    )
+    given = {**given, "kernel": kernel, "bias": bias, "softcap": arrays.softcap}
+    return Chunks(static, given, table, *kept_first(arrays.keep, count, length), length)
 
 
 def chunk_of(chunks: Chunks, places: Any) -> tuple[Any, Any, Rows]:
@@ -230,7 +229,7 @@ def chunk_of(chunks: Chunks, places: Any) -> tuple[Any, Any, Rows]:
         logits = logits + jnp.where((places < math.prod(chunks.entries))[:, None], bias[None, :], 0.0)
     targets = taken["targets"] if chunks.of_entries() else chunks.given["targets"]
     # With lse, through which alone the derivative of a backward reaches total.
-    rest = None, static.softcap, static.dtype, True
+    rest = None, chunks.given["softcap"], static.dtype, True
     return taken, hidden, Rows(logits, taken["labels"], targets, None, taken["class_mask"], *rest)
 
 
@@ -260,7 +259,7 @@ def forward(static: Static, given: Any, arrays: Arrays, parts: tuple[str, ...]) 
 
 
 def layouts_of_rows(entries: int, arrays: Any) -> Any:
-    return jax.tree.map(lambda x: layout_of_rows(entries, x.ndim), arrays)
+    return jax.tree.map(lambda x: layout_of_rows(entries if x.ndim else 0, x.ndim), arrays)
 
 
 def layouts_of(given: Any) -> dict[str, Any]:

@@ -10,6 +10,7 @@ the loop is given to it as one operation, with the axes that may be split, and w
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -17,11 +18,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.extend.core import Primitive, jaxpr_as_fun
 from jax.extend.source_info_util import register_exclusion
 from jax.interpreters import ad, batching, mlir
 from jax.sharding import NamedSharding, PartitionSpec
+
+from .._arrays.jax import xp
 
 # What a device computes is compiled apart, and its source lines are looked up in the table of the whole program, where
 # XLA may then go round for ever (PropagateCallMetadata, jaxlib 0.10.2). So lines of this package are left out.
@@ -195,3 +199,28 @@ def _partitioned(flat: Callable[..., Any], whole: Callable[..., Any], of_args: l
         need_replication_factors=tuple(sorted(name for name in names if name.startswith("whole"))),
     )
     return function
+
+
+def kept_first(keep: Any, count: int, length: int) -> tuple[Any, Any]:
+    """The places of the kept rows, then up to whole blocks the place behind the last row, and how many are kept.
+
+    That place is read clipped, or as zeros, and written nowhere.
+    """
+    order, kept = jnp.arange(count), count
+    if keep is not None:
+        keep = keep.reshape(count)
+        kept = jnp.sum(keep)
+        order = jnp.where(order < kept, jnp.argsort(~keep, stable=True), count)
+    return jnp.concatenate([order, jnp.full((-count % length or length,), count, order.dtype)]), kept
+
+
+def varying_alike(made: Any, given: Any) -> Any:
+    """The arrays made, varying over the mesh axes that those given vary over: within shard_map, a loop's carry must.
+
+    By a 0 that varies over all of them, since what JAX lets ask for the axes has another name in each version.
+    """
+    zeros = [lax.full_like(x, 0, jnp.int32, ()) for x in jax.tree.leaves(given) if xp.is_tracer(x)]
+    if not zeros:
+        return made
+    zero = functools.reduce(lax.add, zeros)
+    return jax.tree.map(lambda x: x + zero.astype(x.dtype), made)

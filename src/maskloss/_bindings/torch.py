@@ -330,7 +330,9 @@ def carried(call: Call, parts: Terms, found: Found) -> Tensor:
     return reduced(call, parts, found.out._make(constant)) + found.zero
 
 
-def value_and_grad(of_values: Callable[..., Any], values: list[Any], has_aux: bool) -> tuple[Any, list[Any]]:
+def value_and_grad(
+    of_values: Callable[..., Any], values: list[Any], has_aux: bool, named: Any
+) -> tuple[Any, list[Any]]:
     if torch.is_inference_mode_enabled():
         fail(
             ValueError, "value_and_grad", "inside torch.inference_mode", "no gradient is made there; use torch.no_grad"

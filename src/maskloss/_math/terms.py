@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from .._arguments import is_exactly
 from .._arrays import Array, Namespace
 from .._call import Call, Options
 from .._inputs import Inputs
@@ -59,14 +60,15 @@ def allowed_count(inputs: Inputs) -> Array | float:
 def rows_of(call: Call) -> Rows:
     """Without labels and targets."""
     inputs, options = call.inputs, call.options
-    given = inputs.keep, inputs.class_mask, None, options.softcap, inputs.dtype, options.z_loss > 0
+    given = inputs.keep, inputs.class_mask, None, options.softcap, inputs.dtype, not is_exactly(options.z_loss, 0.0)
     return Rows(inputs.logits, None, None, *given, part=inputs.part)
 
 
 def terms_of(call: Call) -> Terms:
     inputs, eps = call.inputs, call.options.label_smoothing
+    smooths, has_label = not is_exactly(eps, 0.0), not is_exactly(eps, 1.0)
     xp, class_weights, rows = inputs.xp, inputs.class_weights, rows_of(call)
-    share = xp.over(eps, allowed_count(inputs)) if eps else None
+    share = xp.over(eps, allowed_count(inputs)) if smooths else None
     if inputs.distribution is None:
         masses = None
         if class_weights is not None:
@@ -80,8 +82,8 @@ def terms_of(call: Call) -> Terms:
                 held = inputs.classes if inputs.part is None else inputs.part.held
                 targets = xp.filled((held,), 1.0, inputs.dtype, inputs.like.array)
         # At eps = 1 the label has no part in the loss: with its cost infinite, 0 * inf would be NaN.
-        rows = rows._replace(labels=inputs.labels if eps < 1 else None, targets=targets)
-        return Terms(rows, alpha if eps < 1 else None, share, masses)
+        rows = rows._replace(labels=inputs.labels if has_label else None, targets=targets)
+        return Terms(rows, alpha if has_label else None, share, masses)
     targets = masses = inputs.distribution
     if class_weights is not None:
         class_weights = xp.of_rank(class_weights, len(inputs.entries) + 1)
@@ -147,7 +149,7 @@ def entries_of(call: Call, terms: Terms, out: Forward) -> Entries:
     if out.dot is not None:
         dot = out.dot if is_one(terms.beta) else xp.times(terms.beta, out.dot)
     losses = nll if dot is None else sum_of(nll, dot)
-    if options.z_loss:
+    if not is_exactly(options.z_loss, 0.0):
         losses = losses + z_term(out, options, inputs)
     if inputs.invalid is not None:
         losses = nan_where_invalid(losses, inputs)
@@ -164,7 +166,7 @@ def stats_of(call: Call, entries: Entries, out: Forward, right: Array) -> LossSt
     """`right` says of each entry whether its arg-max is the answer."""
     inputs, options, xp = call.inputs, call.options, call.inputs.xp
     total, divisor = total_and_divisor(entries, call.reduction, xp=xp)
-    z_terms = z_term(out, options, inputs) if options.z_loss else xp.zeros_like(entries.losses)
+    z_terms = xp.zeros_like(entries.losses) if is_exactly(options.z_loss, 0.0) else z_term(out, options, inputs)
     if inputs.keep is not None:
         z_terms = xp.where(inputs.keep, z_terms, 0.0)
         right = right & inputs.keep
@@ -223,7 +225,7 @@ def upstream_by(call: Call, terms: Terms, derivatives: Derivatives) -> Upstream:
     xp = inputs.xp
     nll = None if terms.rows.labels is None else xp.times(g, terms.alpha)
     dot = None if terms.rows.targets is None else xp.times(g, terms.beta)
-    return Upstream(nll, dot, xp.times(2.0 * z_loss, g) if z_loss else None)
+    return Upstream(nll, dot, None if is_exactly(z_loss, 0.0) else xp.times(2.0 * z_loss, g))
 
 
 def adjoints(
