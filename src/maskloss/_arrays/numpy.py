@@ -67,6 +67,8 @@ class NumPyLike(Namespace):
 
 
 class NumPy(NumPyLike):
+    frees_python = True
+
     def refusal(self, x: Array) -> tuple[str, str] | None:
         if type(x) is np.ndarray:
             return None
