@@ -26,10 +26,10 @@ class NumPyLike(Namespace):
         return None if x.flags.c_contiguous else plane_by_strides(x.shape, x.strides, x.itemsize)
 
     def subtract_at_label(self, x: Array, labels: Array, values: Array, *, in_place: bool) -> Array:
-        if x.ndim != 2:
-            return super().subtract_at_label(x, labels, values, in_place=in_place)
         x = x if in_place else x.copy()
-        x[self.arange(x.shape[0], **self.placement(x)), labels] -= values
+        places = (self.arange(n, **self.placement(x)) for n in labels.shape)
+        after = range(labels.ndim - 1, -1, -1)
+        x[(*(place.reshape((-1, *[1] * k)) for place, k in zip(places, after, strict=True)), labels)] -= values
         return x
 
     def clipped_below(self, x: Array, low: float) -> Array:

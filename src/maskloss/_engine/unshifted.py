@@ -51,9 +51,19 @@ def serves(g: Array | None, wide: bool, *, xp: Namespace) -> bool:
     return least <= low and high <= greatest
 
 
+def in_line(x: Array, *, xp: Namespace) -> Array:
+    """Numbers of the rows of a block, which may be several planes."""
+    return x if x.ndim == 1 else xp.reshape(x, (-1,))
+
+
+def beside(terms: Array, x: Array, *, xp: Namespace) -> Array:
+    """in_line's inverse."""
+    return x if terms.ndim == 2 else xp.reshape(x, terms.shape[:-1])
+
+
 def unshifted(x: Array, wide: bool, keep: Array | None, *, xp: Namespace, into: Array | None) -> Sums | None:
     """The sums with a shift of 0; None where it does not serve."""
-    total = softmax.total_of(softmax.exponentials(x, None, xp=xp, into=into), into, xp=xp)
+    total = in_line(softmax.total_of(softmax.exponentials(x, None, xp=xp, into=into), into, xp=xp), xp=xp)
     total = total if keep is None else xp.where(keep, total, 1.0)
     if 0 not in total.shape:
         (least, greatest), (low, high) = TOTALS[wide], xp.extremes(total)
@@ -138,6 +148,8 @@ def block_sums(
             walk.shifted.append(start)
         return block_sums(walk, start, stop, d_logits, again=True, xp=xp)
     sums = softmax.sums(x, block, xp=xp, into=into, looks=walk.on_cpu)
+    if x.ndim > 2:
+        sums = sums._replace(shift=in_line(sums.shift, xp=xp), total=in_line(sums.total, xp=xp))
     if keep is not None:
         sums = sums._replace(shift=xp.where(keep, sums.shift, 0.0), total=xp.where(keep, sums.total, 1.0))
     return sums, into
@@ -146,7 +158,8 @@ def block_sums(
 def select_terms(walk: Walk, start: int, stop: int, terms: Array, *, xp: Namespace) -> None:
     """0 times what is not finite is NaN: in rows that do not count it may be anything."""
     if walk.selected is not None and not math.isfinite(xp.sum(terms)):
-        terms[...] = xp.where(xp.expand_dims(walk.selected[start:stop], axis=-1), terms, 0.0)
+        selected = beside(terms, walk.selected[start:stop], xp=xp)
+        terms[...] = xp.where(xp.expand_dims(selected, axis=-1), terms, 0.0)
 
 
 def is_in_place(walk: Walk, d_logits: Array) -> bool:
@@ -186,7 +199,8 @@ def backward(
         x, workspace = block_logits(walk, start, stop, xp=xp)
         terms = rows_at(d_logits, start, stop) if in_place else workspace
         g_block = None if g_nll is None else g_nll[start:stop]
-        softmax.exponentials(x, None if shift is None else shift[start:stop], xp=xp, into=terms)
+        shifts = None if shift is None else beside(terms, shift[start:stop], xp=xp)
+        softmax.exponentials(x, shifts, xp=xp, into=terms)
         select_terms(walk, start, stop, terms, xp=xp)
         finish_gradient(walk, start, stop, terms, scale[start:stop], g_block, None if in_place else d_logits, xp=xp)
 
@@ -234,9 +248,10 @@ def finish_gradient(
     xp: Namespace,
 ) -> None:
     """The gradient of a block in the place of its terms; and in d_logits, where that is elsewhere."""
-    terms *= xp.expand_dims(scale, axis=-1)
+    terms *= xp.expand_dims(beside(terms, scale, xp=xp), axis=-1)
     if g_nll is not None and walk.visit.labels is not None:
-        xp.subtract_at_label(terms, walk.visit.labels[start:stop], g_nll, in_place=True)
+        labels = beside(terms, walk.visit.labels[start:stop], xp=xp)
+        xp.subtract_at_label(terms, labels, beside(terms, g_nll, xp=xp), in_place=True)
     if d_logits is not None:
         write_rows(d_logits, walk.visit.kept, start, stop, terms, xp=xp)
 

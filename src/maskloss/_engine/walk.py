@@ -131,20 +131,23 @@ def walk_of(rows: Rows, *, buffers: int = 1, selects: bool = False, xp: Namespac
     rows = rows if rows.keep is None else located(rows, logits, waits=on_cpu, xp=xp)
     plane = plane_of(logits, xp=xp) if rows.kept is None else None
     visit, selected = visit_of(rows, tuple(entries), plane, xp=xp), None
-    if selects and plane is not None and on_cpu and rows.targets is rows.class_mask is rows.softcap is None:
+    selects = selects and plane is not None and on_cpu and rows.targets is rows.class_mask is rows.softcap is None
+    if selects:
         selected, visit = visit.keep, visit._replace(keep=None)
     wide = rows.dtype == xp.float64
     row_bytes = classes * (8 if wide else 4) * buffers
     block_bytes = BLOCK_BYTES if on_cpu else ACCELERATOR_BLOCK_BYTES
     if buffers > 1 and xp.is_parallel:  # of two cores, 3 MB are 1.2 times as fast as 2 or 4
         block_bytes += block_bytes // 2
-    rows_in_line = visit.visited if plane is None else plane
-    blocks = -(-rows_in_line // max(1, block_bytes // row_bytes))
-    length = max(1, -(-rows_in_line // max(1, blocks)))  # of one length, so that none is near empty
+    length = even(visit.visited if plane is None else plane, block_bytes // row_bytes)
+    if selects and plane is not None and length == plane and xp.frees_python:  # whole planes
+        length *= even(visit.visited // plane, block_bytes // (row_bytes * plane))
     is_plain = xp.has_out and visit.keep is rows.class_mask is rows.softcap is None
     table = table_of(logits, visit.kept, plane, xp=xp)
     walk = Walk(visit, table, on_cpu, wide, length, None, None, is_plain, [], plane, selected)
     shape = (length * buffers, classes) if plane is None else (classes, length * buffers)
+    if plane is not None and length > plane:
+        shape = (length // plane * classes, plane)
     if xp.has_out and on_cpu:
         return in_memory(walk, shape, xp=xp)
     if xp.has_out:
@@ -189,7 +192,10 @@ def of_blocks(
 def in_memory(walk: Walk, shape: tuple[int, int], *, xp: Namespace) -> Walk:
     """With a workspace of that shape, which this thread keeps."""
     held = taken_out(*shape, walk.visit.rows.dtype, walk.logits.array, xp=xp)
-    return walk._replace(held=held, workspace=held[-1] if walk.plane is None else held[-1].T)
+    workspace = held[-1] if walk.plane is None else held[-1].T
+    if walk.plane is not None and walk.length > walk.plane:
+        workspace = xp.permute_dims(xp.reshape(held[-1], (-1, walk.logits.array.shape[-1], walk.plane)), (0, 2, 1))
+    return walk._replace(held=held, workspace=workspace)
 
 
 def taken_out(length: int, classes: int, dtype: Any, like: Array, *, xp: Namespace) -> Held:
@@ -217,10 +223,16 @@ def give_back(held: Held | None) -> None:
             blocks[key] = block, view
 
 
+def even(count: int, most: int) -> int:
+    """The length of parts of one length, at most so long, so that none is near empty."""
+    parts = max(1, -(-count // max(1, most)))
+    return max(1, -(-count // parts))
+
+
 def spans(visited: int, length: int, plane: int | None = None) -> list[tuple[int, int]]:
     if visited <= length:
         return [(0, visited)]
-    plane = visited if plane is None else plane
+    plane = visited if plane is None or length > plane else plane
     return [
         (start, min(start + length, first + plane))
         for first in range(0, visited, plane)
@@ -250,10 +262,12 @@ def table_of(x: Array, kept: Array | None, plane: int | None = None, *, xp: Name
 
 
 def rows_at(array: Array, start: int, stop: int) -> Array:
-    """Of (rows, C), or of one of (planes, rows, C)."""
+    """Of (rows, C), or of one of (planes, rows, C), or several of these whole."""
     if array.ndim == 2:
         return array[start:stop, ...]
     plane, first = divmod(start, array.shape[1])
+    if stop - start > array.shape[1]:
+        return array[plane : stop // array.shape[1], ...]
     return array[plane, first : first + stop - start, ...]
 
 
@@ -267,7 +281,7 @@ def block_of(table: Table, start: int, stop: int, out: Array | None, *, xp: Name
 
 def block_logits(walk: Walk, start: int, stop: int, *, xp: Namespace) -> tuple[Array, Array | None]:
     """The logits from start to stop in the dtype of the computation, and the workspace, which may hold them."""
-    (array, places), out = walk.logits, None if walk.workspace is None else walk.workspace[: stop - start]
+    (array, places), out = walk.logits, None if walk.workspace is None else rows_at(walk.workspace, 0, stop - start)
     same = array.dtype == walk.visit.rows.dtype
     into = out if same else None
     logits = rows_at(array, start, stop) if places is None else block_of(walk.logits, start, stop, into, xp=xp)
