@@ -34,7 +34,7 @@ MUTANTS = [
     # Threads.
     Mutant(
         "a workspace of two threads",
-        "            own = in_memory(walk, shape, xp=xp)\n",
+        "            own = with_own_memory(walk, xp=xp)\n",
         "            own = walk\n",
         "each writes over the exponentials of the other",
         ("tests/test_threads.py::test_any_number_of_threads_gives_the_same_bits[all]",),

@@ -27,13 +27,16 @@ class NumPyLike(Namespace):
 
     def subtract_at_label(self, x: Array, labels: Array, values: Array, *, in_place: bool) -> Array:
         x = x if in_place else x.copy()
+        if x.ndim == 2:
+            x[self.arange(x.shape[0], **self.placement(x)), labels] -= values
+            return x
         places = (self.arange(n, **self.placement(x)) for n in labels.shape)
         after = range(labels.ndim - 1, -1, -1)
         x[(*(place.reshape((-1, *[1] * k)) for place, k in zip(places, after, strict=True)), labels)] -= values
         return x
 
     def clipped_below(self, x: Array, low: float) -> Array:
-        return x.clip(low, None)
+        return self.maximum(x, low)
 
     def power_of_two(self, exponent: Array) -> Array:
         return ((self.astype(exponent, self.int64) + 1023) << 52).view(self.float64)
@@ -84,7 +87,7 @@ class NumPy(NumPyLike):
         return True
 
     def extremes(self, x: Array) -> tuple[Any, Any]:
-        return x.min().item(), x.max().item()
+        return np.minimum.reduce(x, axis=None).item(), np.maximum.reduce(x, axis=None).item()
 
     def take_label(self, x: Array, labels: Array) -> Array:
         if x.ndim != 2:

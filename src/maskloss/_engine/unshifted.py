@@ -103,14 +103,13 @@ def assembled(walk: Walk, labels: Array | None, pieces: Sequence[Sums], *, xp: N
     """What the sums and the labels' logits give, per entry."""
     sums = pieces[0] if len(pieces) == 1 else concat_blocks(pieces, xp=xp)
     rows = walk.visit.rows
+    nll = label_costs(sums, labels, xp=xp) if labels is not None and walk.on_cpu else None
+    needed = (sums.total, sums.shift) if rows.for_backward else (None, None)
     if sums.shift is None:
-        out = Forward(None, None, xp.log(sums.total) if rows.with_lse else None, sums.total, None)
+        out = Forward(nll, None, xp.log(sums.total) if rows.with_lse else None, *needed)
     else:
         out = softmax.finished(sums, None if walk.on_cpu else labels, rows, xp=xp)
-    if labels is not None and walk.on_cpu:
-        out = out._replace(nll=label_costs(sums, labels, xp=xp))
-    if not rows.for_backward:
-        out = out._replace(total=None, shift=None)
+        out = Forward(out.nll if nll is None else nll, out.dot, out.lse, *needed)
     return out if walk.visit.in_order else joined(walk.visit, [out], xp=xp)
 
 

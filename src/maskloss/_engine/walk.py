@@ -144,16 +144,18 @@ def walk_of(rows: Rows, *, buffers: int = 1, selects: bool = False, xp: Namespac
         length *= even(visit.visited // plane, block_bytes // (row_bytes * plane))
     is_plain = xp.has_out and visit.keep is rows.class_mask is rows.softcap is None
     table = table_of(logits, visit.kept, plane, xp=xp)
-    walk = Walk(visit, table, on_cpu, wide, length, None, None, is_plain, [], plane, selected)
     shape = (length * buffers, classes) if plane is None else (classes, length * buffers)
     if plane is not None and length > plane:
         shape = (length // plane * classes, plane)
+    held = workspace = None
     if xp.has_out and on_cpu:
-        return in_memory(walk, shape, xp=xp)
-    if xp.has_out:
+        held = taken_out(*shape, rows.dtype, logits, xp=xp)
+        workspace = held[-1]
+    elif xp.has_out:
         workspace = xp.empty(shape, dtype=rows.dtype, **xp.placement(logits))
-        walk = walk._replace(workspace=workspace if plane is None else workspace.T)
-    return walk
+    if workspace is not None and plane is not None:
+        workspace = in_planes(workspace, length, plane, xp=xp)
+    return Walk(visit, table, on_cpu, wide, length, held, workspace, is_plain, [], plane, selected)
 
 
 def of_blocks(
@@ -171,12 +173,12 @@ def of_blocks(
         pieces = [of_block(walk, *span) for span in spans]
         give_back(walk.held)
         return pieces
-    pieces, shape = [None] * len(spans), cast("Held", walk.held)[-1].shape
+    pieces = [None] * len(spans)
     left = deque([*enumerate(spans), *[None] * count])
 
     def work() -> None:
         try:
-            own = in_memory(walk, shape, xp=xp)
+            own = with_own_memory(walk, xp=xp)
             for place, span in iter(left.popleft, None):
                 pieces[place] = of_block(own, *span)
             give_back(own.held)
@@ -189,13 +191,19 @@ def of_blocks(
     return pieces
 
 
-def in_memory(walk: Walk, shape: tuple[int, int], *, xp: Namespace) -> Walk:
-    """With a workspace of that shape, which this thread keeps."""
-    held = taken_out(*shape, walk.visit.rows.dtype, walk.logits.array, xp=xp)
-    workspace = held[-1] if walk.plane is None else held[-1].T
-    if walk.plane is not None and walk.length > walk.plane:
-        workspace = xp.permute_dims(xp.reshape(held[-1], (-1, walk.logits.array.shape[-1], walk.plane)), (0, 2, 1))
-    return walk._replace(held=held, workspace=workspace)
+def with_own_memory(walk: Walk, *, xp: Namespace) -> Walk:
+    """The same walk with a workspace of this thread's."""
+    length, width = cast("Held", walk.held)[-1].shape
+    held = taken_out(length, width, walk.visit.rows.dtype, walk.logits.array, xp=xp)
+    own = held[-1] if walk.plane is None else in_planes(held[-1], walk.length, walk.plane, xp=xp)
+    return walk._replace(held=held, workspace=own)
+
+
+def in_planes(workspace: Array, length: int, plane: int, *, xp: Namespace) -> Array:
+    """Of (C, rows) of one plane, or (planes * C, rows) of several, with the classes last."""
+    if length <= plane:
+        return workspace.T
+    return xp.permute_dims(xp.reshape(workspace, (length // plane, -1, plane)), (0, 2, 1))
 
 
 def taken_out(length: int, classes: int, dtype: Any, like: Array, *, xp: Namespace) -> Held:
