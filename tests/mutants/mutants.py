@@ -37,7 +37,7 @@ MUTANTS = [
         "            own = with_own_memory(walk, xp=xp)\n",
         "            own = walk\n",
         "each writes over the exponentials of the other",
-        ("tests/test_threads.py::test_any_number_of_threads_gives_the_same_bits[all]",),
+        ("tests/test_threads.py::test_each_thread_has_one_block",),
     ),
     Mutant(
         "blocks in the order of their ends",
