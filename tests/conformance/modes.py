@@ -204,7 +204,8 @@ def jax_vmap(case, arrays):
 
 def in_blocks(observe):
     """The engine in blocks of two rows of five classes, and of one row, larger than a block, of more; in any planes."""
-    sizes = {"BLOCK_BYTES": 50, "ACCELERATOR_BLOCK_BYTES": 50, "LEAST_PLANE": 1, "LEAST_ROWS": 1}
+    sizes = {"BLOCK_BYTES": 50, "ACCELERATOR_BLOCK_BYTES": 50, "LEAST_SHARED": 1}
+    sizes |= {"LEAST_PLANE": 1, "LEAST_ROWS": 1}
 
     def mode(case, arrays):
         with pytest.MonkeyPatch.context() as patch:

@@ -31,6 +31,42 @@ def refusals(*calls, backend="numpy"):
 
 
 MUTANTS = [
+    # Threads.
+    Mutant(
+        "a workspace of two threads",
+        "            own = with_own_memory(walk, xp=xp)\n",
+        "            own = walk\n",
+        "each writes over the exponentials of the other",
+        ("tests/test_threads.py::test_each_thread_has_one_block",),
+    ),
+    Mutant(
+        "blocks in the order of their ends",
+        "                pieces[place] = of_block(own, *span)\n",
+        "                pieces[-1 - place] = of_block(own, *span)\n",
+        "each row has the loss of another",
+        ("tests/test_threads.py::test_any_number_of_threads_gives_the_same_bits[kept]",),
+    ),
+    Mutant(
+        "a block that asks those before it",
+        "        if not xp.frees_python:\n            walk.shifted.append(start)\n",
+        "        walk.shifted.append(start)\n",
+        "which blocks are before it is for the threads to say",
+        ("tests/test_threads.py::test_any_number_of_threads_gives_the_same_bits[some out of range]",),
+    ),
+    Mutant(
+        "threads that warn",
+        "deque(partial(copy_context().run, work) for _ in range(helpers))",
+        "deque(work for _ in range(helpers))",
+        "NumPy's errstate is the caller's alone",
+        ("tests/test_threads.py::test_what_overflows_warns_in_no_thread",),
+    ),
+    Mutant(
+        "threads of the process before",
+        "    os.register_at_fork(after_in_child=forget)",
+        "    pass",
+        "a forked process waits for threads that it has not",
+        ("tests/test_threads.py::test_a_process_that_forks_and_is_interrupted_and_ends",),
+    ),
     # Reproducible.
     Mutant(
         "an exponential's product contracted",

@@ -26,14 +26,17 @@ class NumPyLike(Namespace):
         return None if x.flags.c_contiguous else plane_by_strides(x.shape, x.strides, x.itemsize)
 
     def subtract_at_label(self, x: Array, labels: Array, values: Array, *, in_place: bool) -> Array:
-        if x.ndim != 2:
-            return super().subtract_at_label(x, labels, values, in_place=in_place)
         x = x if in_place else x.copy()
-        x[self.arange(x.shape[0], **self.placement(x)), labels] -= values
+        if x.ndim == 2:
+            x[self.arange(x.shape[0], **self.placement(x)), labels] -= values
+            return x
+        places = (self.arange(n, **self.placement(x)) for n in labels.shape)
+        after = range(labels.ndim - 1, -1, -1)
+        x[(*(place.reshape((-1, *[1] * k)) for place, k in zip(places, after, strict=True)), labels)] -= values
         return x
 
     def clipped_below(self, x: Array, low: float) -> Array:
-        return x.clip(low, None)
+        return self.maximum(x, low)
 
     def power_of_two(self, exponent: Array) -> Array:
         return ((self.astype(exponent, self.int64) + 1023) << 52).view(self.float64)
@@ -67,6 +70,8 @@ class NumPyLike(Namespace):
 
 
 class NumPy(NumPyLike):
+    frees_python = True
+
     def refusal(self, x: Array) -> tuple[str, str] | None:
         if type(x) is np.ndarray:
             return None
@@ -82,7 +87,7 @@ class NumPy(NumPyLike):
         return True
 
     def extremes(self, x: Array) -> tuple[Any, Any]:
-        return x.min().item(), x.max().item()
+        return np.minimum.reduce(x, axis=None).item(), np.maximum.reduce(x, axis=None).item()
 
     def take_label(self, x: Array, labels: Array) -> Array:
         if x.ndim != 2:

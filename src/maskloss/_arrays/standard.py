@@ -57,6 +57,8 @@ class Namespace:
         Its functions compute into `out`, and its arrays are written to in place.
     is_parallel : bool
         Its functions share an array out among threads.
+    frees_python : bool
+        Its functions hold no lock of Python's while they compute, and share nothing out themselves.
     is_eager : bool
         What is computed outside a tracer has a value there and then.
     fuses : bool
@@ -69,6 +71,7 @@ class Namespace:
 
     has_out = False
     is_parallel = False
+    frees_python = False
     is_eager = True
     fuses = False
     gathers_classes = True

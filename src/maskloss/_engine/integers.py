@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, cast
+from functools import partial
+from typing import Any, NamedTuple
 
 from .._arrays import Array, Namespace
 from .._arrays.standard import MAGIC, MAGIC_BITS
@@ -20,16 +21,16 @@ from .._math.reproducible import (
 )
 from .._math.rows import RowFunction, Rows, selected_targets, through_selection
 from . import unshifted
-from .lanes import Lane, add_targets, empty_targets
+from .lanes import Lane, add_targets, adds_no_blocks, empty_targets
 from .lanes import in_blocks as blocks_of
 from .walk import (
     Walk,
     block_logits,
     block_rows,
     concat_blocks,
-    give_back,
     gradient_like,
     joined,
+    of_blocks,
     sliced,
     taken,
     walk_of,
@@ -55,7 +56,7 @@ def block_of(walk: Walk, start: int, stop: int, *, xp: Namespace) -> tuple[Rows,
         logits, slope = logits_of(rows, xp=xp)
     if logits is not x:
         x[...] = logits
-    count, workspace = walk.length, cast("Array", walk.workspace)
+    count, workspace = walk.length, walk.workspace
     u, k = (workspace[i * count : i * count + stop - start] for i in (1, 2))
     return rows, x, slope, u, k
 
@@ -82,8 +83,7 @@ def sums_of(walk: Walk, start: int, stop: int, *, xp: Namespace) -> Sums:
 
 def forward(rows: Rows, xp: Namespace) -> Forward:
     walk = walk_of(rows, buffers=3, xp=xp)
-    pieces = [sums_of(walk, start, stop, xp=xp) for start, stop in walk.spans]
-    give_back(walk.held)
+    pieces = of_blocks(walk, partial(sums_of, xp=xp), xp=xp)
     sums: Sums = pieces[0] if len(pieces) == 1 else concat_blocks(pieces, xp=xp)
     out = finished(walk.visit.rows, *sums, xp)
     return out if walk.visit.in_order else joined(walk.visit, [out], xp=xp)
@@ -100,7 +100,9 @@ def backward(
         at_labels = label_gradients(unshifted.label_logits(walk, xp=xp), out, g, xp=xp)
     made: Array = gradient_like(rows.logits, visit.kept, xp=xp) if d_logits is None else d_logits
     d_targets = empty_targets(visit, rows.logits, xp=xp) if targets_too else None
-    for start, stop in walk.spans:
+
+    def of_block(walk: Walk, start: int, stop: int) -> None:
+        nonlocal d_targets
         own_out, own_g = sliced(out, start, stop), sliced(g, start, stop)
         if targets_too:
             rows_of_block = block_rows(visit, block_logits(walk, start, stop, xp=xp)[0], start, stop, xp=xp)
@@ -109,11 +111,12 @@ def backward(
         else:
             at_label = None if at_labels is None else at_labels[start:stop]
             d_block = gradient_of(walk, start, stop, own_out, own_g, scale[start:stop], at_label, xp=xp)
-        scratch = cast("Array", walk.workspace)[walk.length : walk.length + stop - start]
+        scratch = walk.workspace[walk.length : walk.length + stop - start]
         xp.flush(d_block, LEAST, scratch)
         d_block = d_block if made.dtype == xp.float32 else xp.rounded_to(d_block, made.dtype)
         write_rows(made, visit.kept, start, stop, d_block, xp=xp)
-    give_back(walk.held)
+
+    of_blocks(walk, of_block, shares=adds_no_blocks(visit, d_targets), xp=xp)
     targets: Array = rows.targets
     return xp.reshape(made, rows.logits.shape), None if d_targets is None else xp.reshape(d_targets, targets.shape)
 

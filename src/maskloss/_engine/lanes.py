@@ -17,10 +17,10 @@ from .walk import (
     Walk,
     block_logits,
     block_rows,
-    give_back,
     gradient_like,
     joined,
     located,
+    of_blocks,
     sliced,
     taken,
     walk_of,
@@ -68,12 +68,12 @@ def in_blocks(function: RowFunction) -> Lane:
 
 def forward(function: RowFunction, rows: Rows, xp: Namespace) -> Any:
     walk = walk_of(rows, xp=xp)
-    pieces: list[Any] = []
-    for start, stop in walk.spans:
+
+    def of_block(walk: Walk, start: int, stop: int) -> Any:
         logits, _ = block_logits(walk, start, stop, xp=xp)
-        pieces.append(function.forward(block_rows(walk.visit, logits, start, stop, xp=xp), xp))
-    give_back(walk.held)
-    return joined(walk.visit, pieces, xp=xp)
+        return function.forward(block_rows(walk.visit, logits, start, stop, xp=xp), xp)
+
+    return joined(walk.visit, of_blocks(walk, of_block, xp=xp), xp=xp)
 
 
 def backward(
@@ -99,7 +99,9 @@ def walked_backward(
     logits, targets = visit.rows.logits, visit.rows.targets
     d_logits = gradient_like(logits, visit.kept, xp=xp) if d_logits is None else d_logits
     d_targets = empty_targets(visit, logits, xp=xp) if targets_too else None
-    for start, stop in walk.spans:
+
+    def of_block(walk: Walk, start: int, stop: int) -> None:
+        nonlocal d_targets
         x, workspace = block_logits(walk, start, stop, xp=xp)
         d_block, d_targets_block = function.backward(
             block_rows(visit, x, start, stop, xp=xp),
@@ -112,7 +114,8 @@ def walked_backward(
         write_rows(d_logits, visit.kept, start, stop, d_block, xp=xp)
         if d_targets is not None and d_targets_block is not None:
             d_targets = add_targets(d_targets, visit, start, stop, d_targets_block, xp=xp)
-    give_back(walk.held)
+
+    of_blocks(walk, of_block, shares=adds_no_blocks(visit, d_targets), xp=xp)
     if d_targets is not None and targets is not None:
         d_targets = xp.reshape(d_targets, targets.shape)
     return xp.reshape(d_logits, logits.shape), d_targets
@@ -123,6 +126,11 @@ def empty_targets(visit: Visit, like: Array, *, xp: Namespace) -> Array:
     targets: Array = visit.rows.targets
     shape = (math.prod(visit.entries), targets.shape[-1]) if isinstance(visit.targets, Table) else targets.shape
     return xp.zeros(shape, dtype=targets.dtype, **xp.placement(like))
+
+
+def adds_no_blocks(visit: Visit, d_targets: Array | None) -> bool:
+    """Whether what one block gives meets what another gives, in their order."""
+    return d_targets is None or isinstance(visit.targets, Table)
 
 
 def add_targets(total: Array, visit: Visit, start: int, stop: int, block: Array, *, xp: Namespace) -> Array:

@@ -23,6 +23,7 @@ from .walk import (
     give_back,
     gradient_like,
     joined,
+    of_blocks,
     rows_at,
     take_entries,
     taken,
@@ -50,9 +51,19 @@ def serves(g: Array | None, wide: bool, *, xp: Namespace) -> bool:
     return least <= low and high <= greatest
 
 
+def in_line(x: Array, *, xp: Namespace) -> Array:
+    """Numbers of the rows of a block, which may be several planes."""
+    return x if x.ndim == 1 else xp.reshape(x, (-1,))
+
+
+def beside(terms: Array, x: Array, *, xp: Namespace) -> Array:
+    """in_line's inverse."""
+    return x if terms.ndim == 2 else xp.reshape(x, terms.shape[:-1])
+
+
 def unshifted(x: Array, wide: bool, keep: Array | None, *, xp: Namespace, into: Array | None) -> Sums | None:
     """The sums with a shift of 0; None where it does not serve."""
-    total = softmax.total_of(softmax.exponentials(x, None, xp=xp, into=into), into, xp=xp)
+    total = in_line(softmax.total_of(softmax.exponentials(x, None, xp=xp, into=into), into, xp=xp), xp=xp)
     total = total if keep is None else xp.where(keep, total, 1.0)
     if 0 not in total.shape:
         (least, greatest), (low, high) = TOTALS[wide], xp.extremes(total)
@@ -92,49 +103,62 @@ def assembled(walk: Walk, labels: Array | None, pieces: Sequence[Sums], *, xp: N
     """What the sums and the labels' logits give, per entry."""
     sums = pieces[0] if len(pieces) == 1 else concat_blocks(pieces, xp=xp)
     rows = walk.visit.rows
+    nll = label_costs(sums, labels, xp=xp) if labels is not None and walk.on_cpu else None
+    needed = (sums.total, sums.shift) if rows.for_backward else (None, None)
     if sums.shift is None:
-        out = Forward(None, None, xp.log(sums.total) if rows.with_lse else None, sums.total, None)
+        out = Forward(nll, None, xp.log(sums.total) if rows.with_lse else None, *needed)
     else:
         out = softmax.finished(sums, None if walk.on_cpu else labels, rows, xp=xp)
-    if labels is not None and walk.on_cpu:
-        out = out._replace(nll=label_costs(sums, labels, xp=xp))
-    if not rows.for_backward:
-        out = out._replace(total=None, shift=None)
+        out = Forward(out.nll if nll is None else nll, out.dot, out.lse, *needed)
     return out if walk.visit.in_order else joined(walk.visit, [out], xp=xp)
 
 
-def block_sums(
-    walk: Walk, start: int, stop: int, shifts: bool, d_logits: Array | None, *, xp: Namespace
-) -> tuple[Sums, Array | None, bool]:
-    """Of a block: its sums, the array that its exponentials are in, and whether it, or one before, took the shift.
+def expects_shift(walk: Walk, x: Array, *, xp: Namespace) -> bool:
+    """Whether a block x takes the shift at once. Logits out of range seldom come alone: a block before had some, or,
+    where blocks know nothing of each other, its first row does.
+    """
+    if walk.visit.rows.targets is not None or not walk.on_cpu or walk.shifted:
+        return True
+    if not xp.frees_python or walk.plane is not None or walk.visit.visited <= walk.length:
+        return False
+    least, greatest = TOTALS[walk.wide]
+    return not math.log(least / x.shape[-1]) <= float(xp.max(x[0])) <= math.log(greatest)
 
-    That array is a part of d_logits, if given, else the workspace. Logits out of range seldom come alone.
+
+def block_sums(
+    walk: Walk, start: int, stop: int, d_logits: Array | None, *, again: bool = False, xp: Namespace
+) -> tuple[Sums, Array | None]:
+    """Of a block: its sums, and the array that its exponentials are in, a part of d_logits, if given, else the
+    workspace.
     """
     visit, keep = walk.visit, None if walk.selected is None else walk.selected[start:stop]
-    selects = visit.rows.targets is not None or not walk.is_plain
-    while True:
-        # Read again for a second try: the workspace, overwritten, may have held this block.
-        x, into = block_logits(walk, start, stop, xp=xp)
-        into = into if d_logits is None else rows_at(d_logits, start, stop)
-        block = visit.rows
-        if selects:
-            block = block_rows(visit, x, start, stop, xp=xp)
-            x, _ = selected_logits(block, xp=xp)
-        if shifts:
-            sums = softmax.sums(x, block, xp=xp, into=into, looks=walk.on_cpu)
-            if keep is not None:
-                sums = sums._replace(shift=xp.where(keep, sums.shift, 0.0), total=xp.where(keep, sums.total, 1.0))
-            return sums, into, True
+    # Read again for a second try: the workspace, overwritten, may have held this block.
+    x, into = block_logits(walk, start, stop, xp=xp)
+    into = into if d_logits is None else rows_at(d_logits, start, stop)
+    block = visit.rows
+    if block.targets is not None or not walk.is_plain:
+        block = block_rows(visit, x, start, stop, xp=xp)
+        x, _ = selected_logits(block, xp=xp)
+    if not (again or expects_shift(walk, x, xp=xp)):
         sums = unshifted(x, walk.wide, keep, xp=xp, into=into)
         if sums is not None:
-            return sums, into, False
-        shifts = True
+            return sums, into
+        if not xp.frees_python:
+            walk.shifted.append(start)
+        return block_sums(walk, start, stop, d_logits, again=True, xp=xp)
+    sums = softmax.sums(x, block, xp=xp, into=into, looks=walk.on_cpu)
+    if x.ndim > 2:
+        sums = sums._replace(shift=in_line(sums.shift, xp=xp), total=in_line(sums.total, xp=xp))
+    if keep is not None:
+        sums = sums._replace(shift=xp.where(keep, sums.shift, 0.0), total=xp.where(keep, sums.total, 1.0))
+    return sums, into
 
 
 def select_terms(walk: Walk, start: int, stop: int, terms: Array, *, xp: Namespace) -> None:
     """0 times what is not finite is NaN: in rows that do not count it may be anything."""
     if walk.selected is not None and not math.isfinite(xp.sum(terms)):
-        terms[...] = xp.where(xp.expand_dims(walk.selected[start:stop], axis=-1), terms, 0.0)
+        selected = beside(terms, walk.selected[start:stop], xp=xp)
+        terms[...] = xp.where(xp.expand_dims(selected, axis=-1), terms, 0.0)
 
 
 def is_in_place(walk: Walk, d_logits: Array) -> bool:
@@ -145,13 +169,11 @@ def is_in_place(walk: Walk, d_logits: Array) -> bool:
 
 def forward(rows: Rows, xp: Namespace) -> Forward:
     walk = walk_of(rows, selects=True, xp=xp)
-    pieces: list[Sums] = []
-    shifts = rows.targets is not None or not walk.on_cpu
-    for start, stop in walk.spans:
-        sums, _, shifts = block_sums(walk, start, stop, shifts, None, xp=xp)
-        pieces.append(sums)
-    give_back(walk.held)
-    return assembled(walk, label_logits(walk, xp=xp), pieces, xp=xp)
+
+    def of_block(walk: Walk, start: int, stop: int) -> Sums:
+        return block_sums(walk, start, stop, None, xp=xp)[0]
+
+    return assembled(walk, label_logits(walk, xp=xp), of_blocks(walk, of_block, xp=xp), xp=xp)
 
 
 def backward(
@@ -171,14 +193,17 @@ def backward(
     scale = sum_of(g_nll, g_lse) / (total if shift is None else softmax.positive(total, xp=xp))
     d_logits = gradient_like(rows.logits, visit.kept, xp=xp) if d_logits is None else d_logits
     in_place = is_in_place(walk, d_logits)
-    for start, stop in walk.spans:
+
+    def of_block(walk: Walk, start: int, stop: int) -> None:
         x, workspace = block_logits(walk, start, stop, xp=xp)
-        terms = rows_at(d_logits, start, stop) if in_place and d_logits is not None else workspace
-        of_block = None if g_nll is None else g_nll[start:stop]
-        softmax.exponentials(x, None if shift is None else shift[start:stop], xp=xp, into=terms)
+        terms = rows_at(d_logits, start, stop) if in_place else workspace
+        g_block = None if g_nll is None else g_nll[start:stop]
+        shifts = None if shift is None else beside(terms, shift[start:stop], xp=xp)
+        softmax.exponentials(x, shifts, xp=xp, into=terms)
         select_terms(walk, start, stop, terms, xp=xp)
-        finish_gradient(walk, start, stop, terms, scale[start:stop], of_block, None if in_place else d_logits, xp=xp)
-    give_back(walk.held)
+        finish_gradient(walk, start, stop, terms, scale[start:stop], g_block, None if in_place else d_logits, xp=xp)
+
+    of_blocks(walk, of_block, xp=xp)
     return xp.reshape(d_logits, rows.logits.shape), None
 
 
@@ -197,16 +222,16 @@ def both(rows: Rows, known: Upstream, *, xp: Namespace, d_logits: Array | None) 
     d_logits = gradient_like(rows.logits, walk.visit.kept, xp=xp) if d_logits is None else d_logits
     in_place = is_in_place(walk, d_logits)
     labels = label_logits(walk, xp=xp)  # before the gradient may take their place
-    pieces: list[Sums] = []
-    shifts = not walk.on_cpu
-    for start, stop in walk.spans:
-        sums, terms, shifts = block_sums(walk, start, stop, shifts, d_logits if in_place else None, xp=xp)
-        pieces.append(sums)
+
+    def of_block(walk: Walk, start: int, stop: int) -> Sums:
+        sums, terms = block_sums(walk, start, stop, d_logits if in_place else None, xp=xp)
         select_terms(walk, start, stop, terms, xp=xp)
-        of_block = g[start:stop]
-        scale = of_block / (sums.total if sums.shift is None else softmax.positive(sums.total, xp=xp))
-        finish_gradient(walk, start, stop, terms, scale, of_block, None if in_place else d_logits, xp=xp)
-    give_back(walk.held)
+        g_block = g[start:stop]
+        scale = g_block / (sums.total if sums.shift is None else softmax.positive(sums.total, xp=xp))
+        finish_gradient(walk, start, stop, terms, scale, g_block, None if in_place else d_logits, xp=xp)
+        return sums
+
+    pieces = of_blocks(walk, of_block, xp=xp)
     return assembled(walk, labels, pieces, xp=xp), xp.reshape(d_logits, rows.logits.shape)
 
 
@@ -222,9 +247,10 @@ def finish_gradient(
     xp: Namespace,
 ) -> None:
     """The gradient of a block in the place of its terms; and in d_logits, where that is elsewhere."""
-    terms *= xp.expand_dims(scale, axis=-1)
+    terms *= xp.expand_dims(beside(terms, scale, xp=xp), axis=-1)
     if g_nll is not None and walk.visit.labels is not None:
-        xp.subtract_at_label(terms, walk.visit.labels[start:stop], g_nll, in_place=True)
+        labels = beside(terms, walk.visit.labels[start:stop], xp=xp)
+        xp.subtract_at_label(terms, labels, beside(terms, g_nll, xp=xp), in_place=True)
     if d_logits is not None:
         write_rows(d_logits, walk.visit.kept, start, stop, terms, xp=xp)
 

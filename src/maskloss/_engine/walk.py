@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, cast
 
 from .._arrays import Array, Namespace
 from .._math.rows import Rows
+from . import threads
 
 # Of logits in the dtype of the computation, per block. Measured on two cores with 2 MiB of L2 each: 0.5 MB is lost to
 # the overhead of the calls, 8 MB to the cache. An accelerator wants few calls: an H100 loses 10 % of 1 GiB's speed with
@@ -23,6 +25,8 @@ ACCELERATOR_BLOCK_BYTES = 1 << 26
 # the sums of classes go in short steps. One row kept of so many, from which on all are read: of rows that lie side by
 # side a few take as many lines of memory as all.
 LEAST_PLANE, LEAST_ROWS, FEWEST_KEPT = 1 << 14, 64, 8
+# Of a block, from which on it is handed to another thread: the lock of Python's changes hands at each of its steps.
+LEAST_SHARED = 1 << 20
 
 _held = threading.local()
 
@@ -50,6 +54,9 @@ class Visit(NamedTuple):
     class_mask: Table | None
 
 
+Held = tuple[Any, Array, Array]  # what give_back has to know of a workspace, which is last
+
+
 class Walk(NamedTuple):
     """A visit of logits that are there, in blocks."""
 
@@ -58,9 +65,10 @@ class Walk(NamedTuple):
     on_cpu: bool  # Python may look at the numbers
     wide: bool  # it computes in float64
     length: int  # rows of a block
-    held: tuple[Any, Array, Array] | None  # for give_back
-    workspace: Array | None
+    held: Held | None
+    workspace: Array  # None: the library has no `out`
     is_plain: bool  # the logits enter the softmax as they are, and a workspace is there to compute in
+    shifted: list[int]  # starts of blocks that were seen to need a shift, for those after them
     plane: int | None = None  # rows of a plane, which a block lies within
     selected: Array | None = None  # which rows count, where the others are computed beside them
 
@@ -123,29 +131,82 @@ def walk_of(rows: Rows, *, buffers: int = 1, selects: bool = False, xp: Namespac
     rows = rows if rows.keep is None else located(rows, logits, waits=on_cpu, xp=xp)
     plane = plane_of(logits, xp=xp) if rows.kept is None else None
     visit, selected = visit_of(rows, tuple(entries), plane, xp=xp), None
-    if selects and plane is not None and on_cpu and rows.targets is rows.class_mask is rows.softcap is None:
+    selects = selects and plane is not None and on_cpu and rows.targets is rows.class_mask is rows.softcap is None
+    if selects:
         selected, visit = visit.keep, visit._replace(keep=None)
     wide = rows.dtype == xp.float64
     row_bytes = classes * (8 if wide else 4) * buffers
     block_bytes = BLOCK_BYTES if on_cpu else ACCELERATOR_BLOCK_BYTES
     if buffers > 1 and xp.is_parallel:  # of two cores, 3 MB are 1.2 times as fast as 2 or 4
         block_bytes += block_bytes // 2
-    length = max(1, min(visit.visited if plane is None else plane, block_bytes // row_bytes))
-    held = workspace = None
+    length = even(visit.visited if plane is None else plane, block_bytes // row_bytes)
+    if selects and plane is not None and length == plane and xp.frees_python:  # whole planes
+        length *= even(visit.visited // plane, block_bytes // (row_bytes * plane))
+    is_plain = xp.has_out and visit.keep is rows.class_mask is rows.softcap is None
+    table = table_of(logits, visit.kept, plane, xp=xp)
     shape = (length * buffers, classes) if plane is None else (classes, length * buffers)
+    if plane is not None and length > plane:
+        shape = (length // plane * classes, plane)
+    held = workspace = None
     if xp.has_out and on_cpu:
         held = taken_out(*shape, rows.dtype, logits, xp=xp)
         workspace = held[-1]
     elif xp.has_out:
         workspace = xp.empty(shape, dtype=rows.dtype, **xp.placement(logits))
     if workspace is not None and plane is not None:
-        workspace = workspace.T
-    is_plain = xp.has_out and visit.keep is rows.class_mask is rows.softcap is None
-    table = table_of(logits, visit.kept, plane, xp=xp)
-    return Walk(visit, table, on_cpu, wide, length, held, workspace, is_plain, plane, selected)
+        workspace = in_planes(workspace, length, plane, xp=xp)
+    return Walk(visit, table, on_cpu, wide, length, held, workspace, is_plain, [], plane, selected)
 
 
-def taken_out(length: int, classes: int, dtype: Any, like: Array, *, xp: Namespace) -> tuple[Any, Array, Array]:
+def of_blocks(
+    walk: Walk, of_block: Callable[[Walk, int, int], Any], *, shares: bool = True, xp: Namespace
+) -> list[Any]:
+    """What of_block(walk, start, stop) gives of each block, in order; the walk ends here.
+
+    Shared out among threads, each with a workspace of its own, where the library allows it: for the same bits with any
+    number of them, what is computed of a block depends on that block alone.
+    """
+    spans, count = walk.spans, 1
+    if shares and len(spans) > 1 and xp.frees_python and walk.workspace.nbytes >= LEAST_SHARED:
+        count = min(threads.number(), len(spans))
+    if count == 1:
+        pieces = [of_block(walk, *span) for span in spans]
+        give_back(walk.held)
+        return pieces
+    pieces = [None] * len(spans)
+    left = deque([*enumerate(spans), *[None] * count])
+
+    def work() -> None:
+        try:
+            own = with_own_memory(walk, xp=xp)
+            for place, span in iter(left.popleft, None):
+                pieces[place] = of_block(own, *span)
+            give_back(own.held)
+        except BaseException:
+            left.extendleft([None] * count)  # the end for all
+            raise
+
+    give_back(walk.held)
+    threads.beside(work, count - 1)
+    return pieces
+
+
+def with_own_memory(walk: Walk, *, xp: Namespace) -> Walk:
+    """The same walk with a workspace of this thread's."""
+    length, width = cast("Held", walk.held)[-1].shape
+    held = taken_out(length, width, walk.visit.rows.dtype, walk.logits.array, xp=xp)
+    own = held[-1] if walk.plane is None else in_planes(held[-1], walk.length, walk.plane, xp=xp)
+    return walk._replace(held=held, workspace=own)
+
+
+def in_planes(workspace: Array, length: int, plane: int, *, xp: Namespace) -> Array:
+    """Of (C, rows) of one plane, or (planes * C, rows) of several, with the classes last."""
+    if length <= plane:
+        return workspace.T
+    return xp.permute_dims(xp.reshape(workspace, (length // plane, -1, plane)), (0, 2, 1))
+
+
+def taken_out(length: int, classes: int, dtype: Any, like: Array, *, xp: Namespace) -> Held:
     """Last an array (length, classes) to compute in, in the memory of `like`; before it what give_back has to know.
 
     Each thread keeps a block of each dtype: memory that is fresh in each call costs a page fault per 4 KiB, half of a
@@ -161,7 +222,7 @@ def taken_out(length: int, classes: int, dtype: Any, like: Array, *, xp: Namespa
     return key, block, view
 
 
-def give_back(held: tuple[Any, Array, Array] | None) -> None:
+def give_back(held: Held | None) -> None:
     """What was taken out, but for a row that is longer than a block."""
     if held is not None:
         key, block, view = held
@@ -170,10 +231,16 @@ def give_back(held: tuple[Any, Array, Array] | None) -> None:
             blocks[key] = block, view
 
 
+def even(count: int, most: int) -> int:
+    """The length of parts of one length, at most so long, so that none is near empty."""
+    parts = max(1, -(-count // max(1, most)))
+    return max(1, -(-count // parts))
+
+
 def spans(visited: int, length: int, plane: int | None = None) -> list[tuple[int, int]]:
     if visited <= length:
         return [(0, visited)]
-    plane = visited if plane is None else plane
+    plane = visited if plane is None or length > plane else plane
     return [
         (start, min(start + length, first + plane))
         for first in range(0, visited, plane)
@@ -203,10 +270,12 @@ def table_of(x: Array, kept: Array | None, plane: int | None = None, *, xp: Name
 
 
 def rows_at(array: Array, start: int, stop: int) -> Array:
-    """Of (rows, C), or of one of (planes, rows, C)."""
+    """Of (rows, C), or of one of (planes, rows, C), or several of these whole."""
     if array.ndim == 2:
         return array[start:stop, ...]
     plane, first = divmod(start, array.shape[1])
+    if stop - start > array.shape[1]:
+        return array[plane : stop // array.shape[1], ...]
     return array[plane, first : first + stop - start, ...]
 
 
@@ -220,7 +289,7 @@ def block_of(table: Table, start: int, stop: int, out: Array | None, *, xp: Name
 
 def block_logits(walk: Walk, start: int, stop: int, *, xp: Namespace) -> tuple[Array, Array | None]:
     """The logits from start to stop in the dtype of the computation, and the workspace, which may hold them."""
-    (array, places), out = walk.logits, None if walk.workspace is None else walk.workspace[: stop - start]
+    (array, places), out = walk.logits, None if walk.workspace is None else rows_at(walk.workspace, 0, stop - start)
     same = array.dtype == walk.visit.rows.dtype
     into = out if same else None
     logits = rows_at(array, start, stop) if places is None else block_of(walk.logits, start, stop, into, xp=xp)
