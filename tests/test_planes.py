@@ -20,7 +20,7 @@ def in_blocks(backend, patch, size):
     patch.setattr(walk, "LEAST_ROWS", 1)
     patch.setattr(walk, "BLOCK_BYTES", size)
     if backend.library == "torch":
-        patch.setattr(importlib.import_module("maskloss._bindings.torch_small"), "PLANES_BYTES", 0)
+        patch.setattr(importlib.import_module("maskloss._bindings.torch_small"), "SMALL_BYTES", 0)
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from .torch_operators import PARTS
 from .torch_parts import by_expression
 from .torch_reproducible import reproducible as reproducible
 from .torch_shared import SECOND, TENSORS, is_again, needed, owned, projected
-from .torch_small import are_places, is_in_planes, is_plain, small_loss, small_loss_in_planes
+from .torch_small import are_places, is_plain, small_loss
 
 Tensor = Any
 
@@ -42,7 +42,7 @@ TRACED = "torch.func, forward mode and other tracers take one expression"
 def common_loss(
     logits: Any, labels: Any, mask: Any, reduction: str, axis: int, ignore_index: int | None
 ) -> Tensor | None:
-    if torch.compiler.is_compiling() or (axis != -1 and not is_in_planes(logits, labels, mask, axis)):
+    if torch.compiler.is_compiling() or axis not in (-1, 1):
         return None
     if ignore_index is not None:
         if not is_plain(labels) or labels.dtype is not torch.int64 or not (mask is None or are_places(mask, labels)):
@@ -51,10 +51,9 @@ def common_loss(
             return None
         counts = labels != ignore_index
         mask = counts if mask is None else mask & counts
-    if axis != -1:
-        return small_loss_in_planes(logits, labels, mask, reduction)
-    answer = loss_by_kernels if xp.prefers_kernels(logits) else small_loss
-    return answer(logits, labels, mask, reduction)
+    if axis == -1 and xp.prefers_kernels(logits):
+        return loss_by_kernels(logits, labels, mask, reduction)
+    return small_loss(logits, labels, mask, reduction, axis)
 
 
 def split_of(projection: Projection | None, rows: Rows) -> Any:
