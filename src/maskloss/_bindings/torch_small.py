@@ -21,14 +21,8 @@ Tensor = Any
 # Of logits as they are computed with: from here on the engine's checks, plan and blocks, 0.15 ms and with the gradient
 # 0.4, are a small part of a loss.
 SMALL_BYTES = 1 << 24
-# What each mean divides by, as a function of the kept and all entries; None: it is no number.
-DIVISORS: dict[str, Any] = {
-    "none": None,
-    "sum": lambda kept, entries: 1,
-    "mean": lambda kept, entries: kept,
-    "mean_over_kept": lambda kept, entries: kept,
-    "mean_over_all": lambda kept, entries: entries,
-}
+# What the sum is divided by: the place of it among 1, the kept entries and all; None: there is no sum.
+DIVISORS = {"none": None, "sum": 0, "mean": 1, "mean_over_kept": 1, "mean_over_all": 2}
 # Of fewer numbers than these the memory costs less than to look it up.
 UNHELD = 1 << 14
 # Of exp(x_y), and so of sum_c exp(x_c), that serves as it is: what underflows beside it is less than a rounding.
@@ -70,10 +64,10 @@ def small_loss(logits: Any, labels: Any, mask: Any, reduction: str, axis: int = 
     taken = mask is not None and axis == -1 and (few or 2 * kept <= entries)
     if not 0 < (kept if taken else entries) * classes * DTYPES[logits.dtype].itemsize <= SMALL_BYTES:
         return None
-    divisor = DIVISORS[reduction]
-    divisor = None if divisor is None else divisor(kept, entries)
+    place = DIVISORS[reduction]
+    divisor = None if place is None else (1, kept, entries)[place]
     if few and divisor is not None:
-        return loss_of_few(*in_line(logits, labels, mask, axis), kept, divisor)
+        return loss_of_few(in_line(logits, labels, mask, axis), kept, divisor)
     if logits.requires_grad and torch.is_grad_enabled():
         return applied(_SmallLoss, logits, labels, mask, taken, axis, divisor)
     return forward(None, logits, labels, mask, taken, axis, divisor)
@@ -85,7 +79,8 @@ def nothing(logits: Tensor, reduction: str, axis: int) -> Tensor:
     return none.sum(axis, dtype=dtype) if reduction == "none" else none.sum(dtype=dtype)
 
 
-def loss_of_few(x: Tensor, y: Tensor, mask: Tensor | None, kept: int, divisor: int) -> Tensor | None:
+def loss_of_few(given: tuple[Any, Any, Any], kept: int, divisor: int) -> Tensor | None:
+    x, y, mask = given
     if mask is not None:
         places = mask.nonzero().squeeze(1)
         x, y = x.index_select(0, places), y.index_select(0, places)
@@ -128,7 +123,7 @@ def forward(
     return losses.view(labels.shape)
 
 
-def in_line(logits: Tensor, labels: Tensor, mask: Tensor | None, axis: int) -> Any:
+def in_line(logits: Tensor, labels: Tensor, mask: Tensor | None, axis: int) -> tuple[Any, Any, Any]:
     """As (rows, C), or (N, C, rows)."""
     if logits.dim() == (2 if axis == -1 else 3):
         return logits, labels, mask
@@ -161,10 +156,10 @@ def walked(x: Tensor, y: Tensor, keep: Tensor | None, is_held: bool, of_each: bo
     total = None if is_held else torch.empty(lines, dtype=dtype)
     losses = torch.empty(lines, dtype=dtype) if of_each else None
     loss = 0.0
-    for parts in zip(*(pieces(a, images, rows) for a in (x, y, keep, e, total, losses)), strict=False):
-        given, *others, into, of_totals, of_losses = parts
-        into = into if held is None else held[-1].view(-1)[: given.numel()].view(given.shape)
-        found = block(given, *others, into, of_totals, of_losses)
+    of_blocks: Any = zip(*(pieces(a, images, rows) for a in (x, y, keep, e, total, losses)), strict=False)
+    for x_of, y_of, keep_of, into, totals, losses_of in of_blocks:
+        into = into if held is None else held[-1].view(-1)[: x_of.numel()].view(x_of.shape)
+        found = block(x_of, y_of, keep_of, into, totals, losses_of)
         if found is None:
             loss = math.nan
             break
