@@ -183,7 +183,7 @@ def block(
     if keep is not None:
         y, keep = y.where(keep, 0), keep.unsqueeze(1)
     at_label = y.unsqueeze(1)
-    for shifts in (False, True):  # softmax, whose sums are 1 but for its own, naive total, is no part of most calls
+    for shifts in (False, True):
         terms = exponentials(x, keep, shifts, e)
         total = torch.sum(terms, 1, keepdim=True, out=total)
         label_terms = torch.gather(terms, 1, at_label, out=losses)
