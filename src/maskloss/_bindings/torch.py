@@ -25,7 +25,7 @@ from .torch_operators import PARTS
 from .torch_parts import by_expression
 from .torch_reproducible import reproducible as reproducible
 from .torch_shared import SECOND, TENSORS, is_again, needed, owned, projected
-from .torch_small import are_places, is_plain, small_loss
+from .torch_small import SMALL_BYTES, are_places, is_plain, small_loss
 
 Tensor = Any
 
@@ -43,6 +43,8 @@ def common_loss(
     logits: Any, labels: Any, mask: Any, reduction: str, axis: int, ignore_index: int | None
 ) -> Tensor | None:
     if torch.compiler.is_compiling() or axis not in (-1, 1):
+        return None
+    if axis == 1 and not (logits.is_cpu and logits.numel() * 4 <= SMALL_BYTES):
         return None
     if ignore_index is not None:
         if not is_plain(labels) or labels.dtype is not torch.int64 or not (mask is None or are_places(mask, labels)):
