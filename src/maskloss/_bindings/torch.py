@@ -25,7 +25,7 @@ from .torch_operators import PARTS
 from .torch_parts import by_expression
 from .torch_reproducible import reproducible as reproducible
 from .torch_shared import SECOND, TENSORS, is_again, needed, owned, projected
-from .torch_small import are_places, is_in_planes, is_plain, small_loss, small_loss_in_planes
+from .torch_small import SMALL_BYTES, are_places, is_plain, small_loss
 
 Tensor = Any
 
@@ -45,7 +45,7 @@ def common_loss(
     if torch.compiler.is_compiling() or axis not in (-1, 1):
         return None
     by_kernels = xp.prefers_kernels(logits)
-    if axis == 1 and not by_kernels and not is_in_planes(logits, labels, mask, axis):
+    if axis == 1 and not by_kernels and not (logits.is_cpu and logits.numel() * 4 <= SMALL_BYTES):
         return None
     if ignore_index is not None:
         if not is_plain(labels) or labels.dtype is not torch.int64 or not (mask is None or are_places(mask, labels)):
@@ -56,8 +56,7 @@ def common_loss(
         mask = counts if mask is None else mask & counts
     if by_kernels:
         return loss_by_kernels(logits, labels, mask, reduction, axis)
-    answer = small_loss if axis == -1 else small_loss_in_planes
-    return answer(logits, labels, mask, reduction)
+    return small_loss(logits, labels, mask, reduction, axis)
 
 
 def split_of(projection: Projection | None, rows: Rows) -> Any:

@@ -16,12 +16,13 @@ from .._math import softmax
 from .._math.rows import Rows
 from .._math.softmax import Upstream
 from .torch_operators import kernels
-from .torch_small import REDUCTIONS, are_common
+from .torch_small import are_common
 
 Tensor = Any
 
 COVERED = (torch.float32, torch.bfloat16, torch.float16)
 INDICES = (torch.int64, torch.int32)
+REDUCTIONS = ("mean", "sum", "mean_over_kept", "mean_over_all")
 
 
 def loss_by_kernels(logits: Any, labels: Any, mask: Any, reduction: str, axis: int) -> Tensor | None:

@@ -2,148 +2,250 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
 import torch
-from torch.nn.functional import nll_loss
+from torch.nn.functional import cross_entropy
 
 from .._arrays.torch import in_forward_mode, xp
 from .._arrays.torch_functions import applied
+from .._engine.unshifted import serves
 from .._engine.walk import BLOCK_BYTES, give_back, taken_out
 from .._math import softmax
 from .._math.rows import Rows
 
 Tensor = Any
 
-# log_softmax sums a row in as many running sums as a vector register has numbers, 8 or more in float32: with so few
-# classes each errs by less than 4 last places of 1, however the numbers lie.
-NAIVE_CLASSES = 64
-# Of planes, whose rows the engine's blocks cannot hold together: where the memory is still one that malloc has ready.
-PLANES_BYTES = 1 << 23
-REDUCTIONS = ("mean", "sum", "mean_over_kept", "mean_over_all")
+# Of logits as they are computed with: from here on the engine's checks, plan and blocks, 0.15 ms and with the gradient
+# 0.4, are a small part of a loss.
+SMALL_BYTES = 1 << 24
+# What the sum is divided by: the place of it among 1, the kept entries and all; None: there is no sum.
+DIVISORS = {"none": None, "sum": 0, "mean": 1, "mean_over_kept": 1, "mean_over_all": 2}
 # Of fewer numbers than these the memory costs less than to look it up.
 UNHELD = 1 << 14
+# Of exp(x_y), and so of sum_c exp(x_c), that serves as it is: what underflows beside it is less than a rounding.
+LEAST = 1e-20
+# Of the sum, up to which an upstream gradient is divided by it at once: the quotient is no subnormal number.
+GREATEST = 1e15
+# log_softmax sums a row in as many running sums as a vector register has numbers, 8 or more in float32, and in one
+# where the classes lie apart: of so few classes each errs by less than 4 last places of 1, however the numbers lie.
+NAIVE_CLASSES = {-1: 64, 1: 8}
+# Logits, up to which two kernels are faster than nine.
+FEW = 1 << 11
+DTYPES = {
+    torch.float32: torch.float32,
+    torch.bfloat16: torch.float32,
+    torch.float16: torch.float32,
+    torch.float64: torch.float64,
+}
+TENSORS = torch.Tensor, torch.nn.Parameter
 
 
-def small_loss(logits: Any, labels: Any, mask: Any, reduction: str) -> Tensor | None:
-    """The loss of class indices whose kept rows are one block of the engine, in torch's own functions of these rows.
+def small_loss(logits: Any, labels: Any, mask: Any, reduction: str, axis: int = -1) -> Tensor | None:
+    """The loss of class indices in torch's own functions: of rows, or of classes along axis 1 (N, C, ...).
 
-    At 256 x 1000 the engine's plan and its checks one by one take as long as the loss, and so do ten operations called
-    from Python in the place of two. None for any other call, and where the checks of every other call have to speak.
+    The engine's plan and its checks one by one take as long as a small loss. None for any other call, and where the
+    checks of every other call have to speak.
     """
-    if reduction not in REDUCTIONS or torch.compiler.is_compiling() or not is_small(logits, labels, mask):
+    if not is_small(logits, labels, mask, axis) or reduction not in DIVISORS:
         return None
-    classes, x, y, count = logits.shape[-1], logits, labels, labels.numel()
-    dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
-    row_bytes = classes * dtype.itemsize
-    if mask is not None and count * row_bytes > BLOCK_BYTES:
-        count = int(mask.count_nonzero())
-    if not 0 < count * row_bytes <= BLOCK_BYTES:
+    axis = -1 if axis == logits.dim() - 1 else axis
+    kept = entries = labels.numel()
+    classes = logits.shape[axis]
+    if mask is not None:
+        kept = int(mask.count_nonzero())
+        mask = None if kept == entries else mask
+        if not kept:
+            return nothing(logits, reduction, axis) if 0 < logits.numel() * 4 <= SMALL_BYTES else None
+    few = entries * classes <= FEW and classes <= NAIVE_CLASSES[axis] and (mask is None or axis == -1)
+    # Of rows that lie one after the other some are taken out; of those side by side none.
+    taken = mask is not None and axis == -1 and (few or 2 * kept <= entries)
+    if not 0 < (kept if taken else entries) * classes * DTYPES[logits.dtype].itemsize <= SMALL_BYTES:
         return None
-    kept: Tensor = None if mask is None else mask.reshape(-1).nonzero().squeeze(1)
-    if kept is not None:
-        count = kept.shape[0]
-        kept = None if count == y.numel() else kept
-        if not count:
-            return None
-    if x.dim() != 2:
-        x, y = x.reshape(-1, classes), y.reshape(-1)
-    if kept is not None:
-        x, y = x.index_select(0, kept), y.index_select(0, kept)
-    x = x if x.dtype is dtype else x.to(dtype)
-    divisor = 1 if reduction == "sum" else labels.numel() if reduction == "mean_over_all" else count
-    if x.requires_grad and torch.is_grad_enabled():
-        if classes <= NAIVE_CLASSES:
-            return loss_of_few_classes(x, y, divisor, None)
-        return applied(_SmallLoss, x, y, divisor, None)
-    loss = loss_of_few_classes if classes <= NAIVE_CLASSES else loss_by_softmax
-    if count * classes < UNHELD:
-        return loss(x, y, divisor, None)
-    held = taken_out(count, classes, dtype, x, xp=xp)
-    result = loss(x, y, divisor, held[-1])
-    give_back(held)
-    return result
+    place = DIVISORS[reduction]
+    divisor = None if place is None else (1, kept, entries)[place]
+    if few and divisor is not None:
+        return loss_of_few(in_line(logits, labels, mask, axis), kept, divisor)
+    if logits.requires_grad and torch.is_grad_enabled():
+        return applied(_SmallLoss, logits, labels, mask, taken, axis, divisor)
+    return forward(None, logits, labels, mask, taken, axis, divisor)
 
 
-def small_loss_in_planes(logits: Any, labels: Any, keep: Any, reduction: str) -> Tensor | None:
-    """The same of classes along axis 1, whose rows lie side by side: all of them, and what is not kept is left out."""
-    if reduction not in REDUCTIONS:
-        return None
-    count = labels.numel()
-    if keep is not None:
-        count = int(keep.count_nonzero())
-        if not count:
-            return None
-        keep = None if count == labels.numel() else keep.unsqueeze(1)
-    x = logits if logits.dtype is torch.float64 else logits.to(torch.float32)
-    y = labels if keep is None else labels.where(keep.squeeze(1), 0)
-    divisor = 1 if reduction == "sum" else labels.numel() if reduction == "mean_over_all" else count
-    if x.requires_grad and torch.is_grad_enabled():
-        return applied(_SmallLoss, x, y, divisor, keep)
-    return loss_by_softmax(x, y, divisor, None, keep=keep)
+def nothing(logits: Tensor, reduction: str, axis: int) -> Tensor:
+    """Of no entry, 0 with a gradient of 0."""
+    none, dtype = logits.narrow(axis, 0, 0), DTYPES[logits.dtype]
+    return none.sum(axis, dtype=dtype) if reduction == "none" else none.sum(dtype=dtype)
 
 
-def loss_of_few_classes(x: Tensor, y: Tensor, divisor: int, out: Tensor | None) -> Tensor | None:
+def loss_of_few(given: tuple[Any, Any, Any], kept: int, divisor: int) -> Tensor | None:
+    x, y, mask = given
+    if mask is not None:
+        places = mask.nonzero().squeeze(1)
+        x, y = x.index_select(0, places), y.index_select(0, places)
     if y.min().item() < 0:
         return None
-    mean = divisor == y.shape[0]
+    dtype = DTYPES[x.dtype]
+    x = x if x.dtype is dtype else x.to(dtype)
     try:
-        # -1, which no label is: nll_loss ignores one value without a word.
-        loss: Tensor = nll_loss(
-            torch.log_softmax(x, 1, out=out), y, reduction="mean" if mean else "sum", ignore_index=-1
-        )
+        # -1, which no label is: one value is ignored without a word.
+        loss = cross_entropy(x, y, ignore_index=-1, reduction="mean" if divisor == kept else "sum")
     except IndexError:  # a label beyond the classes
         return None
     if not math.isfinite(loss.item()):
         return None
-    return loss if mean or divisor == 1 else loss / divisor
+    return loss if divisor in (1, kept) else loss / divisor
 
 
-def loss_by_softmax(
-    x: Tensor, y: Tensor, divisor: int, out: Tensor | None, ctx: Any = None, keep: Tensor | None = None
+def forward(
+    ctx: Any, logits: Tensor, labels: Tensor, mask: Tensor | None, taken: bool, axis: int, divisor: int | None
 ) -> Tensor | None:
-    """softmax' own total is as naive a sum, but what it gives sums to 1 but for that total's error."""
-    p, at_label = torch.softmax(x, 1, out=out), y.unsqueeze(1)
-    total = p.sum(1, keepdim=True)
+    x, y, keep = in_line(logits, labels, mask, axis)
+    kept = None
+    if taken and keep is not None:
+        kept, keep = keep.nonzero().squeeze(1), None
+        x, y = x.index_select(0, kept), y.index_select(0, kept)
     try:
-        # Of a subnormal p_y the quotient is infinite, or its logarithm right to a rounding.
-        loss = (total / p.gather(1, at_label)).log_()
+        found = walked(x, y, keep, ctx is None, divisor is None)
     except RuntimeError:  # a label that is no class
         return None
-    loss = (loss if keep is None else loss.masked_fill_(~keep, 0.0)).sum()
-    if not math.isfinite(loss.item()):
+    if found is None:
         return None
+    loss, e, total, losses = found
     if ctx is not None:
-        ctx.save_for_backward(x, at_label, total, keep)
-        ctx.p, ctx.divisor = p, divisor
-    return loss if divisor == 1 else loss.div_(divisor)
+        ctx.save_for_backward(logits, labels, mask, kept, total)
+        ctx.e, ctx.axis, ctx.divisor = e, axis, divisor
+    if divisor is not None:
+        return torch.scalar_tensor(loss / divisor, dtype=DTYPES[logits.dtype])
+    if kept is not None:
+        losses = losses.new_zeros(labels.numel()).index_copy_(0, kept, losses.view(-1))
+    return losses.view(labels.shape)
+
+
+def in_line(logits: Tensor, labels: Tensor, mask: Tensor | None, axis: int) -> tuple[Any, Any, Any]:
+    """As (rows, C), or (N, C, rows)."""
+    if logits.dim() == (2 if axis == -1 else 3):
+        return logits, labels, mask
+    shape = (-1, logits.shape[-1]) if axis == -1 else (*logits.shape[:2], -1)
+    lines = (-1,) if axis == -1 else (logits.shape[0], -1)
+    return logits.view(shape), labels.reshape(lines), None if mask is None else mask.reshape(lines)
+
+
+def walked(x: Tensor, y: Tensor, keep: Tensor | None, is_held: bool, of_each: bool) -> Any:
+    """The sum of the losses, e^x, its sums, and the losses; None where one of them is not finite.
+
+    In blocks where they are many. `is_held`: e^x is nobody's, and neither are the sums.
+    """
+    size, dtype, length = x.numel(), DTYPES[x.dtype], BLOCK_BYTES // DTYPES[x.dtype].itemsize
+    if size <= length:
+        if not is_held or size < UNHELD:
+            return block(x, y, keep, None, None, None)
+        held = taken_out(x.shape[0], size // x.shape[0], dtype, x, xp=xp)
+        found = block(x, y, keep, held[-1] if x.dim() == 2 else held[-1].view(x.shape), None, None)
+        give_back(held)
+        return found
+    of_one, rows = size // x.shape[0], None
+    images = max(1, length // of_one)
+    if x.dim() == 3 and of_one > length:
+        rows = -(-x.shape[2] // -(-of_one // length))
+        of_one = x.shape[1] * rows
+    held = taken_out(1, images * of_one, dtype, x, xp=xp) if is_held else None
+    e = None if is_held else torch.empty(x.shape, dtype=dtype)
+    lines = (x.shape[0], 1, *x.shape[2:])
+    total = None if is_held else torch.empty(lines, dtype=dtype)
+    losses = torch.empty(lines, dtype=dtype) if of_each else None
+    loss = 0.0
+    of_blocks: Any = zip(*(pieces(a, images, rows) for a in (x, y, keep, e, total, losses)), strict=False)
+    for x_of, y_of, keep_of, into, totals, losses_of in of_blocks:
+        into = into if held is None else held[-1].view(-1)[: x_of.numel()].view(x_of.shape)
+        found = block(x_of, y_of, keep_of, into, totals, losses_of)
+        if found is None:
+            loss = math.nan
+            break
+        loss += found[0]
+    give_back(held)
+    return (loss, e, total, losses) if math.isfinite(loss) else None
+
+
+def pieces(a: Tensor | None, images: int, rows: int | None) -> Any:
+    """Of some rows of an image, or some images: views; of None as many as are asked for."""
+    if a is None:
+        return itertools.repeat(None)
+    parts = a.split(images)
+    return parts if rows is None else [part for image in parts for part in image.split(rows, -1)]
+
+
+def block(
+    x: Tensor, y: Tensor, keep: Tensor | None, e: Tensor | None, total: Tensor | None, losses: Tensor | None
+) -> Any:
+    """The sum of the losses, e^x, its sums, and the losses, in what is given of them."""
+    if keep is not None:
+        y, keep = y.where(keep, 0), keep.unsqueeze(1)
+    at_label = y.unsqueeze(1)
+    for shifts in (False, True):
+        terms = exponentials(x, keep, shifts, e)
+        total = torch.sum(terms, 1, keepdim=True, out=total)
+        label_terms = torch.gather(terms, 1, at_label, out=losses)
+        if not shifts and not label_terms.min().item() >= LEAST:
+            continue
+        # Of non-negative terms no sum, however rounded, is less than one of them: no loss is negative.
+        of_each = torch.div(total, label_terms, out=label_terms).log_()
+        of_each = of_each if keep is None else of_each.mul_(keep)
+        loss = of_each.sum().item()
+        if math.isfinite(loss):
+            return loss, terms, total, of_each
+    return None
+
+
+def exponentials(x: Tensor, keep: Tensor | None, shifts: bool, out: Tensor | None) -> Tensor:
+    dtype = DTYPES[x.dtype]
+    if not shifts:
+        if x.dtype is dtype:
+            return torch.exp(x, out=out)
+        return (x.to(dtype) if out is None else out.copy_(x)).exp_()
+    x = x if keep is None else x.masked_fill(~keep, 0.0)
+    return torch.softmax(x, 1, dtype=dtype, out=out)
 
 
 class _SmallLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, divisor: int, keep: Tensor | None) -> Any:
-        return loss_by_softmax(x, y, divisor, None, ctx, keep)
+    def forward(ctx: Any, *given: Any) -> Any:
+        return forward(ctx, *given)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        x, at_label, total, keep = ctx.saved_tensors
-        g = (gradients[0] / ctx.divisor).expand_as(total)
-        g = g if keep is None else g.masked_fill(~keep, 0.0)
-        p, ctx.p = ctx.p, None  # the first backward makes the gradient in its place
+        logits, labels, mask, kept, total = ctx.saved_tensors
+        g = gradients[0] if ctx.divisor is None else gradients[0] / ctx.divisor
+        nothing = (None,) * 5
         if torch.is_grad_enabled() or in_forward_mode() or xp.is_tracer(g):
-            kept = None if keep is None else keep.squeeze(1)
-            rows = Rows(x.movedim(1, -1), at_label.squeeze(1), None, kept, None, None, None, x.dtype, False)
-            of_each = g.squeeze(1), None, None
-            again = softmax.forward(rows, xp)
+            x, labels = logits.movedim(ctx.axis, -1), labels if mask is None else labels.where(mask, 0)
+            rows = Rows(x, labels, None, mask, None, None, None, total.dtype, False)
+            again, of_each = softmax.forward(rows, xp), (g.expand(labels.shape), None, None)
             made: Tensor = softmax.backward(rows, again, of_each, targets_too=False, xp=xp)[0]
-            return made.movedim(-1, 1), None, None, None
-        p = torch.softmax(x, 1) if p is None else p
-        scale = g / total
-        p = p.mul_(scale if keep is None else scale.masked_fill_(~keep, 0.0))
-        if keep is not None and not math.isfinite(p.sum().item()):  # 0 times what is not kept, and may be anything
-            p.masked_fill_(~keep, 0.0)
-        return p.scatter_add_(1, at_label, -g), None, None, None
+            return made.movedim(-1, ctx.axis).to(logits.dtype), *nothing
+        x, y, keep = in_line(logits, labels, mask, ctx.axis)
+        if ctx.divisor is None:
+            g = g.reshape(y.shape)
+            g = (g if kept is None else g.index_select(0, kept)).unsqueeze(1)
+        if kept is not None:
+            y, keep = y.index_select(0, kept), None
+        elif keep is not None:
+            y = y.where(keep, 0)
+            g = g * keep.unsqueeze(1)
+        e, ctx.e = ctx.e, None  # the first backward makes the gradient in its place
+        if e is None:
+            _, e, total, _ = walked(x if kept is None else x.index_select(0, kept), y, keep, False, False)
+        if serves(g, total.dtype is torch.float64, xp=xp) and total.max().item() <= GREATEST:
+            e.mul_(g / total)
+        else:
+            e.div_(total).mul_(g)
+        at_label = y.unsqueeze(1)
+        e.scatter_add_(1, at_label, (-g).expand(at_label.shape))
+        e = e.to(logits.dtype)
+        if kept is not None:
+            e = xp.sparse_zeros((labels.numel(), x.shape[-1]), logits.dtype, x).index_copy_(0, kept, e)
+        return e.view(logits.shape), *nothing
 
 
 def is_small(logits: Any, labels: Any, mask: Any, axis: int = -1) -> bool:
@@ -152,19 +254,13 @@ def is_small(logits: Any, labels: Any, mask: Any, axis: int = -1) -> bool:
         are_common(logits, labels, mask, axis)
         and logits.is_cpu
         and labels.dtype is torch.int64
-        and logits.dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+        and logits.dtype in DTYPES
         and logits.is_contiguous()
     )
 
 
-def is_in_planes(logits: Any, labels: Any, mask: Any, axis: int) -> bool:
-    """(N, C, ...) in this memory, and little of it."""
-    small = axis == 1 and is_small(logits, labels, mask, axis)
-    return small and logits.dim() > 2 and 0 < logits.numel() * 4 <= PLANES_BYTES
-
-
 def is_plain(x: Any) -> bool:
-    return type(x) in (torch.Tensor, torch.nn.Parameter) and x.layout is torch.strided and not x.is_nested
+    return type(x) in TENSORS and x.layout is torch.strided and not x.is_nested
 
 
 def are_common(logits: Any, labels: Any, mask: Any, axis: int = -1) -> bool:
