@@ -120,7 +120,10 @@ def forward(
         return torch.scalar_tensor(loss / divisor, dtype=DTYPES[logits.dtype])
     if kept is not None:
         losses = losses.new_zeros(labels.numel()).index_copy_(0, kept, losses.view(-1))
-    return losses.view(labels.shape)
+    losses = losses.view(labels.shape)
+    return (
+        losses if ctx is None else losses.clone()
+    )  # autograd refuses to modify in place what a Function made as a view
 
 
 def in_line(logits: Tensor, labels: Tensor, mask: Tensor | None, axis: int) -> tuple[Any, Any, Any]:
