@@ -135,6 +135,7 @@ def on_arrays(function: F) -> F:
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         for x in args[:1] or kwargs.values():
             xp = namespace_of(x)
+            xp = namespace_of(as_array(x)) if xp is None else xp
             if xp is not None:
                 return xp.called(function, args, kwargs)
         return function(*args, **kwargs)

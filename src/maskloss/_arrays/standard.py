@@ -258,7 +258,7 @@ class Namespace:
         before, after, head = (slice(None),) * axis, x.shape[axis + 1 :], length - length % block
         blocks = self.reshape(x[(*before, slice(0, head), ...)], (*x.shape[:axis], head // block, block, *after))
         rest = self.sum(x[(*before, slice(head, None), ...)], axis=axis)
-        return self.long_sum(self.sum(blocks, axis=axis + 1), axis=axis) + rest
+        return self.long_sum(self.kept_apart(self.sum(blocks, axis=axis + 1)), axis=axis) + rest
 
     def sum_over(self, x: Array, axes: tuple[int, ...], *, keepdims: bool) -> Array:
         if not axes:
