@@ -32,8 +32,9 @@ GREATEST = 1e15
 # log_softmax sums a row in as many running sums as a vector register has numbers, 8 or more in float32, and in one
 # where the classes lie apart: of so few classes each errs by less than 4 last places of 1, however the numbers lie.
 NAIVE_CLASSES = {-1: 64, 1: 8}
-# Logits, up to which two kernels are faster than nine.
-FEW = 1 << 11
+# Kept logits, up to which two kernels are faster than nine: of more than so many classes, and of fewer, whose rows
+# log_softmax takes one by one.
+FEW, NARROW, FEW_OF_NARROW = 1 << 16, 16, 1 << 11
 DTYPES = {
     torch.float32: torch.float32,
     torch.bfloat16: torch.float32,
@@ -59,7 +60,8 @@ def small_loss(logits: Any, labels: Any, mask: Any, reduction: str, axis: int = 
         mask = None if kept == entries else mask
         if not kept:
             return nothing(logits, reduction, axis) if 0 < logits.numel() * 4 <= SMALL_BYTES else None
-    few = entries * classes <= FEW and classes <= NAIVE_CLASSES[axis] and (mask is None or axis == -1)
+    few = kept * classes <= (FEW if classes > NARROW else FEW_OF_NARROW) and classes <= NAIVE_CLASSES[axis]
+    few = few and (mask is None or axis == -1)
     # Of rows that lie one after the other some are taken out; of those side by side none.
     taken = mask is not None and axis == -1 and (few or 2 * kept <= entries)
     if not 0 < (kept if taken else entries) * classes * DTYPES[logits.dtype].itemsize <= SMALL_BYTES:
