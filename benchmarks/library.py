@@ -47,7 +47,7 @@ class Library:
     def answer(self, result):
         """The value and the gradients that a provider returned, in NumPy."""
         parts = result if isinstance(result, tuple) else (result,)
-        return tuple(self.wide(x[:: self.stride] if x.ndim > 1 else x) for x in parts)
+        return tuple(self.wide(x[:: self.stride] if np.ndim(x) > 1 else x) for x in parts)
 
     def timer(self, case, device):
         """take(call, repeats): seconds per call."""

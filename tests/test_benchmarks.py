@@ -226,6 +226,11 @@ def test_a_gradient_is_read_within_its_time():
         assert library.told == told
 
 
+def test_a_loss_that_is_a_float_is_an_answer():
+    """As scikit-learn's."""
+    assert [x.item() for x in Library().answer(0.5)] == [0.5]
+
+
 def test_a_wrong_gradient_of_a_projection_is_told():
     case, ours = Case(6, 5, features=3), (np.asarray(1.0), np.ones((6, 3)), np.ones((5, 3)))
     agreement.check(case, "other", ours, ours, None)
