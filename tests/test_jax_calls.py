@@ -100,3 +100,29 @@ def test_digits_that_an_array_of_32_bits_has_not():
     with jax.enable_x64(False):
         loss = ml.cross_entropy(jnp.zeros((3, 2)), labels, ignore_index=2**40, reduction="sum")
     np.testing.assert_allclose(loss, math.log(2), rtol=1e-6)
+
+
+def test_numbers_that_are_differentiated(calls):
+    """d(S / d)/dd = -S / d^2, and a TypeError where there is no derivative."""
+    x, y = jnp.asarray(LOGITS), jnp.asarray(LABELS)
+    total = float(ml.cross_entropy(x, y, reduction="sum"))
+    gradient = jax.grad(lambda d: ml.cross_entropy(x, y, denominator=d))(2.0)
+    np.testing.assert_allclose(gradient, -total / 4, rtol=1e-6)
+    with pytest.raises(TypeError, match="z_loss"):
+        jax.grad(lambda z: ml.cross_entropy(x, y, z_loss=z))(0.5)
+
+
+def test_bytes_in_the_other_order(calls):
+    """Of weights, after a program that takes them in this machine's."""
+    x, y = jnp.asarray(LOGITS, "float32"), jnp.asarray(LABELS)
+    weights = np.asarray([1.0, 2.0, 3.0], "float32")
+    expected = ml.cross_entropy(x, y, weights=weights)
+    assert abs(float(ml.cross_entropy(x, y, weights=weights.astype(">f4"))) - float(expected)) <= 2.0**-20
+
+
+def test_a_number_that_decides_the_dtype(calls):
+    divisors = [
+        way(lambda: ml.denominator(jnp.asarray(LABELS), weights=2.5, reduction="sum"))()
+        for way in (jax.jit, lambda f: f)
+    ]
+    assert divisors[0].dtype == divisors[1].dtype

@@ -151,6 +151,23 @@ def test_torch_s_own_functions_agree_with_the_engine(backend, reduction, masked)
         torch.testing.assert_close(a, b, rtol=2e-6, atol=2.0**-22)
 
 
+@pytest.mark.parametrize("axis", [1, -1])
+@pytest.mark.parametrize("upstream", [float("nan"), float("inf")])
+def test_no_upstream_gradient_reaches_what_is_not_kept(backend, axis, upstream):
+    """Where nearly all is kept, and computed beside the rest."""
+    named(backend, "torch")
+    torch = importlib.import_module("torch")
+    logits, labels, kept = drawn(7, (3, 80, 9, 10), 0.9)
+    x = torch.from_numpy(logits).movedim(1, axis).contiguous().requires_grad_()
+    mask = torch.from_numpy(kept)
+    losses = ml.cross_entropy(x, torch.from_numpy(labels), mask=mask, axis=axis, reduction="none")
+    (one,) = torch.autograd.grad(losses, x, torch.where(mask, 1.0, upstream), retain_graph=True)
+    assert one.isfinite().all()
+    (all_,) = torch.autograd.grad(losses.sum() * upstream, x)
+    for gradient in (one, all_):
+        assert not gradient[~mask.unsqueeze(axis).expand_as(gradient)].any()
+
+
 @pytest.mark.parametrize("wrong", [7, -1])
 def test_a_label_that_is_no_class(backend, wrong):
     looked_at(backend)

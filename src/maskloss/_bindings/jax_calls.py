@@ -113,8 +113,8 @@ def at_hand(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[st
         kind: Any = type(x)
         if kind not in STATIC:
             x = as_array(x)
-            if not isinstance(x, jax.Array) and kind is not np.ndarray:
-                return None
+            if not isinstance(x, jax.Array) and not (kind is np.ndarray and x.dtype.isnative):
+                return None  # of the other byte order jit would take the bytes as they are (jax 0.10.2)
             arrays[name] = x
         elif kind in (int, float) and name in AS_ARRAYS:
             arrays[name] = np.asarray(x) if name == "labels" else x
@@ -128,6 +128,10 @@ def at_hand(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[st
     if not isinstance(arrays.get(first), jax.Array) or evaluated_p.bind() is not True:
         return None
     values = {name: value_of(None, x) if xp.is_tracer(x) else x for name, x in arrays.items()}
+    if not all(type(x) in (int, float) or isinstance(x, jax.Array | np.ndarray | np.generic) for x in values.values()):
+        return None  # a Python number that is differentiated
+    if first == "labels" and not any(hasattr(x, "dtype") and x.dtype.kind == "f" for x in arrays.values()):
+        return None  # a number decides the dtype by itself
     if not are_good(first, values, numbers, {**options, "validate": validate}):
         return None
     return Prepared(function, tuple([(name, type(x), x) for name, x in sorted(options.items())]), arrays, numbers)

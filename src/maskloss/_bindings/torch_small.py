@@ -119,7 +119,7 @@ def forward(
         ctx.save_for_backward(logits, labels, mask, kept, total)
         ctx.e, ctx.axis, ctx.divisor = e, axis, divisor
     if divisor is not None:
-        return torch.scalar_tensor(loss / divisor, dtype=DTYPES[logits.dtype])
+        return torch.scalar_tensor(loss / divisor, dtype=DTYPES[logits.dtype], device=logits.device)
     if kept is not None:
         losses = losses.new_zeros(labels.numel()).index_copy_(0, kept, losses.view(-1))
     losses = losses.view(labels.shape)
@@ -156,10 +156,10 @@ def walked(x: Tensor, y: Tensor, keep: Tensor | None, is_held: bool, of_each: bo
         rows = -(-x.shape[2] // -(-of_one // length))
         of_one = x.shape[1] * rows
     held = taken_out(1, images * of_one, dtype, x, xp=xp) if is_held else None
-    e = None if is_held else torch.empty(x.shape, dtype=dtype)
+    e = None if is_held else torch.empty(x.shape, dtype=dtype, device=x.device)
     lines = (x.shape[0], 1, *x.shape[2:])
-    total = None if is_held else torch.empty(lines, dtype=dtype)
-    losses = torch.empty(lines, dtype=dtype) if of_each else None
+    total = None if is_held else torch.empty(lines, dtype=dtype, device=x.device)
+    losses = torch.empty(lines, dtype=dtype, device=x.device) if of_each else None
     loss = 0.0
     of_blocks: Any = zip(*(pieces(a, images, rows) for a in (x, y, keep, e, total, losses)), strict=False)
     for x_of, y_of, keep_of, into, totals, losses_of in of_blocks:
@@ -237,7 +237,7 @@ class _SmallLoss(torch.autograd.Function):
             y, keep = y.index_select(0, kept), None
         elif keep is not None:
             y = y.where(keep, 0)
-            g = g * keep.unsqueeze(1)
+            g = g.where(keep.unsqueeze(1), 0.0)
         e, ctx.e = ctx.e, None  # the first backward makes the gradient in its place
         if e is None:
             _, e, total, _ = walked(x if kept is None else x.index_select(0, kept), y, keep, False, False)
