@@ -83,6 +83,11 @@ def greatest(end, plane):
 
 
 @triton.jit
+def kept_of(row, is_row, keep):
+    return is_row if keep is None else is_row & (tl.load(keep + row, mask=is_row, other=0) != 0)
+
+
+@triton.jit
 def block_of_rows(
     starts,
     keep,
@@ -101,9 +106,7 @@ def block_of_rows(
     row, is_row, start = rows_of(program, starts, plane, plane_stride, row_stride, ROWS)
     d_start = rows_of(program, None, plane, d_plane_stride, d_row_stride, ROWS)[2]
     c = classes_from((tl.program_id(0) % blocks) * BLOCK, plane, BLOCK)
-    kept = is_row
-    if keep is not None:
-        kept = kept & (tl.load(keep + row, mask=is_row, other=0) != 0)
+    kept = kept_of(row, is_row, keep)
     return row, start, d_start, c, is_row, c < tl.where(is_row, classes, 0), c < tl.where(kept, classes, 0)
 
 
@@ -171,11 +174,9 @@ def forward_kernel(
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    row, kept, start_of_row = rows_of(tl.program_id(0), starts, plane, plane_stride, row_stride, ROWS)
-    is_row = kept
+    row, is_row, start_of_row = rows_of(tl.program_id(0), starts, plane, plane_stride, row_stride, ROWS)
     row_logits = logits + start_of_row
-    if keep is not None:
-        kept = kept & (tl.load(keep + row, mask=is_row, other=0) != 0)
+    kept = kept_of(row, is_row, keep)
     end = tl.where(kept, classes, 0)
     nothing = row * 0
     m = nothing.to(tl.float32) - LARGEST
@@ -294,12 +295,10 @@ def loss_and_gradient_kernel(
 
     A row is walked twice by its own program, the second time out of the cache, and may be written over.
     """
-    row, kept, start_of_row = rows_of(tl.program_id(0), starts, plane, plane_stride, row_stride, ROWS)
+    row, is_row, start_of_row = rows_of(tl.program_id(0), starts, plane, plane_stride, row_stride, ROWS)
     d_start = rows_of(tl.program_id(0), None, plane, d_plane_stride, d_row_stride, ROWS)[2]
-    is_row = kept
     row_logits = logits + start_of_row
-    if keep is not None:
-        kept = kept & (tl.load(keep + row, mask=is_row, other=0) != 0)
+    kept = kept_of(row, is_row, keep)
     end = tl.where(kept, classes, 0)
     m = (row * 0).to(tl.float32) - LARGEST
     s = (row * 0).to(tl.float64)

@@ -74,8 +74,7 @@ def backward(
     g_nll, g_dot, g_lse = g
     x: Any = rows.logits
     count, classes = math.prod(x.shape[:-1]), x.shape[-1]
-    plane = plane_of(x) if d_logits is None else None
-    d: Any = gradient_like(x, plane) if d_logits is None else d_logits
+    plane, d = gradient_for(x, d_logits)
     if not count:
         return d.reshape(x.shape), None
     targets: Any = contiguous(rows.targets) if g_dot is not None else None
@@ -112,8 +111,7 @@ def at_once(
     """Loss and gradient, in one kernel: without g_nll of share nll / divisor, as is then the loss."""
     x: Any = rows.logits
     count, classes = math.prod(x.shape[:-1]), x.shape[-1]
-    plane = plane_of(x) if d_logits is None else None
-    d: Any = gradient_like(x, plane) if d_logits is None else d_logits
+    plane, d = gradient_for(x, d_logits)
     nll, total, shift = (
         torch.empty(x.shape[:-1], dtype=torch.float32, device=x.device) if asked else None
         for asked in (True, with_sums, with_sums)
@@ -152,13 +150,19 @@ def plane_of(x: Any) -> int | None:
     return None if plane is None or plane < LEAST_PLANE else plane
 
 
-def gradient_like(x: Any, plane: int | None) -> Any:
-    """In planes where the logits are: what made these would make a copy of any other."""
+def gradient_for(x: Any, d_logits: Any) -> tuple[int | None, Any]:
+    """Rows of a plane, and where the gradient goes: in planes where the logits are.
+
+    What made these would make a copy of any other. What is given has a row after the other.
+    """
+    if d_logits is not None:
+        return None, d_logits
+    plane = plane_of(x)
     count, classes = math.prod(x.shape[:-1]), x.shape[-1]
     if plane is None:
-        return torch.empty((count, classes), dtype=x.dtype, device=x.device)
+        return plane, torch.empty((count, classes), dtype=x.dtype, device=x.device)
     made: Any = torch.empty((count // plane, classes, plane), dtype=x.dtype, device=x.device)
-    return made.permute(0, 2, 1).reshape(x.shape)
+    return plane, made.permute(0, 2, 1).reshape(x.shape)
 
 
 def places_of(x: Any, plane: int | None = None) -> tuple[Any, Any]:

@@ -25,8 +25,8 @@ from .._engine.lanes import Lane
 from .._math import exact, reproducible
 from .._math.reproducible import SOFTMAX, Forward
 from .._math.rows import RowFunction, Rows
-from .kernels import block_of_rows, classes_from, greatest, rows_of, start_of
-from .launches import contiguous, gradient_like, layout_of, on_device, places_of, plane_of, programs_of, sizes_of
+from .kernels import block_of_rows, classes_from, greatest, kept_of, rows_of, start_of
+from .launches import contiguous, gradient_for, layout_of, on_device, places_of, plane_of, programs_of, sizes_of
 
 LOG2E, FRACTION = tl.constexpr(exact.LOG2E), tl.constexpr(exact.FRACTION)
 B_1, C_1, B_2, C_2 = (tl.constexpr(x) for x in (exact.B_1, exact.C_1, exact.B_2, exact.C_2))
@@ -114,11 +114,9 @@ def forward_kernel(
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    row, kept, start_of_row = rows_of(tl.program_id(0), starts, plane, plane_stride, row_stride, ROWS)
-    is_row = kept
+    row, is_row, start_of_row = rows_of(tl.program_id(0), starts, plane, plane_stride, row_stride, ROWS)
     row_logits = logits + start_of_row
-    if keep is not None:
-        kept = kept & (tl.load(keep + row, mask=is_row, other=0) != 0)
+    kept = kept_of(row, is_row, keep)
     end = tl.where(kept, classes, 0)
     nothing = row * 0
     m = nothing.to(tl.float32) - float("inf")
@@ -262,8 +260,7 @@ def backward(
 ) -> tuple[Array, None]:
     x: Any = rows.logits
     count, classes = math.prod(x.shape[:-1]), x.shape[-1]
-    plane = plane_of(x) if d_logits is None else None
-    d: Any = gradient_like(x, plane) if d_logits is None else d_logits
+    plane, d = gradient_for(x, d_logits)
     if not count:
         return d.reshape(x.shape), None
     g_nll, _, g_lse = map(contiguous, g)
