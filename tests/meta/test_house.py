@@ -31,7 +31,8 @@ FLOORS = (
     ("_bindings.eager", "_bindings.torch", "_bindings.jax"),
     ("_bindings",),
     ("losses", "linear", "reductions", "exponentials"),
-    ("differentiation",),
+    ("differentiation", "drop_in._differences"),
+    ("drop_in",),
     ("",),  # the package
 )
 # What is a library's own, and the data that says what it can do.
@@ -54,6 +55,7 @@ OWN_ROOMS = (
     "jax_sums.py",
     "jax_partition.py",
     "jax_loop.py",
+    "drop_in",
     "_capabilities.py",
 )
 
