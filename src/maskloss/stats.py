@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, NoReturn
 
-from ._arguments import describe, fail
+from ._arguments import describe, fail, floating_like
 from ._arrays import Array, namespace_of
 from ._math.reduce import quotient
 
@@ -14,8 +14,8 @@ class LossStats(NamedTuple):
 
     A NamedTuple, hence a pytree in JAX and in PyTorch. ``a + b`` adds field by field, so that ``sum(stats).mean`` over
     the batches of an evaluation, or the shards of a data-parallel step, is the mean over all their entries, and not the
-    mean of means. The fields stay connected to the gradient of the loss: to print one inside a PyTorch training step,
-    take its ``.item()``.
+    mean of means. The fields stay connected to the gradient of the loss: what is kept from step to step is
+    ``stats.detach()``. Sums start at 0, or at :meth:`zeros`.
 
     Attributes
     ----------
@@ -41,6 +41,8 @@ class LossStats(NamedTuple):
     >>> _, b = ml.cross_entropy(logits[1:], np.asarray([1, 0]), with_stats=True)
     >>> print((a + b).count, (a + b).correct, round(float((a + b).mean), 6))  # (log 2 + log 4/3 + log 2) / 3
     3 3 0.557992
+    >>> print(round(float((a + b).accuracy), 6), round(float((a + b).perplexity), 6))  # exp(0.557992)
+    1.0 1.747161
     """
 
     total: Array
@@ -66,8 +68,58 @@ class LossStats(NamedTuple):
 
     __rmul__ = __mul__
 
+    @classmethod
+    def zeros(cls, like: Array) -> LossStats:
+        """The statistics of nothing, with the dtypes and on the device that those of such logits have.
+
+        Parameters
+        ----------
+        like : array, real floating
+            Logits, or hidden states of the linear losses. Its values are not read.
+
+        Raises
+        ------
+        TypeError
+            `like` is no array of floating numbers.
+
+        Notes
+        -----
+        The first carry of ``jax.lax.scan`` over batches, whose dtypes stay as they are.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import maskloss as ml
+        >>> print(ml.LossStats.zeros(np.ones((2, 3), np.float16)).mean.dtype)
+        float32
+        """
+        of = floating_like("like", like)
+        zero, none = of.number(0.0, of.dtype, ()), of.xp.sum(of.number(0, of.xp.int32, (1,)))
+        return cls(zero, zero, none, none, zero)
+
     @property
     def mean(self) -> Array:
         """total / denominator; 0 where the denominator is 0."""
         xp: Any = namespace_of(self.total)
         return quotient(self.total, self.denominator, xp=xp)
+
+    @property
+    def accuracy(self) -> Array:
+        """correct / count, the share of kept entries whose arg-max is the label; 0 where nothing is kept."""
+        xp: Any = namespace_of(self.total)
+        correct, count = (xp.astype(x, self.total.dtype) for x in (self.correct, self.count))
+        return quotient(correct, count, xp=xp)
+
+    @property
+    def perplexity(self) -> Array:
+        r""":math:`e^{\mathrm{mean}}`: the labels' perplexity, where the losses are plain; 1 where nothing is kept.
+
+        Label smoothing, z-loss and class weights change the losses, and so this.
+        """
+        xp: Any = namespace_of(self.total)
+        return xp.exp(self.mean)
+
+    def detach(self) -> LossStats:
+        """The same numbers, of which no gradient is taken."""
+        xp: Any = namespace_of(self.total)
+        return LossStats(*(xp.stop_gradient(x) for x in self))

@@ -694,6 +694,28 @@ MUTANTS = [
         "batches no longer add up",
         values("stats-denominator"),
     ),
+    Mutant(
+        "accuracy of all entries",
+        "(self.correct, self.count))",
+        "(self.correct, self.correct + self.correct))",
+        "half, whatever was found",
+        ("tests/test_stats.py::test_accuracy_and_perplexity[numpy]",),
+    ),
+    Mutant(
+        "counts of the losses' dtype",
+        "of.xp.sum(of.number(0, of.xp.int32, (1,)))",
+        "of.number(0, of.dtype, ())",
+        "a scan's carry changes its dtype",
+        ("tests/test_stats.py::test_statistics_of_nothing_are_what_a_sum_starts_from[float16-numpy]",),
+    ),
+    Mutant(
+        "detached statistics that are not",
+        "(xp.stop_gradient(x) for x in self)",
+        "(x for x in self)",
+        "the graph of every step is kept",
+        ("tests/test_stats.py::test_detached_statistics_carry_no_gradient[torch]",),
+        "torch",
+    ),
     # Tracers, and the caller's arrays.
     Mutant(
         "wrong label inside a tracer is 0",
