@@ -2,15 +2,41 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypedDict
 
 from . import _arguments
-from ._arguments import Like, describe, fail
+from ._arguments import Like, Reduction, describe, fail
 from ._arrays import FLOATS, Array, dtype_name
 from ._capabilities import NOT_REPRODUCIBLE
 from ._engine.projection import Projection
 from ._inputs import Given, Inputs, prepare
 from ._math.exact import CLASSES, flushed_argument, order_free
+from ._shards import ClassShard
+
+
+class LossOptions(TypedDict, total=False):
+    """The types of what every loss takes beside its arrays and with_stats, by which it has overloads."""
+
+    mask: Any
+    weights: Any
+    class_weights: Any
+    class_mask: Any
+    ignore_index: int | None
+    label_smoothing: float
+    z_loss: float
+    softcap: float | None
+    reduction: Reduction
+    denominator: Any
+    validate: bool | Literal["auto"]
+    implementation: str | None
+    class_shard: ClassShard | None
+    reproducible: bool
+
+
+class ProjectionOptions(LossOptions, total=False):
+    bias: Any
+    kernel_layout: Literal["vd", "dv"]
+    chunk_size: int | None
 
 
 class Options(NamedTuple):

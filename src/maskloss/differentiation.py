@@ -25,7 +25,7 @@ DIFFERENTIABLE = {cross_entropy: ("logits", *TERMS), linear_cross_entropy: ("hid
 
 def value_and_grad(
     loss_function: Callable[..., Any], argnums: Place | tuple[Place, ...] = 0, *, has_aux: bool = False
-) -> Callable[..., Any]:
+) -> Callable[..., tuple[Any, Any]]:
     """A function that returns the loss and its gradient, on any backend.
 
     The call ``value_and_grad(f)(*args, **kwargs)`` returns ``(f(*args, **kwargs), gradient)``.

@@ -6,21 +6,21 @@ import math
 from typing import Any, cast
 
 from ._arguments import describe, fail
-from ._arrays import Array, on_arrays
+from ._arrays import A, Array, on_arrays
 from ._bindings import run_reproducible
 from ._values import Axis, Values, values_of
 
 
 @on_arrays
 def masked_logsumexp(
-    x: Array,
+    x: A,
     mask: Any = None,
     *,
     axis: Axis = None,
     keepdims: bool = False,
     empty: float = -math.inf,
     reproducible: bool = False,
-) -> Array:
+) -> A:
     r"""Logarithm of the sum of exponentials of what is kept, :math:`\log \sum_i e^{x_i}`.
 
     Parameters
@@ -74,7 +74,7 @@ def _softmax_of(x: Any, mask: Any, axis: Any) -> tuple[Values, Array, Array]:
 
 
 @on_arrays
-def masked_softmax(x: Array, mask: Any = None, *, axis: int = -1, reproducible: bool = False) -> Array:
+def masked_softmax(x: A, mask: Any = None, *, axis: int = -1, reproducible: bool = False) -> A:
     r"""Softmax over what is kept, :math:`e^{x_i} / \sum_j e^{x_j}`; 0 where not kept: a softmax of nothing is zeros.
 
     Parameters
@@ -99,7 +99,7 @@ def masked_softmax(x: Array, mask: Any = None, *, axis: int = -1, reproducible: 
 
 
 @on_arrays
-def masked_log_softmax(x: Array, mask: Any = None, *, axis: int = -1, reproducible: bool = False) -> Array:
+def masked_log_softmax(x: A, mask: Any = None, *, axis: int = -1, reproducible: bool = False) -> A:
     r"""Logarithm of :func:`masked_softmax`, :math:`x_i - \log \sum_j e^{x_j}`; -inf where not kept.
 
     Parameters

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Unpack, overload
 
 from . import _bindings
 from ._arguments import Reduction
-from ._arrays import Array, on_arrays
-from ._call import Options, check_not_reproducible, of_projection
+from ._arrays import A, Array, on_arrays
+from ._call import Options, ProjectionOptions, check_not_reproducible, of_projection
 from ._engine.projection import ChunkSizeWarning as ChunkSizeWarning
 from ._inputs import Given
 from ._shards import ClassShard
+from .stats import LossStats
 
 
+@overload
+def linear_cross_entropy(
+    hidden: A, kernel: Any, labels: Any, *, with_stats: Literal[False] = False, **options: Unpack[ProjectionOptions]
+) -> A: ...
+@overload
+def linear_cross_entropy(
+    hidden: A, kernel: Any, labels: Any, *, with_stats: Literal[True], **options: Unpack[ProjectionOptions]
+) -> tuple[A, LossStats]: ...
+@overload
+def linear_cross_entropy(
+    hidden: A, kernel: Any, labels: Any, *, with_stats: bool, **options: Unpack[ProjectionOptions]
+) -> A | tuple[A, LossStats]: ...
 @on_arrays
 def linear_cross_entropy(
     hidden: Array,
@@ -105,7 +118,7 @@ def linear_cross_entropy(
 
 @on_arrays
 def linear_label_log_probs(
-    hidden: Array,
+    hidden: A,
     kernel: Array,
     labels: Array,
     *,
@@ -119,7 +132,7 @@ def linear_label_log_probs(
     validate: bool | Literal["auto"] = "auto",
     class_shard: ClassShard | None = None,
     reproducible: bool = False,
-) -> Array:
+) -> A:
     r"""Log-probability of each entry's label under the logits :math:`h K^\top + b`; 0 where not kept.
 
     The same as ``label_log_probs(hidden @ kernel.T + bias, labels, ...)`` without the logits: one matrix product, four
@@ -153,7 +166,7 @@ def linear_label_log_probs(
 
 @on_arrays
 def linear_entropy(
-    hidden: Array,
+    hidden: A,
     kernel: Array,
     *,
     bias: Array | None = None,
@@ -164,7 +177,7 @@ def linear_entropy(
     softcap: float | None = None,
     class_shard: ClassShard | None = None,
     reproducible: bool = False,
-) -> Array:
+) -> A:
     r"""Entropy of each entry's softmax of the logits :math:`h K^\top + b`, in nats; 0 where not kept.
 
     The same as ``entropy(hidden @ kernel.T + bias, ...)`` without the logits: one matrix product, four with the

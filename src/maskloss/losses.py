@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Unpack, overload
 
 from . import _bindings
 from ._arguments import Reduction
-from ._arrays import Array, namespace_of, on_arrays
-from ._call import Options, of_labels, of_logits
+from ._arrays import A, Array, namespace_of, on_arrays
+from ._call import LossOptions, Options, of_labels, of_logits
 from ._inputs import Given
 from ._math.terms import denominator_of
 from ._shards import ClassShard
+from .stats import LossStats
 
 NUMBERS = (int, float)
 
 
+@overload
+def cross_entropy(
+    logits: A, labels: Any, *, axis: int = -1, with_stats: Literal[False] = False, **options: Unpack[LossOptions]
+) -> A: ...
+@overload
+def cross_entropy(
+    logits: A, labels: Any, *, axis: int = -1, with_stats: Literal[True], **options: Unpack[LossOptions]
+) -> tuple[A, LossStats]: ...
+@overload
+def cross_entropy(
+    logits: A, labels: Any, *, axis: int = -1, with_stats: bool, **options: Unpack[LossOptions]
+) -> A | tuple[A, LossStats]: ...
 @on_arrays
 def cross_entropy(
     logits: Array,
@@ -169,7 +182,7 @@ def _reproducible_loss(given: dict[str, Any]) -> Any:
 
 @on_arrays
 def label_log_probs(
-    logits: Array,
+    logits: A,
     labels: Array,
     *,
     mask: Array | None = None,
@@ -180,7 +193,7 @@ def label_log_probs(
     validate: bool | Literal["auto"] = "auto",
     class_shard: ClassShard | None = None,
     reproducible: bool = False,
-) -> Array:
+) -> A:
     r"""Log-probability of each entry's label, :math:`\log p_y = x_y - \mathrm{lse}`; 0 where not kept.
 
     Parameters
@@ -218,7 +231,7 @@ def label_log_probs(
 
 @on_arrays
 def entropy(
-    logits: Array,
+    logits: A,
     *,
     mask: Array | None = None,
     class_mask: Array | None = None,
@@ -226,7 +239,7 @@ def entropy(
     axis: int = -1,
     class_shard: ClassShard | None = None,
     reproducible: bool = False,
-) -> Array:
+) -> A:
     r"""Entropy of each entry's softmax, :math:`-\sum_c p_c \log p_c` in nats; 0 where not kept.
 
     Parameters
@@ -256,7 +269,7 @@ def entropy(
 
 @on_arrays
 def denominator(
-    labels: Array,
+    labels: A,
     *,
     mask: Array | None = None,
     weights: Array | float | None = None,
@@ -267,7 +280,7 @@ def denominator(
     reduction: Reduction = "mean",
     classes: int | None = None,
     validate: bool | Literal["auto"] = "auto",
-) -> Array:
+) -> A:
     r"""What a mean divides by, before any logits are: :math:`\sum_i w_i \sum_c w_c q_{ic}`, or a count.
 
     It adds: over the micro-batches of a step, over the processes of a group (one all-reduce). Each then calls

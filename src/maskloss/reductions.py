@@ -7,7 +7,7 @@ from typing import Any
 
 from . import _arguments
 from ._arguments import Reduction, check_choice, check_number, fail
-from ._arrays import Array, dtype_name, on_arrays
+from ._arrays import A, Array, dtype_name, on_arrays
 from ._bindings import run_reproducible
 from ._math.reduce import Entries, quotient, reduce_entries
 from ._values import Axis, Values, values_of
@@ -17,14 +17,14 @@ LARGEST_HALF = {"float16": 65504.0, "bfloat16": 3.3895313892515355e38}
 
 @on_arrays
 def masked_sum(
-    x: Array,
+    x: A,
     mask: Any = None,
     *,
     axis: Axis = None,
     keepdims: bool = False,
     weights: Any = None,
     reproducible: bool = False,
-) -> Array:
+) -> A:
     r"""Weighted sum over what is kept, :math:`\sum_i w_i x_i`; 0 of nothing.
 
     Parameters
@@ -68,7 +68,7 @@ def masked_sum(
 
 @on_arrays
 def masked_mean(
-    x: Array,
+    x: A,
     mask: Any = None,
     *,
     axis: Axis = None,
@@ -76,7 +76,7 @@ def masked_mean(
     weights: Any = None,
     empty: float = 0.0,
     reproducible: bool = False,
-) -> Array:
+) -> A:
     r"""Weighted mean over what is kept, :math:`\bar x = \sum_i w_i x_i / \sum_i w_i`.
 
     Parameters
@@ -104,7 +104,7 @@ def masked_mean(
 
 @on_arrays
 def masked_var(
-    x: Array,
+    x: A,
     mask: Any = None,
     *,
     axis: Axis = None,
@@ -112,7 +112,7 @@ def masked_var(
     weights: Any = None,
     correction: float = 0.0,
     empty: float = 0.0,
-) -> Array:
+) -> A:
     r"""Weighted variance over what is kept, :math:`\sum_i w_i (x_i - \bar x)^2 / (\sum_i w_i - \mathrm{correction})`.
 
     Parameters
@@ -138,7 +138,7 @@ def masked_var(
 
 @on_arrays
 def masked_std(
-    x: Array,
+    x: A,
     mask: Any = None,
     *,
     axis: Axis = None,
@@ -146,7 +146,7 @@ def masked_std(
     weights: Any = None,
     correction: float = 0.0,
     empty: float = 0.0,
-) -> Array:
+) -> A:
     """Square root of :func:`masked_var`, with a gradient of 0, not NaN, where the variance is 0.
 
     Parameters
@@ -180,9 +180,7 @@ def _variance(v: Values, correction: Any) -> tuple[Array, Array]:
 
 
 @on_arrays
-def masked_max(
-    x: Array, mask: Any = None, *, axis: Axis = None, keepdims: bool = False, empty: float = -math.inf
-) -> Array:
+def masked_max(x: A, mask: Any = None, *, axis: Axis = None, keepdims: bool = False, empty: float = -math.inf) -> A:
     """Largest of what is kept, in the dtype of `x`. A NaN that is kept stays NaN.
 
     Parameters
@@ -203,9 +201,7 @@ def masked_max(
 
 
 @on_arrays
-def masked_min(
-    x: Array, mask: Any = None, *, axis: Axis = None, keepdims: bool = False, empty: float = math.inf
-) -> Array:
+def masked_min(x: A, mask: Any = None, *, axis: Axis = None, keepdims: bool = False, empty: float = math.inf) -> A:
     """Smallest of what is kept, in the dtype of `x`. A NaN that is kept stays NaN.
 
     Parameters
@@ -241,14 +237,14 @@ def _extremum(v: Values, sign: float) -> Array:
 
 @on_arrays
 def reduce(
-    values: Array,
+    values: A,
     *,
     mask: Any = None,
     weights: Any = None,
     reduction: Reduction = "mean",
     denominator: Array | float | None = None,
     reproducible: bool = False,
-) -> Array:
+) -> A:
     """Reduce per-entry values, of any loss, as :func:`cross_entropy` reduces its own.
 
     Parameters

@@ -21,6 +21,7 @@ from .standard import is_numpy_scalar as is_numpy_scalar
 from .standard import is_static as is_static
 
 F = TypeVar("F", bound=Callable[..., Any])
+A = TypeVar("A")  # the arrays of one library
 
 INTEGERS = frozenset(("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"))
 HALVES = frozenset(("float16", "bfloat16"))
