@@ -128,6 +128,7 @@ bad(
     labels=given([[1, 0, 0], [0, 0, 1]], "int64"),
 )
 IMAGES = given(np.zeros((2, 3, 4)))
+bad("distributions without classes", ValueError, "labels", "axis=1", logits=IMAGES, labels=given(np.zeros((2, 4))))
 bad(
     "a class axis forgotten",
     ValueError,
@@ -195,7 +196,18 @@ bad(
 bad("weights in words", TypeError, "weights", "'a'", "array", "a number", weights="a")
 bad("a NumPy bool as weights", TypeError, "weights", "True", "(bool)", "number", weights=np.True_)
 bad("soft labels of fewer classes", ValueError, "labels", "(2, 2)", "(2, 3)", labels=given([[1.0, 0.0], [0.0, 1.0]]))
-bad("floating class indices", ValueError, "labels", "float32", "(2,)", "(2, 3)", "integer", labels=given([0.0, 2.0]))
+bad(
+    "floating class indices",
+    ValueError,
+    "labels",
+    "float32",
+    "(2,)",
+    "(2, 3)",
+    "cast",
+    "integer",
+    labels=given([0.0, 2.0]),
+)
+bad("flat logits", ValueError, "labels", "(1, 2)", "reshape them to (2,)", labels=given([[0, 2]], "int64"))
 bad("a mask of other entries", ValueError, "mask", "(3,)", "(2,)", mask=given([True, True, False], "bool"))
 bad("a mask with a class axis", ValueError, "mask", "(2, 3)", "(2,)", mask=given([[True, True, False]] * 2, "bool"))
 bad("a mask of more dimensions", ValueError, "mask", "(1, 2)", "(2,)", mask=given([[True, True]], "bool"))

@@ -320,13 +320,16 @@ def check_labels(
         if ignore_index is not None:
             fail(ValueError, "ignore_index", ignore_index, "labels that are distributions hold no index; use mask")
         if given != full_shape:
-            hint = "; class indices must be of an integer dtype" if given == entries else ""
+            hint = "; indices cast to floating? they must be of an integer dtype" if given == entries else ""
+            hint = hint or other_axis(given, like)
             if given == (*entries, full_shape[at]):
                 hint = f"; its classes lie along the last axis, those of the logits along {at}"
             accepted = f"floating labels are distributions, of the logits' shape {full_shape}{hint}"
             fail(ValueError, "labels", describe(x), accepted)
     elif given != entries:
         hint = "; a one-hot must be floating" if given == full_shape else other_axis(given, like)
+        if not hint and math.prod(given) == math.prod(entries):
+            hint = f"; they are as many as the entries: reshape them to {entries}"
         fail(ValueError, "labels", describe(x), f"class indices must have the entries' shape {entries}{hint}")
     elif ignore_index is not None and (isinstance(ignore_index, bool) or not isinstance(ignore_index, Integral)):
         fail(TypeError, "ignore_index", describe(ignore_index), "it must be a Python int")
