@@ -63,7 +63,7 @@ def run(session: nox.Session, *command: str) -> None:
 @nox.session
 def environment(session: nox.Session) -> None:
     """Every framework and tool, with the project installed editable."""
-    session.install("-e", ".[dev,demo,bench]", *CONSTRAINTS)
+    session.install("-e", ".[dev,demo,bench,recipes]", *CONSTRAINTS)
 
 
 @nox.session
