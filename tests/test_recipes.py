@@ -82,6 +82,8 @@ def test_a_missing_package_is_told(path, monkeypatch):
     name = guarded.module if isinstance(guarded, ast.ImportFrom) else guarded.names[0].name
     for part in {name, name.partition(".")[0]}:
         monkeypatch.setitem(sys.modules, part, None)
+    monkeypatch.setattr(os, "environ", dict(os.environ))  # Keras' backend is said there
+    monkeypatch.setattr(sys, "argv", [str(path)])
     with pytest.raises(SystemExit, match=f"{name.partition('.')[0]}.* is missing: pip install ") as told:
         runpy.run_path(str(path), run_name="__main__")
     assert recipes.needed(path) in str(told.value)

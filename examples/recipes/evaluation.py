@@ -35,24 +35,22 @@ for start in range(0, SENTENCES, BATCH):
     n_bytes += bytes_of_token[labels[rows][mask[rows]]].sum()
 
 stats = sum(per_batch)
-perplexity = np.exp(stats.mean)
-accuracy = stats.correct / stats.count
 bits_per_byte = stats.total / np.log(2) / n_bytes
 
 # Everything at once, from the definition, in float64.
 kept, targets = logits[mask].astype("float64"), labels[mask]
 probabilities = np.exp(kept) / np.exp(kept).sum(1, keepdims=True)
 losses = -np.log(probabilities[np.arange(len(kept)), targets])
-assert np.isclose(perplexity, np.exp(losses.mean()), rtol=1e-5)
-assert np.isclose(accuracy, (kept.argmax(1) == targets).mean())
+assert np.isclose(stats.perplexity, np.exp(losses.mean()), rtol=1e-5)
+assert np.isclose(stats.accuracy, (kept.argmax(1) == targets).mean())
 assert np.isclose(
     bits_per_byte, losses.sum() / np.log(2) / bytes_of_token[targets].sum()
 )
 
 mean_of_means = np.mean([batch.mean for batch in per_batch])
-assert not np.isclose(np.exp(mean_of_means), perplexity, rtol=0.1)
+assert not np.isclose(np.exp(mean_of_means), stats.perplexity, rtol=0.1)
 print(f"tokens         {stats.count}")
-print(f"perplexity     {perplexity:.2f}")
-print(f"accuracy       {accuracy:.3f}")
+print(f"perplexity     {stats.perplexity:.2f}")
+print(f"accuracy       {stats.accuracy:.3f}")
 print(f"bits per byte  {bits_per_byte:.3f}")
 print(f"mean of means  {np.exp(mean_of_means):.2f}, which is no perplexity")
