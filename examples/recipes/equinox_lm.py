@@ -29,14 +29,15 @@ class Model(eqx.Module):
         return jax.lax.scan(read, jnp.zeros(FEATURES), tokens)[1]
 
 
-def loss_of(model):
+@eqx.filter_value_and_grad(has_aux=True)
+def loss_and_gradients(model, tokens, mask):
     logits, labels = jax.vmap(model)(tokens[:, :-1]), tokens[:, 1:]
     return ml.cross_entropy(logits, labels, mask=mask[:, 1:], with_stats=True)
 
 
 @eqx.filter_jit
-def step(model):
-    (loss, stats), gradients = eqx.filter_value_and_grad(loss_of, has_aux=True)(model)
+def step(model, tokens, mask):
+    (loss, stats), gradients = loss_and_gradients(model, tokens, mask)
     return eqx.apply_updates(model, jax.tree.map(lambda g: -g, gradients)), loss, stats
 
 
@@ -48,10 +49,9 @@ cell = eqx.nn.GRUCell(VOCABULARY, FEATURES, key=keys[0])
 trained = Model(cell, eqx.nn.Linear(FEATURES, VOCABULARY, key=keys[1]))
 for i in range(40):
     model = trained
-    trained, loss, stats = step(model)
-    if i == 0:
-        print(f"first step: loss {loss:.2f}")
-print(f"last step:  loss {loss:.2f}, accuracy {stats.accuracy:.2f}")
+    trained, loss, stats = step(model, tokens, mask)
+    if i in (0, 39):
+        print(f"step {i + 1:2}: loss {loss:.2f}, accuracy {stats.accuracy:.2f}")
 
 # The last loss again, sentence by sentence, each cut to its length.
 log_probs = np.asarray(jax.nn.log_softmax(jax.vmap(model)(tokens)))
