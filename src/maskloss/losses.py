@@ -44,9 +44,9 @@ def cross_entropy(
 
     .. math::
 
-        \mathrm{lse} &= \log \textstyle\sum_{c\ \mathrm{allowed}} e^{x_c} \\
+        \mathrm{lse} &= \log \sum_{c\ \mathrm{allowed}} e^{x_c} \\
         q'_c &= \left((1 - \epsilon)\, q_c + \epsilon / K\right) w_c \\
-        \mathrm{loss} &= \textstyle\sum_c q'_c\, (\mathrm{lse} - x_c) + z\, \mathrm{lse}^2
+        \mathrm{loss} &= \sum_c q'_c\, (\mathrm{lse} - x_c) + z\, \mathrm{lse}^2
 
     with :math:`\epsilon` = ``label_smoothing`` and :math:`z` = ``z_loss``. What is not kept reaches neither the value
     nor any gradient, whatever it holds; where nothing is kept the loss is 0, with gradients that are 0.

@@ -1,11 +1,14 @@
 """The examples of the docstrings, of the README and of the pages run, and print what they show.
 
-A block fenced as `python` runs: as a doctest where it has prompts, else as a program, in one namespace for each page.
+A block fenced as `python` runs: as a doctest where it has prompts, else as a program, in one namespace for each page. What a program
+prints is what the `text` block right below it says, where there is one.
 A block that cannot run everywhere (a GPU, many devices) is fenced as `py`.
 """
 
+import contextlib
 import doctest
 import importlib.util
+import io
 import re
 from pathlib import Path
 
@@ -30,11 +33,14 @@ def failures(test):
     return "".join(printed)
 
 
+BLOCK = re.compile(r"^( *)```python *\n(.*?)^\1```\n(?:\1```text\n(.*?)^\1```)?", flags=re.M | re.S)
+
+
 def run_page(text, name):
     """Runs every python block of a Markdown page; returns what went wrong."""
     names = {"__name__": "__main__"}
     wrong = []
-    for block in re.finditer(r"^( *)```python *\n(.*?)^\1```", text, flags=re.M | re.S):
+    for block in BLOCK.finditer(text):
         line = text[: block.start(2)].count("\n")
         code = re.sub(f"^{block[1]}", "", block[2], flags=re.M)
         if ">>> " in code:
@@ -42,10 +48,15 @@ def run_page(text, name):
             wrong.append(failures(test))
             names.update(test.globs)
         else:
+            printed, shown = io.StringIO(), block[3] and re.sub(f"^{block[1]}", "", block[3], flags=re.M)
             try:
-                exec(compile("\n" * line + code, name, "exec"), names)
+                with contextlib.redirect_stdout(printed):
+                    exec(compile("\n" * line + code, name, "exec"), names)
             except Exception as error:
                 wrong.append(f"{name}, block at line {line + 1}: {type(error).__name__}: {error}")
+            else:
+                if shown is not None and printed.getvalue() != shown:
+                    wrong.append(f"{name}, block at line {line + 1} prints\n{printed.getvalue()}and not\n{shown}")
     return "".join(wrong)
 
 
@@ -68,6 +79,8 @@ def test_docstring(public):
     [
         "```python\n>>> 1 + 1\n3\n```\n",
         "text\n\n```python\nassert 1 + 1 == 3\n```\n",
+        "```python\nprint(1 + 1)\n```\n```text\n3\n```\n",
+        "- item\n\n  ```python\n  print(1 + 1)\n  ```\n  ```text\n  3\n  ```\n",
         "```python\nx = 1\n```\n\n- item\n\n  ```python\n  >>> x\n  2\n  ```\n",
     ],
 )
@@ -76,7 +89,7 @@ def test_page_check_can_fail(page):
 
 
 def test_page_blocks_share_names_and_py_blocks_do_not_run():
-    page = "```python\nx = 1\n```\n```py\nraise SystemError\n```\n```python\n>>> x + 1\n2\n```\n"
+    page = "```python\nprint(1)\nx = 1\n```\n```text\n1\n```\n```py\nraise SystemError\n```\n```python\n>>> x + 1\n2\n```\n"
     assert run_page(page, "page.md") == ""
 
 
