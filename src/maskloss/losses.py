@@ -125,7 +125,8 @@ def cross_entropy(
     >>> import numpy as np
     >>> import maskloss as ml
     >>> logits = np.asarray([[0.3797, 0.6203], [0.4363, 0.5637], [0.3797, 0.6203]])
-    >>> loss = ml.cross_entropy(logits, np.asarray([0, 1, 1]), mask=np.asarray([True, True, False]))
+    >>> labels, mask = np.asarray([0, 1, 1]), np.asarray([True, True, False])
+    >>> loss = ml.cross_entropy(logits, labels, mask=mask)
     >>> print(round(float(loss), 4))
     0.7261
     """
@@ -312,7 +313,8 @@ def denominator(
     >>> import numpy as np
     >>> import maskloss as ml
     >>> logits = np.log(np.asarray([[0.5, 0.5], [0.25, 0.75], [0.5, 0.5], [0.25, 0.75]]))
-    >>> labels, mask = np.asarray([[0, 1], [1, 0]]), np.asarray([[True, True], [True, False]])
+    >>> labels = np.asarray([[0, 1], [1, 0]])
+    >>> mask = np.asarray([[True, True], [True, False]])
     >>> halves = [(logits[:2], labels[0], mask[0]), (logits[2:], labels[1], mask[1])]
     >>> total = sum(ml.denominator(y, mask=m) for _, y, m in halves)
     >>> loss = sum(ml.cross_entropy(x, y, mask=m, denominator=total) for x, y, m in halves)

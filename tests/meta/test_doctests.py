@@ -27,6 +27,9 @@ pytestmark = pytest.mark.skipif(
 
 
 def failures(test):
+    for example in test.examples:
+        if example.exc_msg:  # a message may be shown on several lines
+            example.options[doctest.NORMALIZE_WHITESPACE] = True
     printed = []
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
     runner.run(test, out=printed.append, clear_globs=False)
@@ -65,6 +68,35 @@ def test_page(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     wrong = run_page(page.read_text(encoding="utf-8"), page.name)
     assert not wrong, wrong
+
+
+WIDEST = 88  # what a page shows without cutting it off
+
+
+def too_wide(text):
+    """The lines of a page's blocks, and of a docstring's examples, that do not fit."""
+    fenced, wide = False, []
+    for line in text.splitlines():
+        fenced ^= line.lstrip().startswith("```")
+        shown = line.strip() if line.lstrip().startswith((">>> ", "... ")) else line
+        if (fenced or shown is not line) and len(shown) > WIDEST:
+            wide.append(line)
+    return wide
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_code_of_a_page_fits(page):
+    assert not too_wide(page.read_text(encoding="utf-8"))
+
+
+def test_the_examples_of_docstrings_fit():
+    assert not [line for public in PUBLIC for line in too_wide(public.__doc__)]
+
+
+def test_what_does_not_fit_is_found():
+    long = f"x = {'1' * WIDEST}"
+    assert too_wide(f"{long}\n```python\n{long}\n```\n{long}\n    >>> {long}\n") == [long, f"    >>> {long}"]
+    assert not too_wide(f"    >>> {'1' * (WIDEST - 4)}\n")
 
 
 @pytest.mark.parametrize("public", PUBLIC, ids=lambda public: public.__name__)
