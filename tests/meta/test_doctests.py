@@ -1,7 +1,7 @@
 """The examples of the docstrings, of the README and of the pages run, and print what they show.
 
-A block fenced as `python` runs: as a doctest where it has prompts, else as a program, in one namespace for each page. What a program
-prints is what the `text` block right below it says, where there is one.
+A block fenced as `python` runs: as a doctest where it has prompts, else as a program, in one namespace for each page.
+What a program prints is what the `text` block right below it says, where there is one.
 A block that cannot run everywhere (a GPU, many devices) is fenced as `py`.
 """
 
@@ -75,11 +75,12 @@ WIDEST = 88  # what a page shows without cutting it off
 
 def too_wide(text):
     """The lines of a page's blocks, and of a docstring's examples, that do not fit."""
-    fenced, wide = False, []
+    fence, wide = "", []
     for line in text.splitlines():
-        fenced ^= line.lstrip().startswith("```")
+        if line.lstrip().startswith("```"):
+            fence = "" if fence else line.strip()
         shown = line.strip() if line.lstrip().startswith((">>> ", "... ")) else line
-        if (fenced or shown is not line) and len(shown) > WIDEST:
+        if ((fence and not fence.startswith("```{")) or shown is not line) and len(shown) > WIDEST:
             wide.append(line)
     return wide
 
@@ -95,7 +96,10 @@ def test_the_examples_of_docstrings_fit():
 
 def test_what_does_not_fit_is_found():
     long = f"x = {'1' * WIDEST}"
-    assert too_wide(f"{long}\n```python\n{long}\n```\n{long}\n    >>> {long}\n") == [long, f"    >>> {long}"]
+    assert too_wide(f"```{{include}}\n{long}\n```\n{long}\n```python\n{long}\n```\n{long}\n    >>> {long}\n") == [
+        long,
+        f"    >>> {long}",
+    ]
     assert not too_wide(f"    >>> {'1' * (WIDEST - 4)}\n")
 
 
@@ -121,7 +125,10 @@ def test_page_check_can_fail(page):
 
 
 def test_page_blocks_share_names_and_py_blocks_do_not_run():
-    page = "```python\nprint(1)\nx = 1\n```\n```text\n1\n```\n```py\nraise SystemError\n```\n```python\n>>> x + 1\n2\n```\n"
+    page = (
+        "```python\nx = 1\nprint(x)\n```\n```text\n1\n```\n"
+        + "```py\nraise SystemError\n```\n```python\n>>> x + 1\n2\n```\n"
+    )
     assert run_page(page, "page.md") == ""
 
 
