@@ -52,7 +52,7 @@ def square(x, y, side, style):
 
 
 def panel(x, y, title, below, inside, counted=None):
-    """A grid of cells: inside maps places to (words, share or None); counted is the share that padding has in a divisor."""
+    """A grid of cells: inside maps places to (words, share or None); counted is what padding adds to a divisor."""
     out = text(x, y + 16, title, 16, GRAY, "start", "bold") + text(x, y + 35, below, 14, GRAY, "start")
     for i, row in enumerate(LOSSES):
         for j in range(len(row)):
