@@ -31,7 +31,7 @@ def pages(result):
 
 def pictures_stale(folder, pictures, source, text):
     mark = mark_of(text).encode()
-    paths = [folder / f"{name}.png" for name in pictures]
+    paths = [folder / f"{name}.svg" for name in pictures]
     wrong = [path for path in paths if not path.exists() or mark not in path.read_bytes()]
     return [f"{path.name} is not made from {source.name}" for path in wrong]
 
