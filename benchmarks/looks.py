@@ -1,4 +1,4 @@
-"""How every plot of the documentation looks: on nothing, in colours that are seen on white and on black, for a phone."""
+"""How every plot of the documentation looks: on nothing, in colours seen on white and on black, for a phone."""
 
 GRAY = "#7a7a7a"  # as far from white as from black
 BLUE, ORANGE, GREEN, PURPLE, RED, BROWN = "#2f86d6", "#e07b1a", "#2a9d6f", "#a56cc1", "#d9534f", "#9a7b4f"

@@ -52,7 +52,7 @@ def draw(axis, pairs, names, place):
 
 
 def fractions():
-    """By what is kept; no mask comes last, at 100 %, with whoever was not measured with a mask that keeps everything."""
+    """By what is kept; no mask comes last, for whoever was not measured with a mask that keeps everything."""
     return [*sorted((Case(*BERT, kept=kept) for kept in FRACTIONS), key=lambda case: case.kept), Case(*BERT)]
 
 
