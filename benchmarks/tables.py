@@ -9,6 +9,11 @@ from .cases import BERT, DIRECTIONS, SHOWN, SMALL, Case, name_of, sizes_of
 from .providers import GROUPS, OURS, PEER, SETTINGS, TITLES
 from .timing import line, middle, ratios
 
+SPEED = {
+    "torch": ("F.cross_entropy", "F.cross_entropy, kept rows", "F.cross_entropy, torch.compile"),
+    "numpy": ("scipy", "scipy, kept rows"),
+    "jax": ("optax",),
+}
 NOT_MEASURED = "Not measured in this run.\n"
 
 
@@ -116,6 +121,23 @@ def shown(result):
         + table(["float32", "peer", *shapes], shipped)
         + "\n**Against the fastest of all peers**, named in the cell\n\n"
         + table(["float32", *shapes], best)
+    )
+
+
+def speed(result):
+    """Peer time / maskloss time at the largest shape, of each library's peers: what the README shows."""
+    found, rows = rows_of(result), []
+    columns = list(product((None, 15), DIRECTIONS))
+    for group in ("torch", "numpy", "jax"):
+        cells = [found.get((group, Case(*BERT, kept=kept), direction)) for kept, direction in columns]
+        for name in SPEED[group]:
+            three = [ratio(row, name) for row in cells]
+            if any(three):
+                rows.append([f"{TITLES[group]}: {name}", *("" if r is None else f"{r[0]:.2g}" for r in three)])
+    words = [f"{of}, {kept}" for kept in ("everything kept", "15 % kept") for of in ("loss", "loss and gradient")]
+    return table(["", *words], rows) + (
+        f"\nLogits of {shape_text(BERT)} in float32; medians; {result['date']}, {result['machine']['cpu']}, "
+        f"{result['machine']['cores']} cores.\n"
     )
 
 
@@ -259,4 +281,4 @@ def run(result):
     )
 
 
-PAGES = (shown, times, variants, providers, memory, first_calls, overhead, fits, run)
+PAGES = (speed, shown, times, variants, providers, memory, first_calls, overhead, fits, run)

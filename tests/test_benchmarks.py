@@ -336,12 +336,12 @@ def test_stale_tables_and_plots_are_told(tmp_path):
     for name, page in performance.pages(json.loads(text)).items():
         (tmp_path / name).write_text(page)
     for name in plots.PICTURES:
-        (tmp_path / f"{name}.png").write_bytes(b"PNG Source " + performance.mark_of(text).encode() + b" and so on")
+        (tmp_path / f"{name}.svg").write_bytes(b"<svg> Source " + performance.mark_of(text).encode() + b" and so on")
     assert performance.stale(tmp_path) == []
 
-    page, picture = tmp_path / "performance_times.md", tmp_path / "performance_rows.png"
+    page, picture = tmp_path / "performance_times.md", tmp_path / "performance_rows.svg"
     page.write_text(page.read_text().replace("500 µs", "400 µs"))
-    picture.write_bytes(b"PNG of another run")
+    picture.write_bytes(b"<svg> of another run")
     told = [f"{path.name} is not made from performance.json" for path in (page, picture)]
     assert performance.stale(tmp_path) == told
 
@@ -374,7 +374,7 @@ def test_stale_tables_of_the_linear_losses_are_told(tmp_path):
     (tmp_path / "linear.json").write_text(json.dumps(result | {"rows": [row], "memory": [extra]}))
     assert len(performance.linear_stale(tmp_path)) == 2
     text = (tmp_path / "linear.json").read_text()
-    (tmp_path / "linear.png").write_bytes(b"PNG Source " + performance.mark_of(text).encode() + b" and so on")
+    (tmp_path / "linear.svg").write_bytes(b"<svg> Source " + performance.mark_of(text).encode() + b" and so on")
     (tmp_path / "linear.md").write_text(linear.page(result | {"rows": [row], "memory": [extra]}))
     assert performance.linear_stale(tmp_path) == []
     assert "| 4 × 2 × 3, all | 500 | 1000 | 2000 (2) |" in (tmp_path / "linear.md").read_text()

@@ -1,4 +1,4 @@
-"""docs/_generated/conformance.{json,md,png}: the worst error per function, backend, dtype and mode.
+"""docs/_generated/conformance.{json,md,svg}: the worst error per function, backend, dtype and mode.
 
 --write runs tests/conformance and writes what it saw; rows of backends that did not run are kept. --reports takes the
 files that `pytest --conformance-report` wrote, on another machine say, in the place of a run. --check runs it and
@@ -14,6 +14,7 @@ from collections import defaultdict
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from benchmarks import looks
 from docs.scripts import GENERATED, ROOT, arguments, outdated, table
 from tests.backends import BACKENDS, chosen
 
@@ -108,29 +109,29 @@ def markdown(rows):
 
 def picture(rows, path):
     """The same numbers as a heat map, the worst over the dtypes that a cell has; without those that have none."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
     import numpy as np
 
+    plt = looks.pyplot()
     rows = [row for row in rows if row["worst"] is not None]
     functions, columns = functions_of(rows), columns_of(rows)
     worst = defaultdict(list)
     for row in rows:
         worst[row["function"], row["backend"], row["mode"]].append(row["worst"])
-    grid = np.array([[max(worst.get((f, *c), [np.nan])) for c in columns] for f in functions])
-    figure, axes = plt.subplots(figsize=(3.5 + 0.5 * len(columns), 1.5 + 0.3 * len(functions)), layout="constrained")
-    image = axes.imshow(grid, cmap="viridis_r", aspect="auto", vmin=0)
-    axes.set_xticks(range(len(columns)), [f"{b} {m}" for b, m in columns], rotation=45, ha="right")
-    axes.set_yticks(range(len(functions)), functions)
+    grid = np.array([[max(worst.get((f, *c), [np.nan])) for f in functions] for c in columns])
+    size = (2 + 0.31 * len(functions), 1.4 + 0.2 * len(columns))
+    figure, axes = plt.subplots(figsize=size, layout="constrained")
+    axes.pcolormesh(range(len(functions)), range(len(columns)), grid, cmap="Blues", vmin=0, shading="nearest")
+    axes.invert_yaxis()
+    axes.set_xticks(range(len(functions)), functions, rotation=90)
+    axes.set_yticks(range(len(columns)), [f"{b} {m}" for b, m in columns])
+    axes.xaxis.tick_top()
+    axes.grid(visible=False)
     middle = np.nanmax(grid) / 2
     for i, j in np.argwhere(~np.isnan(grid)):
         colour = "white" if grid[i, j] > middle else "black"
         axes.text(j, i, f"{grid[i, j]:.1f}", ha="center", va="center", fontsize=7, color=colour)
-    axes.set_title("Worst error in units in the last place, over all cases and dtypes")
-    figure.colorbar(image, label="ulps")
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+    looks.save(figure, path)
+    plt.close(figure)
 
 
 def main():
@@ -153,7 +154,7 @@ def main():
     GENERATED.mkdir(exist_ok=True)
     record.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
     page.write_text(markdown(rows))
-    picture(rows, GENERATED / "conformance.png")
+    picture(rows, GENERATED / "conformance.svg")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""docs/_generated/performance*: the tables and plots of a run of the benchmarks.
+"""docs/_generated/performance*, and a table of README.md: the tables and plots of a run of the benchmarks.
 
     python docs/scripts/performance.py --write    # from docs/_generated/performance.json
     python docs/scripts/performance.py --check    # exit 1 where one of them is made from something else
@@ -14,8 +14,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks import gpu, linear, planes, plots, tables, ways
-from docs.scripts import GENERATED, arguments, outdated
+from docs.scripts import GENERATED, ROOT, arguments, marked, outdated
 
+README = ROOT / "README.md"
 TABLES = {"ways": ways, "planes": planes}
 
 
@@ -30,7 +31,7 @@ def pages(result):
 
 def pictures_stale(folder, pictures, source, text):
     mark = mark_of(text).encode()
-    paths = [folder / f"{name}.png" for name in pictures]
+    paths = [folder / f"{name}.svg" for name in pictures]
     wrong = [path for path in paths if not path.exists() or mark not in path.read_bytes()]
     return [f"{path.name} is not made from {source.name}" for path in wrong]
 
@@ -38,6 +39,15 @@ def pictures_stale(folder, pictures, source, text):
 def pages_stale(folder, made, source):
     wrong = outdated({folder / name: page for name, page in made.items()})
     return [f"{path.name} is not made from {source.name}" for path in wrong]
+
+
+def readme(page):
+    return {README: marked(README.read_text(), "speed", page)}
+
+
+def readme_stale(source):
+    page = tables.speed(json.loads(source.read_text()))
+    return [f"{path.name} is not made from {source.name}" for path in outdated(readme(page))]
 
 
 def linear_stale(folder):
@@ -89,6 +99,9 @@ def write(folder):
     plots.save(plots.PICTURES, result, folder, mark_of(text))
     for name, text in gpu_page(folder).items():
         (folder / name).write_text(text)
+    if folder == GENERATED:
+        for path, page in readme(tables.speed(result)).items():
+            path.write_text(page)
     if (folder / "linear.json").exists():
         text = (folder / "linear.json").read_text()
         result = json.loads(text)
@@ -108,7 +121,7 @@ def main():
         return
     found = stale(options.folder)
     if options.folder == GENERATED:
-        found += linear_stale(GENERATED) + tables_stale(GENERATED)
+        found += readme_stale(GENERATED / "performance.json") + linear_stale(GENERATED) + tables_stale(GENERATED)
         found += pages_stale(GENERATED, gpu_page(GENERATED), GENERATED / "gpu.json")
     sys.exit("\n".join(["the page's tables are stale: run this with --write", *found]) if found else 0)
 

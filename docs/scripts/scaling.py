@@ -1,4 +1,4 @@
-"""docs/_generated/scaling.{json,md,png}: what a linear loss sends and holds on many devices, by how it is split.
+"""docs/_generated/scaling.{json,md,svg}: what a linear loss sends and holds on many devices, by how it is split.
 
 python docs/scripts/scaling.py --write    # compiles XLA's programs for as many devices, made of one CPU; runs none
 python docs/scripts/scaling.py --check    # exit 1 where the page is not made from the committed results
@@ -16,10 +16,11 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from benchmarks import looks
 from docs.scripts import GENERATED, arguments, outdated, table
 
 RECORD = GENERATED / "scaling.json"
-WRITTEN, PICTURE = RECORD.with_suffix(".md"), RECORD.with_suffix(".png")
+WRITTEN, PICTURE = RECORD.with_suffix(".md"), RECORD.with_suffix(".svg")
 DEVICES = (8, 64, 512)
 VOCABULARIES = (1 << 15, 1 << 17, 1 << 18, 1 << 20)
 ROWS, FEATURES, HELD = 16384, 4096, 8  # entries of a step, in all; the most devices that share a vocabulary
@@ -139,24 +140,25 @@ def markdown(result):
 
 
 def picture(result, path):
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(2, len(DEVICES), figsize=(11, 6), sharex=True, sharey="row", layout="constrained")
-    for column, devices in enumerate(DEVICES):
-        for way in ways(devices):
+    plt = looks.pyplot()
+    titles = ("MiB sent by the collectives", "MiB held beyond the arguments")
+    figure, axes = plt.subplots(
+        len(DEVICES), 2, figsize=(looks.WIDTH, 7.5), sharex=True, sharey="col", layout="constrained"
+    )
+    for devices, (sent, held) in zip(DEVICES, axes, strict=True):
+        for way, marker in zip(ways(devices), "osD", strict=True):
             rows = [r for r in result["rows"] if r["devices"] == devices and r["way"] == way]
             x = [r["vocabulary"] for r in rows]
-            axes[0, column].loglog(x, [sum(r["moved"].values()) / 2**20 for r in rows], "o-", label=way)
-            axes[1, column].loglog(x, [r["held"] / 2**20 for r in rows], "o-", label=way)
-        axes[0, column].set_title(f"{devices} devices")
-        axes[1, column].set_xlabel("classes")
-    axes[0, 0].set_ylabel("MiB of the collectives")
-    axes[1, 0].set_ylabel("MiB held, beyond the arguments")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+            look = {"marker": marker, "markersize": 4, "label": f"split: {way}"}
+            sent.loglog(x, [sum(r["moved"].values()) / 2**20 for r in rows], **look)
+            held.loglog(x, [r["held"] / 2**20 for r in rows], **look)
+        sent.set_ylabel(f"{devices} devices", fontweight="bold")
+    for column, title in enumerate(titles):
+        axes[0, column].set_title(title)
+        axes[-1, column].set_xlabel("classes")
+    looks.legend_above(figure, axes.flat, 3)
+    looks.save(figure, path)
+    plt.close(figure)
 
 
 def main():

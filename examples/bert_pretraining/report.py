@@ -4,7 +4,18 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 NAMES = {"mlm": "masked-LM", "nsp": "next-sentence"}
-COLOURS = {"PyTorch": "tab:orange", "JAX": "tab:blue"}
+COLOURS, GRAY = {"PyTorch": "#e07b1a", "JAX": "#2f86d6"}, "#7a7a7a"
+STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "maskloss",
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "savefig.transparent": True,
+    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), GRAY),
+}
 
 
 def table(header, rows):
@@ -73,17 +84,20 @@ the largest entry of the gradient is {result["agreement"]["largest gradient"]:.1
 
 
 def plot(result, path):
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
-    for axis, (key, title) in zip(axes, NAMES.items(), strict=True):
-        for name, curves in result["curves"].items():
-            curve = np.asarray(curves[key])
-            window = min(20, len(curve))
-            smooth = np.convolve(curve, np.full(window, 1 / window), "valid")
-            axis.plot(curve, color=COLOURS[name], alpha=0.2, linewidth=0.8)
-            axis.plot(np.arange(window - 1, len(curve)), smooth, color=COLOURS[name], label=name)
-        guess = result["uniform"][key]
-        axis.axhline(guess, color="gray", linestyle=":", label=f"uniform guess, {guess:.2f}")
-        axis.set(title=title, xlabel="step", ylabel="loss")
-        axis.legend()
-    figure.savefig(path, dpi=120)
+    """Single steps are thin, their running mean thick; letters and colours are seen on white and on black."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(2, 1, figsize=(5.4, 5.6), sharex=True, layout="constrained")
+        for axis, (key, title) in zip(axes, NAMES.items(), strict=True):
+            for name, curves in result["curves"].items():
+                curve = np.asarray(curves[key])
+                window = min(20, len(curve))
+                smooth = np.convolve(curve, np.full(window, 1 / window), "valid")
+                axis.plot(curve, color=COLOURS[name], alpha=0.3, linewidth=0.7)
+                label = f"{name}, mean of {window} steps"
+                axis.plot(np.arange(window - 1, len(curve)), smooth, color=COLOURS[name], label=label)
+            axis.axhline(result["uniform"][key], color=GRAY, linestyle=":", label="uniform guess")
+            axis.set(title=f"{title} loss")
+        axes[1].set_xlabel("step")
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=2)
+        figure.savefig(path, metadata={"Creator": None, "Date": None})
     plt.close(figure)

@@ -145,8 +145,8 @@ def main():
     lines = (f'"{name}": {json.dumps(value, allow_nan=False)}' for name, value in result.items())
     (folder / "demo.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
     (folder / "demo.md").write_text(markdown(result))
-    plot(result, folder / "demo.png")
-    print("\n" + markdown(result) + f"\nwritten: {folder}/demo.{{md,json,png}}")
+    plot(result, folder / "demo.svg")
+    print("\n" + markdown(result) + f"\nwritten: {folder}/demo.{{md,json,svg}}")
     failed = [f"{name}: {key}" for name, f in result["fell"].items() for key, ok in f.items() if not ok]
     if failed:
         sys.exit(f"these losses did not fall: {', '.join(failed)}")

@@ -64,7 +64,8 @@ def value_and_grad(
     >>> import numpy as np
     >>> import maskloss as ml
     >>> logits = np.log(np.asarray([[0.25, 0.75], [np.nan, 0.5]]))
-    >>> loss, gradient = ml.value_and_grad(ml.cross_entropy)(logits, np.asarray([1, 0]), mask=np.asarray([True, False]))
+    >>> labels, mask = np.asarray([1, 0]), np.asarray([True, False])
+    >>> loss, gradient = ml.value_and_grad(ml.cross_entropy)(logits, labels, mask=mask)
     >>> print(gradient)  # softmax minus one-hot, and 0 where not kept
     [[ 0.25 -0.25]
      [ 0.    0.  ]]

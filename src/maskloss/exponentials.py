@@ -88,7 +88,8 @@ def masked_softmax(x: A, mask: Any = None, *, axis: int = -1, reproducible: bool
     --------
     >>> import numpy as np
     >>> import maskloss as ml
-    >>> print(ml.masked_softmax(np.asarray([[0.0, 0.0, 9.0], [1.0, 2.0, 3.0]]), np.asarray([[1, 1, 0], [0, 0, 0]])))
+    >>> x = np.asarray([[0.0, 0.0, 9.0], [1.0, 2.0, 3.0]])
+    >>> print(ml.masked_softmax(x, np.asarray([[1, 1, 0], [0, 0, 0]])))
     [[0.5 0.5 0. ]
      [0.  0.  0. ]]
     """

@@ -103,8 +103,10 @@ def linear_cross_entropy(
     --------
     >>> import numpy as np
     >>> import maskloss as ml
-    >>> hidden, kernel = np.asarray([[1.0, 0.0], [np.nan, 0.0]]), np.log(np.asarray([[0.25, 1.0], [0.75, 1.0]]))
-    >>> loss = ml.linear_cross_entropy(hidden, kernel, np.asarray([0, 0]), mask=np.asarray([True, False]))
+    >>> hidden = np.asarray([[1.0, 0.0], [np.nan, 0.0]])
+    >>> kernel = np.log(np.asarray([[0.25, 1.0], [0.75, 1.0]]))
+    >>> labels, mask = np.asarray([0, 0]), np.asarray([True, False])
+    >>> loss = ml.linear_cross_entropy(hidden, kernel, labels, mask=mask)
     >>> print(round(float(loss), 6))  # log 4
     1.386294
     """
@@ -154,7 +156,8 @@ def linear_label_log_probs(
     --------
     >>> import numpy as np
     >>> import maskloss as ml
-    >>> hidden, kernel = np.asarray([[1.0, 0.0]]), np.log(np.asarray([[0.25, 1.0], [0.75, 1.0]]))
+    >>> hidden = np.asarray([[1.0, 0.0]])
+    >>> kernel = np.log(np.asarray([[0.25, 1.0], [0.75, 1.0]]))
     >>> print(np.exp(ml.linear_label_log_probs(hidden, kernel, np.asarray([1]))))
     [0.75]
     """
@@ -199,7 +202,8 @@ def linear_entropy(
     --------
     >>> import numpy as np
     >>> import maskloss as ml
-    >>> hidden, kernel = np.asarray([[1.0, 0.0]]), np.log(np.asarray([[0.5, 1.0], [0.5, 1.0]]))
+    >>> hidden = np.asarray([[1.0, 0.0]])
+    >>> kernel = np.log(np.asarray([[0.5, 1.0], [0.5, 1.0]]))
     >>> print(np.round(ml.linear_entropy(hidden, kernel), 6))  # log 2
     [0.693147]
     """

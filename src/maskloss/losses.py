@@ -57,9 +57,9 @@ def cross_entropy(
 
     .. math::
 
-        \mathrm{lse} &= \log \textstyle\sum_{c\ \mathrm{allowed}} e^{x_c} \\
+        \mathrm{lse} &= \log \sum_{c\ \mathrm{allowed}} e^{x_c} \\
         q'_c &= \left((1 - \epsilon)\, q_c + \epsilon / K\right) w_c \\
-        \mathrm{loss} &= \textstyle\sum_c q'_c\, (\mathrm{lse} - x_c) + z\, \mathrm{lse}^2
+        \mathrm{loss} &= \sum_c q'_c\, (\mathrm{lse} - x_c) + z\, \mathrm{lse}^2
 
     with :math:`\epsilon` = ``label_smoothing`` and :math:`z` = ``z_loss``. What is not kept reaches neither the value
     nor any gradient, whatever it holds; where nothing is kept the loss is 0, with gradients that are 0.
@@ -138,7 +138,8 @@ def cross_entropy(
     >>> import numpy as np
     >>> import maskloss as ml
     >>> logits = np.asarray([[0.3797, 0.6203], [0.4363, 0.5637], [0.3797, 0.6203]])
-    >>> loss = ml.cross_entropy(logits, np.asarray([0, 1, 1]), mask=np.asarray([True, True, False]))
+    >>> labels, mask = np.asarray([0, 1, 1]), np.asarray([True, True, False])
+    >>> loss = ml.cross_entropy(logits, labels, mask=mask)
     >>> print(round(float(loss), 4))
     0.7261
     """
@@ -325,7 +326,8 @@ def denominator(
     >>> import numpy as np
     >>> import maskloss as ml
     >>> logits = np.log(np.asarray([[0.5, 0.5], [0.25, 0.75], [0.5, 0.5], [0.25, 0.75]]))
-    >>> labels, mask = np.asarray([[0, 1], [1, 0]]), np.asarray([[True, True], [True, False]])
+    >>> labels = np.asarray([[0, 1], [1, 0]])
+    >>> mask = np.asarray([[True, True], [True, False]])
     >>> halves = [(logits[:2], labels[0], mask[0]), (logits[2:], labels[1], mask[1])]
     >>> total = sum(ml.denominator(y, mask=m) for _, y, m in halves)
     >>> loss = sum(ml.cross_entropy(x, y, mask=m, denominator=total) for x, y, m in halves)

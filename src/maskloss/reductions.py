@@ -56,7 +56,8 @@ def masked_sum(
     --------
     >>> import numpy as np
     >>> import maskloss as ml
-    >>> print(ml.masked_sum(np.asarray([1.0, np.nan, 3.0]), np.asarray([True, False, True])))
+    >>> x, mask = np.asarray([1.0, np.nan, 3.0]), np.asarray([True, False, True])
+    >>> print(ml.masked_sum(x, mask))
     4.0
     """
     if reproducible is not False:
@@ -215,7 +216,8 @@ def masked_min(x: A, mask: Any = None, *, axis: Axis = None, keepdims: bool = Fa
     --------
     >>> import numpy as np
     >>> import maskloss as ml
-    >>> print(ml.masked_min(np.asarray([[1.0, 7.0], [3.0, 2.0]]), np.asarray([[0, 1], [0, 0]]), axis=1))
+    >>> x, mask = np.asarray([[1.0, 7.0], [3.0, 2.0]]), np.asarray([[0, 1], [0, 0]])
+    >>> print(ml.masked_min(x, mask, axis=1))
     [ 7. inf]
     """
     return _extremum(values_of(x, mask, axis, keepdims, None, empty), -1.0)

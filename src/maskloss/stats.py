@@ -39,7 +39,8 @@ class LossStats(NamedTuple):
     >>> logits = np.log(np.asarray([[0.5, 0.5], [0.25, 0.75], [0.5, 0.5]]))
     >>> _, a = ml.cross_entropy(logits[:1], np.asarray([0]), with_stats=True)
     >>> _, b = ml.cross_entropy(logits[1:], np.asarray([1, 0]), with_stats=True)
-    >>> print((a + b).count, (a + b).correct, round(float((a + b).mean), 6))  # (log 2 + log 4/3 + log 2) / 3
+    >>> both = a + b  # (log 2 + log 4/3 + log 2) / 3
+    >>> print(both.count, both.correct, round(float(both.mean), 6))
     3 3 0.557992
     >>> print(round(float((a + b).accuracy), 6), round(float((a + b).perplexity), 6))  # exp(0.557992)
     1.0 1.747161

@@ -1,11 +1,14 @@
 """The examples of the docstrings, of the README and of the pages run, and print what they show.
 
 A block fenced as `python` runs: as a doctest where it has prompts, else as a program, in one namespace for each page.
+What a program prints is what the `text` block right below it says, where there is one.
 A block that cannot run everywhere (a GPU, many devices) is fenced as `py`.
 """
 
+import contextlib
 import doctest
 import importlib.util
+import io
 import re
 from pathlib import Path
 
@@ -24,17 +27,23 @@ pytestmark = pytest.mark.skipif(
 
 
 def failures(test):
+    for example in test.examples:
+        if example.exc_msg:  # a message may be shown on several lines
+            example.options[doctest.NORMALIZE_WHITESPACE] = True
     printed = []
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
     runner.run(test, out=printed.append, clear_globs=False)
     return "".join(printed)
 
 
+BLOCK = re.compile(r"^( *)```python *\n(.*?)^\1```\n(?:\1```text\n(.*?)^\1```)?", flags=re.M | re.S)
+
+
 def run_page(text, name):
     """Runs every python block of a Markdown page; returns what went wrong."""
     names = {"__name__": "__main__"}
     wrong = []
-    for block in re.finditer(r"^( *)```python *\n(.*?)^\1```", text, flags=re.M | re.S):
+    for block in BLOCK.finditer(text):
         line = text[: block.start(2)].count("\n")
         code = re.sub(f"^{block[1]}", "", block[2], flags=re.M)
         if ">>> " in code:
@@ -42,10 +51,15 @@ def run_page(text, name):
             wrong.append(failures(test))
             names.update(test.globs)
         else:
+            printed, shown = io.StringIO(), block[3] and re.sub(f"^{block[1]}", "", block[3], flags=re.M)
             try:
-                exec(compile("\n" * line + code, name, "exec"), names)
+                with contextlib.redirect_stdout(printed):
+                    exec(compile("\n" * line + code, name, "exec"), names)
             except Exception as error:
                 wrong.append(f"{name}, block at line {line + 1}: {type(error).__name__}: {error}")
+            else:
+                if shown is not None and printed.getvalue() != shown:
+                    wrong.append(f"{name}, block at line {line + 1} prints\n{printed.getvalue()}and not\n{shown}")
     return "".join(wrong)
 
 
@@ -54,6 +68,39 @@ def test_page(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     wrong = run_page(page.read_text(encoding="utf-8"), page.name)
     assert not wrong, wrong
+
+
+WIDEST = 88  # what a page shows without cutting it off
+
+
+def too_wide(text):
+    """The lines of a page's blocks, and of a docstring's examples, that do not fit."""
+    fence, wide = "", []
+    for line in text.splitlines():
+        if line.lstrip().startswith("```"):
+            fence = "" if fence else line.strip()
+        shown = line.strip() if line.lstrip().startswith((">>> ", "... ")) else line
+        if ((fence and not fence.startswith("```{")) or shown is not line) and len(shown) > WIDEST:
+            wide.append(line)
+    return wide
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_code_of_a_page_fits(page):
+    assert not too_wide(page.read_text(encoding="utf-8"))
+
+
+def test_the_examples_of_docstrings_fit():
+    assert not [line for public in PUBLIC for line in too_wide(public.__doc__)]
+
+
+def test_what_does_not_fit_is_found():
+    long = f"x = {'1' * WIDEST}"
+    assert too_wide(f"```{{include}}\n{long}\n```\n{long}\n```python\n{long}\n```\n{long}\n    >>> {long}\n") == [
+        long,
+        f"    >>> {long}",
+    ]
+    assert not too_wide(f"    >>> {'1' * (WIDEST - 4)}\n")
 
 
 @pytest.mark.parametrize("public", PUBLIC, ids=lambda public: public.__name__)
@@ -68,6 +115,8 @@ def test_docstring(public):
     [
         "```python\n>>> 1 + 1\n3\n```\n",
         "text\n\n```python\nassert 1 + 1 == 3\n```\n",
+        "```python\nprint(1 + 1)\n```\n```text\n3\n```\n",
+        "- item\n\n  ```python\n  print(1 + 1)\n  ```\n  ```text\n  3\n  ```\n",
         "```python\nx = 1\n```\n\n- item\n\n  ```python\n  >>> x\n  2\n  ```\n",
     ],
 )
@@ -76,7 +125,10 @@ def test_page_check_can_fail(page):
 
 
 def test_page_blocks_share_names_and_py_blocks_do_not_run():
-    page = "```python\nx = 1\n```\n```py\nraise SystemError\n```\n```python\n>>> x + 1\n2\n```\n"
+    page = (
+        "```python\nx = 1\nprint(x)\n```\n```text\n1\n```\n"
+        + "```py\nraise SystemError\n```\n```python\n>>> x + 1\n2\n```\n"
+    )
     assert run_page(page, "page.md") == ""
 
 

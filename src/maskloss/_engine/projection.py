@@ -55,7 +55,8 @@ class ChunkSizeWarning(UserWarning):
     >>> with warnings.catch_warnings(record=True) as caught:
     ...     warnings.simplefilter("always", ml.ChunkSizeWarning)
     ...     hidden, kernel, labels = np.ones((4, 3)), np.ones((5, 3)), np.zeros(4, int)
-    ...     loss = ml.linear_cross_entropy(hidden, kernel, labels, chunk_size=2, implementation="autodiff")
+    ...     options = {"chunk_size": 2, "implementation": "autodiff"}
+    ...     loss = ml.linear_cross_entropy(hidden, kernel, labels, **options)
     >>> print(caught[0].message)
     chunk_size is ignored: all logits are made at once, since 'autodiff' is one expression
     """
