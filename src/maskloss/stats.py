@@ -42,7 +42,7 @@ class LossStats(NamedTuple):
     >>> both = a + b  # (log 2 + log 4/3 + log 2) / 3
     >>> print(both.count, both.correct, round(float(both.mean), 6))
     3 3 0.557992
-    >>> print(round(float((a + b).accuracy), 6), round(float((a + b).perplexity), 6))  # exp(0.557992)
+    >>> print(float((a + b).accuracy), round(float((a + b).perplexity), 6))
     1.0 1.747161
     """
 
