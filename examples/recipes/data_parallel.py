@@ -5,8 +5,8 @@ and one all-reduce makes the count of all. DistributedDataParallel averages grad
 over the processes, so the divisor is the count per process; and an average of the
 losses, as logs take it, is the loss of all. The mean of the processes' own means, which
 is what they get without, weighs a token of a short batch more than one of a long batch.
-Printed: the average of the losses, both ways, and the loss of one process that holds
-all and uses F.cross_entropy. Its gradient is what every process is left with.
+Printed: the average of the losses, both ways, and F.cross_entropy of one process that
+holds all; its gradient is every process' own.
 """
 
 import gc
@@ -52,6 +52,7 @@ def process(rank, file):
             print(f"{function.__name__}: {loss / 2:.4f}, one process: {right:.4f}")
     del shared  # DistributedDataParallel, left over, aborts one exit in twenty
     gc.collect()
+    dist.barrier()
     dist.destroy_process_group()
 
 
