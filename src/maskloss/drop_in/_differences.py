@@ -14,4 +14,103 @@ class Difference(NamedTuple):
     why: str
 
 
-DIFFERENCES: dict[str, tuple[Difference, ...]] = {"torch": (), "optax": (), "keras": ()}
+TORCH = (
+    Difference(
+        name="nothing_kept",
+        where="both",
+        when="every target is ignored, or there is no entry, and `reduction` is `\"mean\"`",
+        theirs="NaN",
+        ours="0, with a gradient of 0",
+        why="a batch of padding takes no step, where NaN would be in every parameter after one",
+    ),
+    Difference(
+        name="divisor_of_zero",
+        where="both",
+        when="the class weights of the targets sum to 0",
+        theirs="NaN or infinite, and so is the gradient",
+        ours="0, with a gradient of 0",
+        why="the same",
+    ),
+    Difference(
+        name="ignored_nan",
+        where="both",
+        when="logits of an ignored entry hold NaN or +inf, or -inf alone",
+        theirs="NaN in their gradient",
+        ours="0 in their gradient",
+        why="an entry that is ignored reaches nothing; NaN would be in every parameter after one step",
+    ),
+    Difference(
+        name="zero_times_infinity",
+        where="both",
+        when="a logit of -inf meets a probability or a class weight of 0, or the target's with `label_smoothing=1`",
+        theirs="NaN",
+        ours="the loss of the other classes: the term of that class is 0",
+        why="a class that is excluded by -inf has probability 0, and what weighs nothing costs nothing",
+    ),
+    Difference(
+        name="infinite_logits",
+        where="both",
+        when="an entry that counts has a logit of +inf, or of -inf at every class",
+        theirs="NaN, in the gradient as well",
+        ours="+inf where the target has a finite logit beside +inf, or where every logit is -inf; else NaN",
+        why="the limit of the loss, and what maskloss answers everywhere",
+    ),
+    Difference(
+        name="half_precision",
+        where="both",
+        when="logits of float16 or bfloat16, outside of autocast",
+        theirs="a loss of that dtype",
+        ours="float32, which nothing was rounded for",
+        why="bfloat16 has two or three digits, and a sum over a few hundred entries loses one of them",
+    ),
+    Difference(
+        name="label_smoothing_outside",
+        where="both",
+        when="`label_smoothing` is negative or NaN",
+        theirs="that of 0, silently",
+        ours="RuntimeError, as PyTorch's above 1",
+        why="a bad argument never becomes a number",
+    ),
+    Difference(
+        name="byte_wraps",
+        where="both",
+        when="uint8 targets with `label_smoothing`: 156 beside `ignore_index=-100`",
+        theirs="-100 is taken for 156, and that entry is not smoothed",
+        ours="156 is a class as any other",
+        why="-100 is no uint8",
+    ),
+    Difference(
+        name="no_classes",
+        where="both",
+        when="the logits have a class axis of length 0",
+        theirs="0 or NaN, where no target is a class that there is not",
+        ours="IndexError; RuntimeError of logits of three or more axes",
+        why="a bad argument never becomes a number",
+    ),
+    Difference(
+        name="unread_target",
+        where="both",
+        when="a target that is no class, under `torch.compile` or on a GPU",
+        theirs="RuntimeError; on a GPU an assertion of the device, after which the process has to start again",
+        ours="NaN for that entry, in its loss and its gradient",
+        why="nothing waits for the device, and nothing ends the process",
+    ),
+    Difference(
+        name="unread_target_in_a_transform",
+        where="both",
+        when="a target that is no class, in `torch.func.vmap`",
+        theirs="RuntimeError (with `quirks=\"theirs\"` NaN)",
+        ours="NaN for that entry, in its loss and its gradient",
+        why="inside a transformation there are no values to look at",
+    ),
+    Difference(
+        name="complex_weight",
+        where="both",
+        when="class weights that are complex, beside probabilities",
+        theirs="a complex loss (with `quirks=\"theirs\"` an error)",
+        ours="NotImplementedError",
+        why="a weight is real",
+    ),
+)
+
+DIFFERENCES: dict[str, tuple[Difference, ...]] = {"torch": TORCH, "optax": (), "keras": ()}
