@@ -171,9 +171,7 @@ def test_smoothing_with_class_weights_and_ignored_labels(smoothing, weighted, re
         labels[0, 1:3] = -100
     weight = torch.tensor([0.2, 1.0, 3.0], dtype=torch.float64) if weighted else None
     for quirks in QUIRKS:
-        assert_same(
-            (logits, labels), {"weight": weight, "label_smoothing": smoothing, "reduction": reduction}, quirks
-        )
+        assert_same((logits, labels), {"weight": weight, "label_smoothing": smoothing, "reduction": reduction}, quirks)
 
 
 def test_the_comparison_can_fail(monkeypatch):

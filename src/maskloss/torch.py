@@ -1,4 +1,4 @@
-"""Modules of PyTorch. ``import maskloss`` alone imports no framework: ``from maskloss.torch import ...`` is asked for."""
+"""Modules of PyTorch, imported by name: ``import maskloss`` alone imports no framework."""
 
 from __future__ import annotations
 
@@ -117,9 +117,9 @@ class LinearCrossEntropyLoss(torch.nn.Module):
     def kernel_and_bias(self) -> tuple[Tensor, Tensor | None]:
         """As they are now."""
         held: Any = self
-        if held.projection is None:
-            return held.kernel, held.bias
-        return held.projection.weight, getattr(held.projection, "bias", None) if held.bias is None else held.bias
+        kernel: Tensor = held.kernel if held.projection is None else held.projection.weight
+        bias: Tensor | None = getattr(held.projection, "bias", None) if held.bias is None else held.bias
+        return kernel, bias
 
     def forward(
         self,
@@ -147,12 +147,13 @@ class LinearCrossEntropyLoss(torch.nn.Module):
             fail(ValueError, "kernel", "a DTensor, split over processes, beside hidden of this one", DISTRIBUTED)
         about = {"mask": mask, "weights": weights, "class_mask": class_mask, "denominator": denominator}
         about |= {"with_stats": with_stats, "validate": validate, "class_weights": self.class_weights}
-        return linear_cross_entropy(hidden, kernel, labels, bias=bias, **about, **self.options)
+        loss: Any = linear_cross_entropy
+        return loss(hidden, kernel, labels, bias=bias, **about, **self.options)
 
     def extra_repr(self) -> str:
         """The sizes, and what is not the default."""
         kernel, bias = self.kernel_and_bias()
         sizes = kernel.shape if self.options["kernel_layout"] == "vd" else kernel.shape[::-1]
         shown = [f"classes={sizes[0]}, features={sizes[-1]}, bias={bias is not None}"]
-        shown += ["class_weights=True"] * (self.class_weights is not None)
+        shown += ["class_weights=True"] * ("class_weights" in dict(self.named_buffers()))
         return ", ".join(shown + [f"{n}={x!r}" for n, x in self.options.items() if x != DEFAULTS[n]])

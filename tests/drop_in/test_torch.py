@@ -1,7 +1,8 @@
-"""maskloss.drop_in.torch beside PyTorch: the same, but for the rows of DIFFERENCES, each of which calls PyTorch here."""
+"""maskloss.drop_in.torch beside PyTorch: the same but for the rows of DIFFERENCES, each of which calls PyTorch here."""
 
 import itertools
 import math
+import sys
 import warnings
 
 import pytest
@@ -12,8 +13,8 @@ from torch.nn.functional import cross_entropy as theirs  # noqa: E402
 
 import maskloss as ml  # noqa: E402
 from maskloss.drop_in import _torch_quirks  # noqa: E402
-from maskloss.drop_in._differences import DIFFERENCES  # noqa: E402
 from maskloss.drop_in.torch import CrossEntropyLoss, cross_entropy  # noqa: E402
+from tests.drop_in.differences import rows, shown_in  # noqa: E402
 
 pytestmark = pytest.mark.of_backend("torch")
 
@@ -61,7 +62,7 @@ def is_zero(*tensors):
     return all(bool((x == 0).all()) for x in tensors)
 
 
-def nothing_kept():
+def test_difference_nothing_kept():
     for options in ({}, {"label_smoothing": 0.1}, {"weight": torch.ones(3).double()}):
         (loss, gradient), ours = both(HALVES, torch.full((3,), -100), **options)
         assert loss.isnan()
@@ -71,7 +72,7 @@ def nothing_kept():
     assert is_zero(*ours)
 
 
-def divisor_of_zero():
+def test_difference_divisor_of_zero():
     (loss, gradient), ours = both(HALVES[:1], TARGET[:1], torch.tensor([0.0, 1, 1]).double())
     assert loss.isnan()
     assert gradient.isnan().all()
@@ -82,7 +83,7 @@ def divisor_of_zero():
     assert is_zero(*ours)
 
 
-def ignored_nan():
+def test_difference_ignored_nan():
     for bad in ([NAN, 0, 0], [INF, 0, 0], [-INF, -INF, -INF]):
         logits = torch.cat((HALVES[:1], torch.tensor([bad]).double()))
         for options in ({}, {"label_smoothing": 0.1}, {"reduction": "none"}):
@@ -93,7 +94,7 @@ def ignored_nan():
             torch.testing.assert_close(ours[1][0], gradient[0])
 
 
-def zero_times_infinity():
+def test_difference_zero_times_infinity():
     excluded = torch.tensor([[0.5, 0.5, 0.0]]).double().log()
     one_hot = torch.tensor([[1.0, 0, 0]]).double()
     without = torch.tensor([1.0, 1, 0]).double()
@@ -113,7 +114,7 @@ def zero_times_infinity():
     assert ours[0] == INF
 
 
-def infinite_logits():
+def test_difference_infinite_logits():
     for row, ours_is in (([INF, 0, 0], INF), ([0, INF, 0], NAN), ([-INF, -INF, -INF], INF)):
         (loss, gradient), ours = both(torch.tensor([row]).double(), TARGET[1:2], reduction="sum")
         assert loss.isnan()
@@ -121,7 +122,7 @@ def infinite_logits():
         torch.testing.assert_close(ours[0].item(), ours_is, equal_nan=True)
 
 
-def half_precision():
+def test_difference_half_precision():
     for dtype in (torch.float16, torch.bfloat16):
         for target in (TARGET, HALVES.exp().to(dtype)):
             given = HALVES.to(dtype), target
@@ -132,14 +133,14 @@ def half_precision():
             torch.testing.assert_close(ours_as_theirs(*given), theirs(*given))
 
 
-def label_smoothing_outside():
+def test_difference_label_smoothing_outside():
     for smoothing in (-0.1, NAN):
         expected, ours = both(HALVES, TARGET, label_smoothing=smoothing)
         assert_outcome(expected, outcome(theirs, HALVES, TARGET))
         assert ours is RuntimeError
 
 
-def byte_wraps():
+def test_difference_byte_wraps():
     logits = torch.zeros(2, 200, dtype=torch.float64)
     logits[0, 156] = 3.0
     target = torch.tensor([156, 3], dtype=torch.uint8)
@@ -149,7 +150,7 @@ def byte_wraps():
         assert not torch.allclose(expected[0], ours[0])
 
 
-def no_classes():
+def test_difference_no_classes():
     for shape, kind in (((2, 0), IndexError), ((2, 0, 3), RuntimeError)):
         logits = torch.zeros(shape)
         for reduction, value in (("none", 0), ("sum", 0), ("mean", NAN)):
@@ -159,7 +160,7 @@ def no_classes():
     assert both(torch.zeros(2, 0), TARGET[:2]) == (IndexError, IndexError)
 
 
-def unread_target():
+def test_difference_unread_target():
     target = torch.tensor([0, 1, 3])
 
     def compiled(function):
@@ -174,7 +175,7 @@ def unread_target():
     assert gradient.isnan().all(-1).tolist() == [False, False, True]
 
 
-def unread_target_in_a_transform():
+def test_difference_unread_target_in_a_transform():
     given = HALVES[None], torch.tensor([[0, 1, 3]])
     with pytest.raises(RuntimeError):
         torch.func.vmap(theirs)(*given)
@@ -182,7 +183,7 @@ def unread_target_in_a_transform():
         assert torch.func.vmap(function)(*given).isnan().all()
 
 
-def complex_weight():
+def test_difference_complex_weight():
     given = HALVES, HALVES.exp(), torch.ones(3, dtype=torch.complex64)
     assert theirs(*given).is_complex()
     for function in (cross_entropy, ours_as_theirs):
@@ -190,24 +191,8 @@ def complex_weight():
             function(*given)
 
 
-SHOWN = {
-    function.__name__: function
-    for function in (
-        *(nothing_kept, divisor_of_zero, ignored_nan, zero_times_infinity, infinite_logits, half_precision),
-        *(label_smoothing_outside, byte_wraps, no_classes, unread_target, unread_target_in_a_transform),
-        complex_weight,
-    )
-}
-NAMES = [row.name for row in DIFFERENCES["torch"]]
-
-
-@pytest.mark.parametrize("name", SHOWN)
-def test_a_difference(name):
-    SHOWN[name]()
-
-
 def test_every_difference_has_a_row_and_a_test():
-    assert list(SHOWN) == NAMES
+    assert shown_in(sys.modules[__name__]) == rows("torch")
 
 
 def test_a_difference_that_there_is_not_is_told(monkeypatch):
@@ -216,7 +201,7 @@ def test_a_difference_that_there_is_not_is_told(monkeypatch):
         assert_outcome(outcome(cross_entropy, HALVES, torch.full((3,), -100)), outcome(theirs, HALVES, TARGET - 200))
     monkeypatch.setattr(_torch_quirks, "has_softmax", lambda asked: torch.ones_like(asked.target, dtype=torch.bool))
     with pytest.raises(AssertionError):
-        ignored_nan()
+        test_difference_ignored_nan()
 
 
 # Bad calls: PyTorch's error is ours. Of images, 1-D logits, dtypes and options.
@@ -384,4 +369,6 @@ def test_every_option_reaches_maskloss():
     losses = torch.tensor([1.0, 2, 2]).double() * LOG_2
     torch.testing.assert_close(cross_entropy(HALVES, TARGET, w), (w * losses).sum() / 7)
     torch.testing.assert_close(cross_entropy(HALVES, one_hot, w), (w * losses).sum() / 3)
-    torch.testing.assert_close(cross_entropy(HALVES, one_hot, w), ml.cross_entropy(HALVES, one_hot, class_weights=w) * 7 / 3)
+    torch.testing.assert_close(
+        cross_entropy(HALVES, one_hot, w), ml.cross_entropy(HALVES, one_hot, class_weights=w) * 7 / 3
+    )

@@ -36,11 +36,6 @@ class Asked(NamedTuple):
         return 1 if self.input.ndim > 2 else -1
 
 
-def check_quirks(quirks: Any) -> None:
-    if quirks is not None and not (isinstance(quirks, str) and quirks == "theirs"):
-        fail(ValueError if isinstance(quirks, str) else TypeError, "quirks", repr(quirks), "it must be None or 'theirs'")
-
-
 def reduction_of(reduction: Any, size_average: Any, reduce: Any) -> str:
     if size_average is not None or reduce is not None:
         averages, reduces = (True if x is None else x for x in (size_average, reduce))
@@ -80,7 +75,7 @@ def index_of(ignore_index: Any) -> int:
     return index
 
 
-def smoothing_of(label_smoothing: Any, quirks: Any) -> float:
+def smoothing_of(label_smoothing: Any, *, as_theirs: bool) -> float:
     if isinstance(label_smoothing, float):
         smoothing = label_smoothing  # which a compiler may see no value of
     elif isinstance(label_smoothing, str) or not hasattr(label_smoothing, "__float__"):
@@ -89,7 +84,7 @@ def smoothing_of(label_smoothing: Any, quirks: Any) -> float:
         smoothing = float(label_smoothing)
     if 0.0 <= smoothing <= 1.0:
         return smoothing
-    if quirks is not None and not smoothing > 0.0:
+    if as_theirs and not smoothing > 0.0:
         return 0.0
     fail(RuntimeError, "label_smoothing", smoothing, "label_smoothing must be between 0.0 and 1.0")
 
@@ -97,7 +92,9 @@ def smoothing_of(label_smoothing: Any, quirks: Any) -> float:
 def probabilities(asked: Asked) -> Asked:
     input, target, weight = asked.input, asked.target, asked.weight
     if not target.is_floating_point():
-        accepted = "Expected floating point type for target with class probabilities: a target of input's shape has them"
+        accepted = (
+            "Expected floating point type for target with class probabilities: a target of input's shape has them"
+        )
         fail(RuntimeError, "target", describe(target), accepted)
     if asked.ignore_index is not None and asked.ignore_index >= 0:
         given, accepted = asked.ignore_index, "ignore_index is not supported for floating point target"
@@ -120,19 +117,22 @@ def indices(asked: Asked) -> Asked:
     input, target, weight, ndim = asked.input, asked.target, asked.weight, asked.input.ndim
     if ndim == 0:
         fail(IndexError, "input", describe(input), "it needs a class axis: at least one dimension")
-    entries, given = input.shape[:1] + input.shape[2:] if ndim > 1 else (), tuple(target.shape)
+    entries: tuple[int, ...] = (*input.shape[:1], *input.shape[2:]) if ndim > 1 else ()
+    given = tuple(target.shape)
     batch = given[0] if given else 0
-    if ndim > 1 and batch != entries[0]:
-        accepted = f"Expected input batch_size ({entries[0]}) to match target batch_size ({batch})"
+    if ndim > 1 and batch != input.shape[0]:
+        accepted = f"Expected input batch_size ({input.shape[0]}) to match target batch_size ({batch})"
         fail(ValueError, "target", describe(target), accepted)
     smooths = asked.label_smoothing > 0 and weight is not None and asked.reduction == "mean"
     if target.dtype is not torch.int64 and (target.dtype is not torch.uint8 or ndim > 2 or smooths):
-        more = "; Byte is for logits of one or two axes, without a smoothed weighted mean" * (target.dtype is torch.uint8)
+        more = "; Byte is for logits of one or two axes, without a smoothed weighted mean" * (
+            target.dtype is torch.uint8
+        )
         accepted = f"expected target dtype to be Long or Byte: class indices, target.long(){more}"
         fail(RuntimeError, "target", describe(target), accepted)
     if given == (1,) and ndim == 1 and asked.label_smoothing == 0:
         target = target.reshape(())
-    elif given != tuple(entries):
+    elif given != entries:
         kind = ValueError if ndim == len(given) == 1 and given != (1,) else RuntimeError
         fail(kind, "target", describe(target), f"Expected target size {list(entries)}, or input's for probabilities")
     if weight is not None:
@@ -166,12 +166,12 @@ def checked(asked: Asked) -> Asked:
     return asked
 
 
-def loss(asked: Asked, **options: Any) -> Tensor:
+def loss(asked: Asked) -> Tensor:
     input, target, weight, ignore_index, reduction, label_smoothing = asked
     check_some_class(asked)
     if ignore_index is None and reduction == "mean":
         reduction = "mean_over_all"
-    about = {"ignore_index": ignore_index, "label_smoothing": label_smoothing, "reduction": reduction, **options}
+    about: dict[str, Any] = {"ignore_index": ignore_index, "label_smoothing": label_smoothing, "reduction": reduction}
     try:
         return cross_entropy(input, target, class_weights=weight, axis=asked.axis, **about)
     except ValueError:
@@ -192,7 +192,7 @@ def check_classes(asked: Asked) -> None:
         return
     bad = torch.nonzero(((target < 0) | (target >= classes)) & counts(target, asked.ignore_index))
     if len(bad):
-        at: list[int] = bad[0].tolist()
+        at = [int(i) for i in bad[0]]
         label = f"target{at or ''}"
         fail(IndexError, label, target[tuple(at)].item(), f"Target is out of bounds: classes are [0, {classes})")
 

@@ -5,18 +5,17 @@ Where the answer is not PyTorch's, docs/drop_in.md has a row that says so; ``qui
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from . import _torch_arguments as given
 from . import _torch_quirks as theirs
+from ._quirks import Quirks, are_theirs
 from ._torch_arguments import Asked
 
 __all__ = ["CrossEntropyLoss", "cross_entropy"]
-
-Quirks = Literal["theirs"] | None
 
 
 def cross_entropy(
@@ -87,14 +86,14 @@ def cross_entropy(
     >>> print(cross_entropy(logits, nothing), cross_entropy(logits, nothing, quirks="theirs"))
     tensor(0.) tensor(nan)
     """
-    given.check_quirks(quirks)
+    as_theirs = are_theirs(quirks)
     reduction = given.reduction_of(reduction, size_average, reduce)
     given.check_tensors(input, target, weight)
     ignore_index = given.index_of(ignore_index)
-    smoothing = given.smoothing_of(label_smoothing, quirks)
+    smoothing = given.smoothing_of(label_smoothing, as_theirs=as_theirs)
     asked = Asked(input, target, weight, ignore_index, reduction, smoothing)
     asked = given.probabilities(asked) if input.shape == target.shape else given.indices(asked)
-    return given.loss(asked) if quirks is None else theirs.loss(asked)
+    return theirs.loss(asked) if as_theirs else given.loss(asked)
 
 
 class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
@@ -129,8 +128,8 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
         *,
         quirks: Quirks = None,
     ) -> None:
-        given.check_quirks(quirks)
-        super().__init__(weight, size_average, ignore_index, reduce, reduction, label_smoothing)
+        are_theirs(quirks)
+        cast("Any", super()).__init__(weight, size_average, ignore_index, reduce, reduction, label_smoothing)
         self.quirks = quirks
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
@@ -148,5 +147,7 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
         """What is not the default."""
         of_weight = [] if self.weight is None else [f"weight=<{self.weight.numel()} classes>"]
         defaults: dict[str, Any] = {"ignore_index": -100, "reduction": "mean", "label_smoothing": 0.0, "quirks": None}
-        options = [f"{name}={getattr(self, name)!r}" for name, usual in defaults.items() if getattr(self, name) != usual]
+        options = [
+            f"{name}={getattr(self, name)!r}" for name, usual in defaults.items() if getattr(self, name) != usual
+        ]
         return ", ".join(of_weight + options)
