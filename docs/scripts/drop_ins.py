@@ -16,9 +16,9 @@ HEADER = ("", "theirs", "ours", "why")
 
 def render(differences):
     """A row each; the functions are said where they are not the same in every row."""
-    functions = {row.where for row in differences}
-    where = {row.name: f"{row.where}: " * (len(functions) > 1) for row in differences}
-    return table(HEADER, [[where[row.name] + row.when, row.theirs, row.ours, row.why] for row in differences])
+    several = len({row.where for row in differences}) > 1
+    rows = [[f"{row.where}: " * several + row.when, row.theirs, row.ours, row.why] for row in differences]
+    return table(HEADER, rows)
 
 
 def outputs(differences=DIFFERENCES, folder=GENERATED):
