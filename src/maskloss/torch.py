@@ -64,7 +64,8 @@ class LinearCrossEntropyLoss(torch.nn.Module):
 
     >>> import torch
     >>> from maskloss.torch import LinearCrossEntropyLoss
-    >>> embed = torch.nn.Embedding.from_pretrained(torch.tensor([[0.25, 1.0], [0.75, 1.0]]).log(), freeze=False)
+    >>> kernel = torch.tensor([[0.25, 1.0], [0.75, 1.0]]).log()
+    >>> embed = torch.nn.Embedding.from_pretrained(kernel, freeze=False)
     >>> loss = LinearCrossEntropyLoss(embed, ignore_index=-100)
     >>> loss
     LinearCrossEntropyLoss(

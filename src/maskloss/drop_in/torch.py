@@ -80,11 +80,14 @@ def cross_entropy(
     >>> import torch
     >>> from maskloss.drop_in.torch import cross_entropy
     >>> logits = torch.tensor([[0.25, 0.75], [0.5, 0.5], [0.5, 0.5]]).log()
-    >>> print(f"{cross_entropy(logits, torch.tensor([1, 0, -100])):.4f}")  # (log 4/3 + log 2) / 2
+    >>> loss = cross_entropy(logits, torch.tensor([1, 0, -100]))
+    >>> print(f"{loss:.4f}")  # (log 4/3 + log 2) / 2
     0.4904
     >>> nothing = torch.tensor([-100, -100, -100])
-    >>> print(cross_entropy(logits, nothing), cross_entropy(logits, nothing, quirks="theirs"))
-    tensor(0.) tensor(nan)
+    >>> print(cross_entropy(logits, nothing))
+    tensor(0.)
+    >>> print(cross_entropy(logits, nothing, quirks="theirs"))
+    tensor(nan)
     """
     as_theirs = are_theirs(quirks)
     reduction = given.reduction_of(reduction, size_average, reduce)
