@@ -38,7 +38,7 @@ def cross_entropy(
     .. math::
 
         \mathrm{loss} = \sum_c w_c \left((1 - \epsilon)\, q_c + \epsilon / C\right) (\mathrm{lse} - x_c),
-        \qquad \mathrm{lse} = \log \textstyle\sum_c e^{x_c}
+        \qquad \mathrm{lse} = \log \sum_c e^{x_c}
 
     with :math:`\epsilon` = ``label_smoothing``.
 
