@@ -6,8 +6,9 @@ import math
 import numpy as np
 import pytest
 
-from docs.scripts import errors, outdated
+from docs.scripts import drop_ins, errors, outdated
 from docs.scripts import frameworks_today as today
+from maskloss.drop_in._differences import Difference
 from tests import bad_calls
 
 
@@ -34,6 +35,20 @@ def test_a_call_that_is_not_refused_makes_no_table():
     accepted = bad_calls.CALLS[0]._replace(call=lambda backend, *args: 0.0)
     with pytest.raises(AssertionError, match="is not refused"):
         errors.render([accepted])
+
+
+def test_a_stale_table_of_differences_is_told(tmp_path):
+    row = Difference("empty", "f", "Nothing", "NaN", "0", "No step")
+    files = drop_ins.outputs({"torch": (row,), "optax": (row, row._replace(where="g")), "keras": ()}, tmp_path)
+    one, two = files  # none of Keras
+    assert "| Nothing | NaN | 0 | No step |" in files[one]
+    assert "| f: Nothing |" in files[two]
+    assert "| g: Nothing |" in files[two]
+    assert drop_ins.main(["--check"], files) == 1
+    assert drop_ins.main(["--write"], files) == 0
+    assert drop_ins.main(["--check"], files) == 0
+    one.write_text("old")
+    assert drop_ins.main(["--check"], files) == 1
 
 
 def test_stale_answers_of_frameworks_are_told():

@@ -7,18 +7,24 @@ A block that cannot run everywhere (a GPU, many devices) is fenced as `py`.
 
 import contextlib
 import doctest
+import importlib
 import importlib.util
 import io
+import pkgutil
 import re
 from pathlib import Path
 
 import pytest
 
 import maskloss
+from maskloss import drop_in
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PUBLIC = [public for name in maskloss.__all__ if callable(public := getattr(maskloss, name))]
+# Those of a framework, imported by name.
+MODULES = ["maskloss.torch", *(f"maskloss.drop_in.{m.name}" for m in pkgutil.iter_modules(drop_in.__path__))]
+MODULES = [name for name in MODULES if "._" not in name]
 
 pytestmark = pytest.mark.skipif(
     any(importlib.util.find_spec(library) is None for library in ("numpy", "torch", "jax")),
@@ -101,6 +107,14 @@ def test_what_does_not_fit_is_found():
         f"    >>> {long}",
     ]
     assert not too_wide(f"    >>> {'1' * (WIDEST - 4)}\n")
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstrings_of_a_module(name):
+    module = importlib.import_module(name)
+    for public in module.__all__:
+        test_docstring(getattr(module, public))
+        assert not too_wide(getattr(module, public).__doc__)
 
 
 @pytest.mark.parametrize("public", PUBLIC, ids=lambda public: public.__name__)

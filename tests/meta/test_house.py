@@ -31,8 +31,9 @@ FLOORS = (
     ("_bindings.eager", "_bindings.torch", "_bindings.jax"),
     ("_bindings",),
     ("losses", "linear", "reductions", "exponentials"),
-    ("differentiation", "drop_in._differences"),
-    ("drop_in",),
+    ("differentiation", "drop_in._differences", "drop_in._quirks", "drop_in._torch_arguments"),
+    ("drop_in._torch_quirks",),
+    ("drop_in", "drop_in.torch", "torch"),
     ("",),  # the package
 )
 # What is a library's own, and the data that says what it can do.
