@@ -1,12 +1,11 @@
 """PyTorch: DistributedDataParallel with the mean over all processes
 
-Each process counts what its labels keep with `ml.denominator`, before the forward pass,
-and one all-reduce makes the count of all. DistributedDataParallel averages gradients
-over the processes, so the divisor is the count per process; and an average of the
-losses, as logs take it, is the loss of all. The mean of the processes' own means, which
-is what they get without, weighs a token of a short batch more than one of a long batch.
-Printed: the average of the losses, both ways, and F.cross_entropy of one process that
-holds all; its gradient is every process' own.
+Each process counts what its labels keep with `ml.denominator`, and one all-reduce makes
+the count of all. DistributedDataParallel averages gradients over the processes, so the
+divisor is the count per process; and an average of the losses, as logs take it, is the
+loss of all. The mean of the processes' own means weighs a token of a short batch more
+than one of a long batch. Printed: the average of the losses, both ways, and
+F.cross_entropy of one process that holds all; its gradient is every process' own.
 """
 
 import gc
