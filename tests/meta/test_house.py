@@ -31,7 +31,8 @@ FLOORS = (
     ("_bindings.eager", "_bindings.torch", "_bindings.jax"),
     ("_bindings",),
     ("losses", "linear", "reductions", "exponentials"),
-    ("differentiation", "drop_in._differences"),
+    ("differentiation", "drop_in._differences", "drop_in._quirks"),
+    ("drop_in.keras", "drop_in.optax"),
     ("drop_in",),
     ("",),  # the package
 )
