@@ -30,8 +30,8 @@ FLOORS = (
     ("_bindings.torch_parts", "_bindings.torch_reproducible", "_bindings.jax_calls"),
     ("_bindings.eager", "_bindings.torch", "_bindings.jax"),
     ("_bindings",),
-    ("losses", "linear", "reductions", "exponentials"),
-    ("differentiation", "drop_in._differences", "drop_in._quirks"),
+    ("losses", "linear", "reductions", "exponentials", "drop_in._optax_rows", "drop_in._keras_rows"),
+    ("differentiation", "drop_in._differences", "drop_in._quirks", "drop_in._keras_entries"),
     ("drop_in.keras", "drop_in.optax"),
     ("drop_in",),
     ("",),  # the package

@@ -92,7 +92,9 @@ def softmax_cross_entropy_with_integer_labels(
     try:
         return cross_entropy(classes_last(x, axes), labels, reduction="none", **masks)
     except ValueError as error:
-        text = str(error).replace("name the value in ignore_index", "exclude it by where").replace("class_mask", "where")
+        text = (
+            str(error).replace("name the value in ignore_index", "exclude it by where").replace("class_mask", "where")
+        )
         raise ValueError(text) from None
 
 
