@@ -16,7 +16,6 @@ from keras.src.backend import set_keras_mask
 from .._arguments import Like, check_axis, check_kept, check_number, conjunction, describe, fail, floating_like
 from .._arrays import FLOATS, Array, Namespace, dtype_name, namespace_of
 from .._inputs import to_indices
-from ..exponentials import masked_log_softmax
 from ..losses import cross_entropy
 
 ops: Any = keras.ops
@@ -214,10 +213,5 @@ def their_distribution_losses(y_true: Any, y_pred: Any, from_logits: Any, label_
 
 
 def their_log_p(y_pred: Any, from_logits: Any, at: int) -> Any:
-    """NaN where no class has a probability."""
-    if not from_logits:
-        return clipped_log(y_pred, at)
-    y_pred = floating(y_pred)
-    log_p = ops.cast(masked_log_softmax(y_pred, axis=at), y_pred.dtype)
-    impossible = ops.all(y_pred == -math.inf, axis=at, keepdims=True)
-    return ops.where(impossible, math.nan, log_p)
+    """By Keras' own operation, so that what it rounds is rounded."""
+    return ops.log_softmax(y_pred, axis=at) if from_logits else clipped_log(y_pred, at)

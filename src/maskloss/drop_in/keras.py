@@ -23,6 +23,12 @@ from . import _keras_entries as entries
 from ._quirks import Quirks, are_theirs
 
 ops: Any = keras.ops
+__all__ = [
+    "CategoricalCrossentropy",
+    "SparseCategoricalCrossentropy",
+    "categorical_crossentropy",
+    "sparse_categorical_crossentropy",
+]
 SAVED = keras.saving.register_keras_serializable(package="maskloss")
 MEANS = ("sum_over_batch_size", "mean")
 
@@ -67,6 +73,15 @@ def sparse_categorical_crossentropy(
     IndexError
         A kept label that is no class, as Keras does on torch, wherever values can be read. Where they cannot, inside
         jit, its loss is NaN.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from maskloss.drop_in.keras import sparse_categorical_crossentropy
+    >>> p = np.asarray([[0.5, 0.5], [0.25, 0.75]], dtype="float32")
+    >>> losses = sparse_categorical_crossentropy(np.asarray([0, 1]), p)
+    >>> print([round(float(loss), 4) for loss in losses])  # log 2 and log 4/3
+    [0.6931, 0.2877]
     """
     if are_theirs(quirks):
         return entries.their_index_losses(y_true, y_pred, from_logits, ignore_class, axis)
@@ -96,6 +111,15 @@ def categorical_crossentropy(
         In [0, 1]: the share of the target that is spread evenly over the classes.
     y_pred, from_logits, axis, quirks
         As in :func:`sparse_categorical_crossentropy`, and so are result and errors.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from maskloss.drop_in.keras import categorical_crossentropy
+    >>> p = np.asarray([[0.5, 0.5], [0.25, 0.75]], dtype="float32")
+    >>> losses = categorical_crossentropy(np.asarray([[1.0, 0.0], [0.5, 0.5]]), p)
+    >>> print([round(float(loss), 4) for loss in losses])  # log 2 and (log 4 + log 4/3) / 2
+    [0.6931, 0.837]
     """
     theirs = are_theirs(quirks)
     y_pred = ops.convert_to_tensor(y_pred)
