@@ -14,6 +14,8 @@ import pytest
 
 from tests.backends import BACKENDS, chosen, missing
 
+os.environ.setdefault("KERAS_BACKEND", "torch")  # Keras' own default is TensorFlow, which nothing here needs
+
 OBSERVED = defaultdict(lambda: {"cases": 0, "worst": None, "case": ""})
 
 

@@ -31,9 +31,10 @@ FLOORS = (
     ("_bindings.eager", "_bindings.torch", "_bindings.jax"),
     ("_bindings",),
     ("losses", "linear", "reductions", "exponentials"),
-    ("differentiation", "drop_in._differences", "drop_in._quirks", "drop_in._torch_arguments"),
+    ("drop_in._torch_rows", "drop_in._optax_rows", "drop_in._keras_rows", "drop_in._quirks"),
+    ("differentiation", "drop_in._differences", "drop_in._torch_arguments", "drop_in._keras_entries"),
     ("drop_in._torch_quirks",),
-    ("drop_in", "drop_in.torch", "torch"),
+    ("drop_in", "drop_in.torch", "drop_in.optax", "drop_in.keras", "torch"),
     ("",),  # the package
 )
 # What is a library's own, and the data that says what it can do.
