@@ -1,5 +1,7 @@
 """Formulas as MathML, which browsers draw themselves: no script, no font and no network. docutils makes it of LaTeX."""
 
+import re
+
 from docutils import nodes
 from docutils.utils.math import MathError
 from docutils.utils.math.latex2mathml import tex2mathml
@@ -11,6 +13,8 @@ logger = logging.getLogger(__name__)
 def mathml(node, *, as_block):
     """The formula of a node; one that docutils cannot read is a warning, with its place."""
     code = node.astext()
+    code = re.sub(r"(\\t?frac)(\d)(\d)", r"\1{\2}{\3}", code)  # docutils wants braces
+    code = re.sub(r"(\\(?:log|exp|tanh)) (?=[\w\\])", r"\1\\, ", code)  # and has no space after a function's name
     if "\\\\" in code and "\\begin" not in code:
         code = f"\\begin{{aligned}}{code}\\end{{aligned}}"
     try:

@@ -4,7 +4,7 @@ import ast
 import json
 import re
 import sys
-from itertools import pairwise
+from itertools import pairwise, product
 from types import SimpleNamespace
 
 import numpy as np
@@ -347,6 +347,24 @@ def test_stale_tables_and_plots_are_told(tmp_path):
 
     (tmp_path / "performance.json").write_text(text.replace('"quick": false', '"quick": true'))
     assert "quick run" in performance.stale(tmp_path)[0]
+
+
+def test_the_same_result_makes_the_same_plots(tmp_path):
+    pytest.importorskip("matplotlib")
+    result = result_of(Case(*BERT, kept=15))
+    result["memory"] = [
+        {"group": "torch", "case": list(Case(*BERT)), "direction": way, "provider": name, "extra": extra}
+        for way, name, extra in product(cases.DIRECTIONS, ("maskloss", "F.cross_entropy"), (0,))
+    ]
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        plots.save(plots.PICTURES, result, tmp_path / name, "sha256:0")
+    for name in plots.PICTURES:
+        one, two = ((tmp_path / folder / f"{name}.svg").read_text() for folder in ("one", "two"))
+        assert one == two
+        assert "sha256:0" in one
+        assert "<image" not in one  # drawn, and not painted: it stays sharp at any size
+    assert ">0</text>" in (tmp_path / "one" / "performance_memory.svg").read_text()
 
 
 def test_the_page_of_a_gpu_says_what_was_run():

@@ -1,6 +1,7 @@
 """BERT's two objectives: masked-LM and next-sentence.
 
-The arrays decide the library: this file trains in PyTorch and in JAX and evaluates in NumPy, unchanged.
+The arrays decide the library: this file trains in PyTorch and in JAX and evaluates in
+NumPy, unchanged.
 """
 
 from functools import partial
@@ -14,9 +15,10 @@ next_sentence = partial(ml.cross_entropy, with_stats=True)
 
 
 def objective(mlm_head, nsp_logits, batch):
-    """The sum of both means, each over what has a label, and the statistics that add across batches.
+    """The sum of both means, each over what has a label, and statistics that add.
 
-    The head is what the masked-LM logits would be made of: hidden states, the tokens' embeddings and a bias.
+    The head is what the masked-LM logits would be made of: hidden states, the tokens'
+    embeddings and a bias.
     """
     hidden, kernel, bias = mlm_head
     mlm, mlm_stats = masked_lm(hidden, kernel, batch["mlm_labels"], bias=bias)

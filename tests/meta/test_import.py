@@ -2,11 +2,14 @@
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).parents[2]
 LIBRARIES = ("numpy", "torch", "jax", "jaxlib", "cupy", "array_api_strict", "ml_dtypes", "scipy")
 
 
@@ -28,6 +31,15 @@ def imported_by(statement: str) -> set[str]:
 
 def test_imports_no_library():
     assert imported_by("import maskloss") == set()
+
+
+def test_the_first_lines_of_the_readme_need_numpy_alone():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```\n```text\n(.*?)```", readme.partition("\n## ")[0], flags=re.S)
+    others = dict.fromkeys(set(LIBRARIES) - {"numpy"})
+    program = f"import sys\nsys.modules.update({others})\n" + "".join(code for code, _ in blocks)
+    assert blocks
+    assert run(program) == "".join(printed for _, printed in blocks)
 
 
 def test_check_can_fail():
