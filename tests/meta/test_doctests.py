@@ -2,7 +2,7 @@
 
 A block fenced as `python` runs: as a doctest where it has prompts, else as a program, in one namespace for each page.
 What a program prints is what the `text` block right below it says, where there is one.
-A block that cannot run everywhere (a GPU, many devices) is fenced as `py`.
+A block that is a part of a program of many processes is fenced as `py`, and runs in a group of one.
 """
 
 import contextlib
@@ -42,6 +42,7 @@ def failures(test):
     return "".join(printed)
 
 
+PROCESSES = re.compile(r"^```py\n(.*?)^```", flags=re.M | re.S)
 BLOCK = re.compile(r"^( *)```python *\n(.*?)^\1```\n(?:\1```text\n(.*?)^\1```)?", flags=re.M | re.S)
 
 
@@ -115,6 +116,32 @@ def test_docstrings_of_a_module(name):
     for public in module.__all__:
         test_docstring(getattr(module, public))
         assert not too_wide(getattr(module, public).__doc__)
+
+
+def test_the_blocks_of_many_processes_run_in_one():
+    """All `py` blocks there are, one after the other, in a group of one process, of which each is the whole."""
+    import torch
+    from torch.distributed.device_mesh import init_device_mesh
+
+    blocks = [(page.name, code) for page in PAGES for code in PROCESSES.findall(page.read_text(encoding="utf-8"))]
+    assert {name for name, _ in blocks} == {"gradients.md"}
+    generator = torch.Generator().manual_seed(0)
+    hidden, kernel = (torch.randn(size, generator=generator, requires_grad=True) for size in ((4, 3), (5, 3)))
+    logits = (hidden @ kernel.T).detach().requires_grad_()
+    labels, mask = torch.tensor([0, 4, 1, 2]), torch.tensor([True, False, True, True])
+    whole, stats = maskloss.cross_entropy(logits, labels, mask=mask, with_stats=True)
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,), mesh_dim_names=("tensor",))
+        names = {"torch": torch, "ml": maskloss, "mesh": mesh, "hidden": hidden, "kernel_of_this_rank": kernel}
+        names |= {"logits": logits, "labels": labels, "mask": mask, "stats": stats}
+        for _, code in blocks:
+            exec(code, names)
+            assert torch.allclose(names["loss"], whole)
+    finally:
+        torch.distributed.destroy_process_group()
+    assert all(x == y for x, y in zip(names["everywhere"], stats, strict=True))
+    assert torch.allclose(logits.grad, torch.autograd.grad(whole, logits)[0])
 
 
 @pytest.mark.parametrize("public", PUBLIC, ids=lambda public: public.__name__)
