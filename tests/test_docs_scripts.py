@@ -6,7 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from docs.scripts import drop_ins, errors, outdated
+import maskloss as ml
+from docs.scripts import drop_ins, errors, outdated, which_mean
 from docs.scripts import frameworks_today as today
 from maskloss.drop_in._differences import Difference
 from tests import bad_calls
@@ -102,3 +103,30 @@ def test_the_text_of_a_cell(outcome, expected, text):
 def test_ways_that_disagree_are_told_apart():
     ways = {"one": lambda: (1.5, None), "two": lambda: (1.5, None), "three": lambda: 1 / 0}
     assert today.cell(ways, (1.5, None)) == "`one`, `two`: 1.5; `three`: ZeroDivisionError"
+
+
+def test_the_picture_of_the_means_shows_what_the_library_computes():
+    losses = np.array([[np.nan if x is None else x for x in row] for row in which_mean.LOSSES])
+    weights = np.array(which_mean.WEIGHTS, float)[:, None]
+    assert len(which_mean.shares()) == 4
+    for name, share in which_mean.shares().items():
+        found = ml.reduce(losses, mask=~np.isnan(losses), weights=weights, reduction=name)
+        assert float(found) == pytest.approx(float(which_mean.value(share)), rel=1e-14)
+        assert f"{float(found):.3f}" in which_mean.picture()
+
+
+def test_formulas_are_drawn_or_told(monkeypatch):
+    pytest.importorskip("sphinx")
+    from docutils import nodes
+
+    from docs import mathml
+
+    told = []
+    monkeypatch.setattr(mathml.logger, "warning", lambda *args, **kwargs: told.append(args))
+    half = mathml.mathml(nodes.math("", r"\tfrac12"), as_block=False)
+    assert "<mn>1</mn><mn>2</mn></mfrac>" in "".join(half.split())
+    lines = mathml.mathml(nodes.math_block("", r"a &= b \\ c &= d"), as_block=True)
+    assert lines.count("<mtr") == 2
+    assert not told
+    assert mathml.mathml(nodes.math("", r"\nocommand x"), as_block=False).startswith("<code>")
+    assert len(told) == 1
