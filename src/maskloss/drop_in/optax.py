@@ -61,7 +61,8 @@ def softmax_cross_entropy_with_integer_labels(
     >>> import jax.numpy as jnp
     >>> from maskloss.drop_in import optax
     >>> logits = jnp.log(jnp.asarray([[0.5, 0.5], [0.25, 0.75]]))
-    >>> losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.asarray([0, 1]))
+    >>> labels = jnp.asarray([0, 1])
+    >>> losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     >>> print(jnp.exp(-losses).round(4))
     [0.5  0.75]
     """
@@ -172,7 +173,8 @@ def safe_softmax_cross_entropy(logits: Any, labels: Any, *, quirks: Quirks = Non
     --------
     >>> import jax.numpy as jnp
     >>> from maskloss.drop_in import optax
-    >>> print(optax.safe_softmax_cross_entropy(jnp.asarray([0.0, -jnp.inf]), jnp.asarray([1.0, 0.0])))
+    >>> logits, labels = jnp.asarray([0.0, -jnp.inf]), jnp.asarray([1.0, 0.0])
+    >>> print(optax.safe_softmax_cross_entropy(logits, labels))
     0.0
     """
     if not are_theirs(quirks):
