@@ -1,6 +1,5 @@
 """The drop-in for Keras on each backend: keras_cases.py in a process of its own, as Keras has one backend in each."""
 
-import functools
 import importlib.util
 import json
 import os
@@ -33,7 +32,6 @@ OTHERWISE = {
 }
 
 
-@functools.cache
 def report(backend):
     environment = {**os.environ, "KERAS_BACKEND": backend, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
     command = [sys.executable, "-m", "tests.drop_in.keras_cases"]
@@ -42,35 +40,22 @@ def report(backend):
     return json.loads(run.stdout.splitlines()[-1])
 
 
-@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.of_backend(name)) for name in BACKENDS])
-def keras_backend(request):
-    if importlib.util.find_spec(request.param) is None:
-        pytest.skip(f"needs {request.param}")
-    return request.param
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_case(keras_backend, case):
-    assert not (wrong := report(keras_backend)["cases"][f"case_{case}"]), wrong
-
-
-@pytest.mark.parametrize("difference", sorted(rows("keras")))
-def test_difference(keras_backend, difference):
-    assert not (wrong := report(keras_backend)["cases"][f"difference_{difference}"]), wrong
-
-
-def test_rows_and_tests_are_the_same(keras_backend):
+@pytest.mark.parametrize("backend", [pytest.param(name, marks=pytest.mark.of_backend(name)) for name in BACKENDS])
+def test_keras(backend):
+    """One test a backend: a process of Keras takes seconds to start, and JAX compiles in each anew."""
+    if importlib.util.find_spec(backend) is None:
+        pytest.skip(f"needs {backend}")
+    found = report(backend)
+    assert {name: wrong for name, wrong in found["cases"].items() if wrong} == {}
+    # Each row of the table has a test of its name, and each test a row.
     expected = {f"case_{case}" for case in CASES} | {f"difference_{name}" for name in rows("keras")}
-    assert set(report(keras_backend)["cases"]) == expected
-
-
-@pytest.mark.parametrize("quirks", ["None", "theirs"])
-def test_keras_own_tests_pass(keras_backend, quirks):
-    errors = report(keras_backend)["own"][quirks]
-    # Counted in Keras 3.15.1: 11 and 12, of which one asks for torch.
-    assert len(errors) >= (23 if keras_backend == "torch" else 22)
-    failed = {name for name, error in errors.items() if error}
-    otherwise = set(OTHERWISE) if keras_backend == "jax" and quirks == "None" else set()
-    assert failed == otherwise, "\n".join(errors.values())
-    assert all("did not raise" in errors[name].lower() for name in failed)
+    assert set(found["cases"]) == expected
+    for quirks, errors in found["own"].items():
+        # Counted in Keras 3.15.1: 11 and 12, of which one asks for torch.
+        assert len(errors) >= (23 if backend == "torch" else 22)
+        failed = {name for name, error in errors.items() if error}
+        otherwise = set(OTHERWISE) if backend == "jax" and quirks == "None" else set()
+        assert failed == otherwise, "\n".join(errors.values())
+        assert all("did not raise" in errors[name].lower() for name in failed)
+    assert set(found["own"]) == {"None", "theirs"}
     assert set(OTHERWISE.values()) <= rows("keras")
