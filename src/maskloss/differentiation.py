@@ -185,7 +185,13 @@ def _analytic_value_and_grad(
     function, args, kwargs, held = _unpacked(loss_function, args, kwargs)
     if function not in DIFFERENTIABLE:
         fail(TypeError, "loss_function", getattr(function, "__qualname__", repr(function)), NO_AUTODIFF)
-    if function is cross_entropy and keys == [0] and not (held or has_aux) and len(args) == 2 and kwargs.keys() <= COMMON:
+    if (
+        function is cross_entropy
+        and keys == [0]
+        and not (held or has_aux)
+        and len(args) == 2
+        and kwargs.keys() <= COMMON
+    ):
         common = binding_of(cast(Any, namespace_of(args[0]))).common_value_and_gradient
         found = None if common is None else common(*args, **kwargs)
         if found is not None:

@@ -29,6 +29,7 @@ FLOORS = (
     ("_bindings.torch_part_operators", "_bindings.torch_dtensor", "_bindings.reproducible_reductions"),
     ("_bindings.torch_parts", "_bindings.torch_reproducible", "_bindings.jax_calls"),
     ("_bindings.eager", "_bindings.torch", "_bindings.jax"),
+    ("_bindings.numpy",),
     ("_bindings",),
     ("losses", "linear", "reductions", "exponentials"),
     ("differentiation", "drop_in._differences", "drop_in._quirks", "drop_in._torch_arguments"),
@@ -39,6 +40,7 @@ FLOORS = (
 # What is a library's own, and the data that says what it can do.
 OWN_ROOMS = (
     "_arrays",
+    "numpy.py",
     "torch.py",
     "torch_small.py",
     "torch_kernels.py",

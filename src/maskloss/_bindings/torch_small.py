@@ -144,25 +144,27 @@ def walked(x: Tensor, y: Tensor, keep: Tensor | None, unit: float | None, of_eac
     In blocks where they are many.
     """
     size, dtype, length, made, losses = x.numel(), DTYPES[x.dtype], BLOCK_BYTES // DTYPES[x.dtype].itemsize, None, None
+    # What float16 holds, and what is yet to be multiplied entry by entry, is rounded at the end.
+    rounds = x.dtype is torch.bfloat16 and not of_each
     if unit is not None:
-        # What float16 holds, and what is yet to be multiplied entry by entry, is rounded at the end.
-        rounds = x.dtype is torch.bfloat16 and not of_each
         made = torch.empty(x.shape, dtype=x.dtype if rounds else dtype, device=x.device)
-    is_held = (made is None or made.dtype is not dtype) and size >= UNHELD
+    is_held = (made is None or rounds) and size >= UNHELD
     parts: Any = ((x, y, keep, made, None),)
+    height = x.shape[0]
     if size > length:
-        of_one, rows = size // x.shape[0], None
+        height, of_one, rows = 1, size // x.shape[0], None
         images = max(1, length // of_one)
         if x.dim() == 3 and of_one > length:
             rows = -(-x.shape[2] // -(-of_one // length))
             of_one = x.shape[1] * rows
         losses = torch.empty((x.shape[0], 1, *x.shape[2:]), dtype=dtype, device=x.device) if of_each else None
         parts, size = zip(*(pieces(a, images, rows) for a in (x, y, keep, made, losses)), strict=False), images * of_one
-    held = taken_out(1, size, dtype, x, xp=xp) if is_held else None
+    held = taken_out(height, size // height, dtype, x, xp=xp) if is_held else None
     loss = 0.0
     for x_of, y_of, keep_of, made_of, losses_of in parts:
-        e = None if made_of is None or made_of.dtype is not dtype else made_of
-        e = e if held is None else held[-1].view(-1)[: x_of.numel()].view(x_of.shape)
+        e = held[-1] if held is not None else None if rounds else made_of
+        if e is not None and e.shape != x_of.shape:
+            e = (e if height > 1 else e[:, : x_of.numel()]).view(x_of.shape)
         found = block(x_of, y_of, keep_of, e, losses_of, unit)
         if found is None:
             loss = math.nan
