@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import maskloss as ml
+from maskloss._bindings import numpy as numpy_binding
 from maskloss._engine import threads, walk
 
 pytestmark = pytest.mark.of_backend("numpy")
@@ -40,6 +41,7 @@ def asked(monkeypatch):
     for name in ("LEAST_SHARED", "LEAST_PLANE", "LEAST_ROWS"):
         monkeypatch.setattr(walk, name, 1)
     monkeypatch.setattr(walk, "deque", Meeting)
+    monkeypatch.setattr(numpy_binding, "SMALL", 0)
     return lambda number: monkeypatch.setenv(threads.ASKED, str(number))
 
 

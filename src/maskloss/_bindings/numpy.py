@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
+from .._arrays import Array
 from .eager import WAYS as WAYS
 from .eager import of_logits as of_logits
 from .eager import of_projection as of_projection
@@ -26,11 +27,11 @@ FLOATS, INDICES, MASKS = (np.dtype(np.float32), np.dtype(np.float64)), np.dtype(
 class Kept(NamedTuple):
     """Of the kept rows."""
 
-    places: np.ndarray | None  # among all rows; None: all are kept
-    terms: np.ndarray  # exp(x)
-    totals: np.ndarray  # their sums
-    at_label: np.ndarray  # the places of the labels' terms among all terms
-    losses: np.ndarray
+    places: Array | None  # among all rows; None: all are kept
+    terms: Array  # exp(x)
+    totals: Array  # their sums
+    at_label: Array  # the places of the labels' terms among all terms
+    losses: Array
 
 
 def kept_of(logits: Any, labels: Any, mask: Any, axis: int, ignore_index: int | None) -> Kept | None:
@@ -39,15 +40,15 @@ def kept_of(logits: Any, labels: Any, mask: Any, axis: int, ignore_index: int | 
         type(logits) is type(labels) is np.ndarray
         and logits.dtype in FLOATS
         and labels.dtype == INDICES
-        and logits.shape[:-1] == labels.shape
+        and logits.shape[:-1] == labels.shape != logits.shape
         and axis in (-1, labels.ndim)
         and 0 < logits.size <= SMALL
-        and logits.flags.c_contiguous
     ):
         return None
     if mask is not None and not (type(mask) is np.ndarray and mask.dtype == MASKS and mask.shape == labels.shape):
         return None
-    x, y, places, classes = logits.reshape(-1, logits.shape[-1]), labels.reshape(-1), None, logits.shape[-1]
+    classes, places = logits.shape[-1], None
+    x, y = np.ascontiguousarray(logits).reshape(-1, classes), labels.reshape(-1)
     if ignore_index is not None:
         counts = labels != ignore_index
         mask = counts if mask is None else mask & counts
@@ -59,8 +60,7 @@ def kept_of(logits: Any, labels: Any, mask: Any, axis: int, ignore_index: int | 
         return None
     terms = np.exp(x)
     totals = np.add.reduce(terms, 1)
-    at_label = np.arange(0, terms.size, classes)
-    at_label += y
+    at_label = cast(Array, np.arange(0, terms.size, classes)) + y
     of_labels = terms.reshape(-1).take(at_label)
     # NaN fails too. Of non-negative terms no sum, however rounded, is less than one of them: no loss is negative.
     if not (np.minimum.reduce(of_labels) >= LEAST and np.maximum.reduce(totals) <= GREATEST):
@@ -70,7 +70,7 @@ def kept_of(logits: Any, labels: Any, mask: Any, axis: int, ignore_index: int | 
 
 def common_loss(
     logits: Any, labels: Any, mask: Any, reduction: str, axis: int, ignore_index: int | None
-) -> np.ndarray | None:
+) -> Array | None:
     if reduction not in DIVISORS and reduction != "none":
         return None
     kept = kept_of(logits, labels, mask, axis, ignore_index)
@@ -80,23 +80,23 @@ def common_loss(
         return mean_of(kept, labels, reduction)
     if kept.places is None:
         return kept.losses.reshape(labels.shape)
-    losses = np.zeros(labels.size, logits.dtype)
+    losses: Array = np.zeros(labels.size, logits.dtype)
     losses[kept.places] = kept.losses
     return losses.reshape(labels.shape)
 
 
-def divisor_of(kept: Kept, labels: np.ndarray, reduction: str) -> int:
+def divisor_of(kept: Kept, labels: Array, reduction: str) -> int:
     return (1, kept.losses.size, labels.size)[DIVISORS[reduction]]
 
 
-def mean_of(kept: Kept, labels: np.ndarray, reduction: str) -> np.ndarray:
+def mean_of(kept: Kept, labels: Array, reduction: str) -> Array:
     total = np.add.reduce(kept.losses)
     return np.asarray(total / divisor_of(kept, labels, reduction), total.dtype)
 
 
 def common_value_and_gradient(
     logits: Any, labels: Any, *, mask: Any = None, reduction: Any = "mean", axis: Any = -1, ignore_index: Any = None
-) -> tuple[np.ndarray, np.ndarray] | None:
+) -> tuple[Array, Array] | None:
     """By the logits."""
     if type(reduction) is not str or type(axis) is not int or reduction not in DIVISORS:
         return None
@@ -106,7 +106,7 @@ def common_value_and_gradient(
     if kept is None:
         return None
     g = kept.terms.dtype.type(1 / divisor_of(kept, labels, reduction))
-    gradient = kept.terms  # in their place
+    gradient: Array = kept.terms  # in their place
     gradient *= (g / kept.totals)[:, None]
     gradient.reshape(-1)[kept.at_label] -= g
     if kept.places is not None:

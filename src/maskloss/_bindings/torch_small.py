@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -192,7 +192,7 @@ def block(
     dtype, counts = DTYPES[x.dtype], None
     if keep is not None:
         y, keep = y.where(keep, 0), keep.unsqueeze(1)
-        counts = keep.view(torch.uint8).to(dtype)  # of bytes 4 times as fast as of bools
+        counts = cast(Tensor, keep).view(torch.uint8).to(dtype)  # of bytes 4 times as fast as of bools
     at_label = y.unsqueeze(1)
     for shifts in (False, True):
         terms = exponentials(x, keep, shifts, e)
