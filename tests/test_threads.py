@@ -150,9 +150,10 @@ def test_threads_of_the_caller(asked):
 
 PROGRAM = """
 import atexit, collections, os, signal, sys, threading, numpy as np, maskloss as ml
+from maskloss._bindings import numpy as numpy_binding
 from maskloss._engine import walk
 from tests.test_threads import Meeting, X, Y
-walk.BLOCK_BYTES, walk.LEAST_SHARED, walk.deque = 9600, 1, Meeting
+walk.BLOCK_BYTES, walk.LEAST_SHARED, walk.deque, numpy_binding.SMALL = 9600, 1, Meeting, 0
 os.environ["MASKLOSS_NUM_THREADS"] = "3"
 loss = ml.cross_entropy(X, Y)
 if os.fork() == 0:
