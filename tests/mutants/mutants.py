@@ -325,13 +325,6 @@ MUTANTS = [
         ("tests/test_small_numpy.py::test_all_else_is_the_engines[below the range of exp]",),
     ),
     Mutant(
-        "other bytes in NumPy's small loss",
-        "        and labels.dtype == INDICES\n",
-        "        and labels.dtype.kind == 'i'\n",
-        "labels in the other order of bytes are read as other numbers",
-        ("tests/test_small_numpy.py::test_all_else_is_the_engines[labels of other bytes]",),
-    ),
-    Mutant(
         "upstream gradients times what is kept",
         "g = g.where(keep, 0.0)",
         "g = g * keep",
