@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy as torch_cross_entropy  # noqa: E4
 from torch.testing._internal import jit_metaprogramming_utils  # noqa: E402
 from torch.testing._internal.common_modules import module_db  # noqa: E402
 
+import maskloss as ml  # noqa: E402
 from maskloss.drop_in.torch import CrossEntropyLoss, cross_entropy  # noqa: E402
 
 pytestmark = pytest.mark.of_backend("torch")
