@@ -93,7 +93,7 @@ class NumPy(NumPyLike):
         in_planes = x.transpose(0, 2, 1) if x.ndim == 3 else x
         if x.ndim == 3 and in_planes.flags.c_contiguous:
             planes, classes, rows = in_planes.shape
-            places = labels * rows + np.arange(rows) + classes * rows * np.arange(planes)[:, None]
+            places: Array = labels * rows + cast(Array, np.arange(rows) + classes * rows * np.arange(planes)[:, None])
             return in_planes.reshape(-1).take(places)
         if x.ndim != 2:
             return super().take_label(x, labels)
