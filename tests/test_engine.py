@@ -290,7 +290,8 @@ def test_second_derivatives_at_the_ends_of_the_range(backend, size):
             np.testing.assert_allclose(to_numpy(backend, product), np.broadcast_to(expected, x.shape), rtol=2.0**-11)
 
 
-def test_a_row_beside_another(backend):
+@pytest.mark.parametrize("validate", ["auto", True])  # True: the engine, for what is small as well
+def test_a_row_beside_another(backend, validate):
     """log(1 + exp(-13.5) + exp(-14.5)) is 1.875e-6, to a last place of 1, beside a row of loss 31 as alone."""
     of_library(backend, "numpy", "array_api_strict", "torch", "jax")
     alone = np.array([[33.5, 20.0, 19.0]], np.float32)
@@ -299,7 +300,9 @@ def test_a_row_beside_another(backend):
         losses = [
             to_numpy(
                 backend,
-                ml.cross_entropy(asarray(backend, x), asarray(backend, np.zeros(len(x), int)), reduction="none"),
+                ml.cross_entropy(
+                    asarray(backend, x), asarray(backend, np.zeros(len(x), int)), reduction="none", validate=validate
+                ),
             )
             for x in (alone, both)
         ]

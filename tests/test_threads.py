@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import maskloss as ml
+from maskloss._bindings import numpy as numpy_binding
 from maskloss._engine import threads, walk
 
 pytestmark = pytest.mark.of_backend("numpy")
@@ -40,6 +41,7 @@ def asked(monkeypatch):
     for name in ("LEAST_SHARED", "LEAST_PLANE", "LEAST_ROWS"):
         monkeypatch.setattr(walk, name, 1)
     monkeypatch.setattr(walk, "deque", Meeting)
+    monkeypatch.setattr(numpy_binding, "SMALL", 0)
     return lambda number: monkeypatch.setenv(threads.ASKED, str(number))
 
 
@@ -148,9 +150,10 @@ def test_threads_of_the_caller(asked):
 
 PROGRAM = """
 import atexit, collections, os, signal, sys, threading, numpy as np, maskloss as ml
+from maskloss._bindings import numpy as numpy_binding
 from maskloss._engine import walk
 from tests.test_threads import Meeting, X, Y
-walk.BLOCK_BYTES, walk.LEAST_SHARED, walk.deque = 9600, 1, Meeting
+walk.BLOCK_BYTES, walk.LEAST_SHARED, walk.deque, numpy_binding.SMALL = 9600, 1, Meeting, 0
 os.environ["MASKLOSS_NUM_THREADS"] = "3"
 loss = ml.cross_entropy(X, Y)
 if os.fork() == 0:

@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy as torch_cross_entropy  # noqa: E4
 from torch.testing._internal import jit_metaprogramming_utils  # noqa: E402
 from torch.testing._internal.common_modules import module_db  # noqa: E402
 
+import maskloss as ml  # noqa: E402
 from maskloss.drop_in.torch import CrossEntropyLoss, cross_entropy  # noqa: E402
 
 pytestmark = pytest.mark.of_backend("torch")
@@ -180,3 +181,33 @@ def test_the_comparison_can_fail(monkeypatch):
     monkeypatch.setitem(globals(), "torch_cross_entropy", lambda x, y: torch.nn.functional.cross_entropy(x, y + 1))
     with pytest.raises(AssertionError):
         assert_same(given, {}, None)
+
+
+def test_the_gradient_of_a_small_loss_is_given_away_once():
+    """It is made beside the loss, (p - [c = y]) / 2 with p = 1/65; another backward must not see it."""
+    x = torch.zeros(1, 2, 65, requires_grad=True)
+    loss = ml.cross_entropy(x, torch.tensor([[0, 1]]))
+    (first,) = torch.autograd.grad(4 * loss, x, retain_graph=True)
+    before = first.clone()
+    (second,) = torch.autograd.grad(loss, x)
+    torch.testing.assert_close(first, before, rtol=0, atol=0)
+    torch.testing.assert_close(4 * second, first, rtol=1e-6, atol=0)
+    wanted = torch.full((65,), 2 / 65)
+    wanted[0] -= 2
+    torch.testing.assert_close(first[0, 0], wanted, rtol=1e-6, atol=0)
+
+
+def test_a_loss_scaler_keeps_the_gradient_of_a_small_loss_in_float16():
+    """p / N = 2**-7 / 2**11 is among the coarsest numbers of float16, 2**10 times that is not."""
+    x = torch.zeros(2**11, 2**7, dtype=torch.float16, requires_grad=True)
+    x.data[:, 1] = 0.375  # p is then no power of two
+    (2**10 * ml.cross_entropy(x, torch.zeros(2**11, dtype=torch.int64))).backward()
+    p = torch.softmax(x.detach()[:1].double(), -1)[0, 2].item()
+    assert abs(x.grad[0, 2].item() / (2**10 * p / 2**11) - 1) < 2.0**-10
+
+
+def test_a_sum_of_large_exponentials_of_a_small_loss():
+    """Of 16 equal logits of 85 the sum is 1e38, and 2**-10 / 1e38 has few digits; p = 1/16."""
+    x = torch.full((1, 16, 1024), 85.0, requires_grad=True)
+    ml.cross_entropy(x, torch.zeros(1, 1024, dtype=torch.int64), axis=1).backward()
+    torch.testing.assert_close(x.grad[0, 5], torch.full((1024,), 2.0**-14), rtol=1e-6, atol=0)

@@ -20,6 +20,7 @@ from .losses import cross_entropy
 
 Place = int | str
 TERMS = ("labels", "weights", "class_weights", "denominator")
+COMMON = {"mask", "reduction", "axis", "ignore_index"}  # beside logits and labels
 DIFFERENTIABLE = {cross_entropy: ("logits", *TERMS), linear_cross_entropy: ("hidden", "kernel", "bias", *TERMS)}
 
 
@@ -184,6 +185,17 @@ def _analytic_value_and_grad(
     function, args, kwargs, held = _unpacked(loss_function, args, kwargs)
     if function not in DIFFERENTIABLE:
         fail(TypeError, "loss_function", getattr(function, "__qualname__", repr(function)), NO_AUTODIFF)
+    if (
+        function is cross_entropy
+        and keys == [0]
+        and not (held or has_aux)
+        and len(args) == 2
+        and kwargs.keys() <= COMMON
+    ):
+        common = binding_of(cast(Any, namespace_of(args[0]))).common_value_and_gradient
+        found = None if common is None else common(*args, **kwargs)
+        if found is not None:
+            return found
     given = _bound(function, args, kwargs)
     order = list(given)
     names = [key if isinstance(key, str) else order[held + key] for key in keys]

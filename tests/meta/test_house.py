@@ -29,6 +29,7 @@ FLOORS = (
     ("_bindings.torch_part_operators", "_bindings.torch_dtensor", "_bindings.reproducible_reductions"),
     ("_bindings.torch_parts", "_bindings.torch_reproducible", "_bindings.jax_calls"),
     ("_bindings.eager", "_bindings.torch", "_bindings.jax"),
+    ("_bindings.numpy",),
     ("_bindings",),
     ("losses", "linear", "reductions", "exponentials"),
     ("drop_in._torch_rows", "drop_in._optax_rows", "drop_in._keras_rows", "drop_in._quirks"),
@@ -40,6 +41,7 @@ FLOORS = (
 # What is a library's own, and the data that says what it can do.
 OWN_ROOMS = (
     "_arrays",
+    "numpy.py",
     "torch.py",
     "torch_small.py",
     "torch_kernels.py",

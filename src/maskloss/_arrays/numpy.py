@@ -90,6 +90,11 @@ class NumPy(NumPyLike):
         return np.minimum.reduce(x, axis=None).item(), np.maximum.reduce(x, axis=None).item()
 
     def take_label(self, x: Array, labels: Array) -> Array:
+        in_planes = x.transpose(0, 2, 1) if x.ndim == 3 else x
+        if x.ndim == 3 and in_planes.flags.c_contiguous:
+            planes, classes, rows = in_planes.shape
+            places: Array = labels * rows + cast(Array, np.arange(rows) + classes * rows * np.arange(planes)[:, None])
+            return in_planes.reshape(-1).take(places)
         if x.ndim != 2:
             return super().take_label(x, labels)
         # A tenth of the calls that take_along_axis makes.

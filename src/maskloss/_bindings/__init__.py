@@ -42,7 +42,13 @@ def jax_binding() -> Any:
     return jax
 
 
-BINDINGS.update(torch=torch_binding, jax=jax_binding)
+def numpy_binding() -> Any:
+    from . import numpy
+
+    return numpy
+
+
+BINDINGS.update(torch=torch_binding, jax=jax_binding, numpy=numpy_binding)
 
 
 def binding_of(xp: Namespace) -> Any:

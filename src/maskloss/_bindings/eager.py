@@ -17,7 +17,7 @@ from .._math.rows import Found, Rows
 from ..stats import LossStats
 
 WAYS = dict.fromkeys((None, "analytic"), Way(lane_of))
-common_loss = split_of = value_and_grad = None
+common_loss = common_value_and_gradient = split_of = value_and_grad = None
 
 
 def reproducible(function: Any, given: dict[str, Any]) -> tuple[Array, ...]:

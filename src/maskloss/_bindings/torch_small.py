@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.nn.functional import cross_entropy
 
 from .._arrays.torch import in_forward_mode, xp
 from .._arrays.torch_functions import applied
-from .._engine.unshifted import serves
 from .._engine.walk import BLOCK_BYTES, give_back, taken_out
 from .._math import softmax
 from .._math.rows import Rows
@@ -27,14 +26,14 @@ DIVISORS = {"none": None, "sum": 0, "mean": 1, "mean_over_kept": 1, "mean_over_a
 UNHELD = 1 << 14
 # Of exp(x_y), and so of sum_c exp(x_c), that serves as it is: what underflows beside it is less than a rounding.
 LEAST = 1e-20
-# Of the sum, up to which an upstream gradient is divided by it at once: the quotient is no subnormal number.
+# Of the sum, up to which 1 / divisor is divided by it at once: the quotient is no subnormal number.
 GREATEST = 1e15
 # log_softmax sums a row in as many running sums as a vector register has numbers, 8 or more in float32, and in one
 # where the classes lie apart: of so few classes each errs by less than 4 last places of 1, however the numbers lie.
 NAIVE_CLASSES = {-1: 64, 1: 8}
-# Kept logits, up to which two kernels are faster than nine: of more than so many classes, and of fewer, whose rows
-# log_softmax takes one by one.
-FEW, NARROW, FEW_OF_NARROW = 1 << 16, 16, 1 << 11
+# Kept logits, up to which two kernels are faster than nine: of so many classes, and of fewer, whose rows log_softmax
+# takes one by one; and how many times as many with the gradient, whose kernels Python need not call.
+FEW, NARROW, FEW_OF_NARROW, WITH_GRADIENT = 1 << 16, 16, 1 << 11, 4
 DTYPES = {
     torch.float32: torch.float32,
     torch.bfloat16: torch.float32,
@@ -60,8 +59,9 @@ def small_loss(logits: Any, labels: Any, mask: Any, reduction: str, axis: int = 
         mask = None if kept == entries else mask
         if not kept:
             return nothing(logits, reduction, axis) if 0 < logits.numel() * 4 <= SMALL_BYTES else None
-    few = kept * classes <= (FEW if classes > NARROW else FEW_OF_NARROW) and classes <= NAIVE_CLASSES[axis]
-    few = few and (mask is None or axis == -1)
+    differentiated = logits.requires_grad and torch.is_grad_enabled()
+    few = (FEW if classes >= NARROW else FEW_OF_NARROW) * (WITH_GRADIENT if differentiated else 1)
+    few = kept * classes <= few and classes <= NAIVE_CLASSES[axis] and (mask is None or axis == -1)
     # Of rows that lie one after the other some are taken out; of those side by side none.
     taken = mask is not None and axis == -1 and (few or 2 * kept <= entries)
     if not 0 < (kept if taken else entries) * classes * DTYPES[logits.dtype].itemsize <= SMALL_BYTES:
@@ -70,7 +70,7 @@ def small_loss(logits: Any, labels: Any, mask: Any, reduction: str, axis: int = 
     divisor = None if place is None else (1, kept, entries)[place]
     if few and divisor is not None:
         return loss_of_few(in_line(logits, labels, mask, axis), kept, divisor)
-    if logits.requires_grad and torch.is_grad_enabled():
+    if differentiated:
         return applied(_SmallLoss, logits, labels, mask, taken, axis, divisor)
     return forward(None, logits, labels, mask, taken, axis, divisor)
 
@@ -108,16 +108,17 @@ def forward(
     if taken and keep is not None:
         kept, keep = keep.nonzero().squeeze(1), None
         x, y = x.index_select(0, kept), y.index_select(0, kept)
+    unit = None if ctx is None else 1.0 / (divisor or 1)
     try:
-        found = walked(x, y, keep, ctx is None, divisor is None)
+        found = walked(x, y, keep, unit, divisor is None)
     except RuntimeError:  # a label that is no class
         return None
     if found is None:
         return None
-    loss, e, total, losses = found
+    loss, made, losses = found
     if ctx is not None:
-        ctx.save_for_backward(logits, labels, mask, kept, total)
-        ctx.e, ctx.axis, ctx.divisor = e, axis, divisor
+        ctx.save_for_backward(logits, labels, mask, kept)
+        ctx.made, ctx.axis, ctx.divisor = made, axis, divisor
     if divisor is not None:
         return torch.scalar_tensor(loss / divisor, dtype=DTYPES[logits.dtype], device=logits.device)
     if kept is not None:
@@ -137,40 +138,43 @@ def in_line(logits: Tensor, labels: Tensor, mask: Tensor | None, axis: int) -> t
     return logits.view(shape), labels.reshape(lines), None if mask is None else mask.reshape(lines)
 
 
-def walked(x: Tensor, y: Tensor, keep: Tensor | None, is_held: bool, of_each: bool) -> Any:
-    """The sum of the losses, e^x, its sums, and the losses; None where one of them is not finite.
+def walked(x: Tensor, y: Tensor, keep: Tensor | None, unit: float | None, of_each: bool) -> Any:
+    """The sum of the losses, the gradient of each times `unit`, and the losses; None where one is not finite.
 
-    In blocks where they are many. `is_held`: e^x is nobody's, and neither are the sums.
+    In blocks where they are many.
     """
-    size, dtype, length = x.numel(), DTYPES[x.dtype], BLOCK_BYTES // DTYPES[x.dtype].itemsize
-    if size <= length:
-        if not is_held or size < UNHELD:
-            return block(x, y, keep, None, None, None)
-        held = taken_out(x.shape[0], size // x.shape[0], dtype, x, xp=xp)
-        found = block(x, y, keep, held[-1] if x.dim() == 2 else held[-1].view(x.shape), None, None)
-        give_back(held)
-        return found
-    of_one, rows = size // x.shape[0], None
-    images = max(1, length // of_one)
-    if x.dim() == 3 and of_one > length:
-        rows = -(-x.shape[2] // -(-of_one // length))
-        of_one = x.shape[1] * rows
-    held = taken_out(1, images * of_one, dtype, x, xp=xp) if is_held else None
-    e = None if is_held else torch.empty(x.shape, dtype=dtype, device=x.device)
-    lines = (x.shape[0], 1, *x.shape[2:])
-    total = None if is_held else torch.empty(lines, dtype=dtype, device=x.device)
-    losses = torch.empty(lines, dtype=dtype, device=x.device) if of_each else None
+    size, dtype, length, made, losses = x.numel(), DTYPES[x.dtype], BLOCK_BYTES // DTYPES[x.dtype].itemsize, None, None
+    # What float16 holds, and what is yet to be multiplied entry by entry, is rounded at the end.
+    rounds = x.dtype is torch.bfloat16 and not of_each
+    if unit is not None:
+        made = torch.empty(x.shape, dtype=x.dtype if rounds else dtype, device=x.device)
+    is_held = (made is None or rounds) and size >= UNHELD
+    parts: Any = ((x, y, keep, made, None),)
+    height = x.shape[0]
+    if size > length:
+        height, of_one, rows = 1, size // x.shape[0], None
+        images = max(1, length // of_one)
+        if x.dim() == 3 and of_one > length:
+            rows = -(-x.shape[2] // -(-of_one // length))
+            of_one = x.shape[1] * rows
+        losses = torch.empty((x.shape[0], 1, *x.shape[2:]), dtype=dtype, device=x.device) if of_each else None
+        parts, size = zip(*(pieces(a, images, rows) for a in (x, y, keep, made, losses)), strict=False), images * of_one
+    held = taken_out(height, size // height, dtype, x, xp=xp) if is_held else None
     loss = 0.0
-    of_blocks: Any = zip(*(pieces(a, images, rows) for a in (x, y, keep, e, total, losses)), strict=False)
-    for x_of, y_of, keep_of, into, totals, losses_of in of_blocks:
-        into = into if held is None else held[-1].view(-1)[: x_of.numel()].view(x_of.shape)
-        found = block(x_of, y_of, keep_of, into, totals, losses_of)
+    for x_of, y_of, keep_of, made_of, losses_of in parts:
+        e = held[-1] if held is not None else None if rounds else made_of
+        if e is not None and e.shape != x_of.shape:
+            e = (e if height > 1 else e[:, : x_of.numel()]).view(x_of.shape)
+        found = block(x_of, y_of, keep_of, e, losses_of, unit)
         if found is None:
             loss = math.nan
             break
         loss += found[0]
+        if made_of is not None and e is not made_of:
+            made_of.copy_(found[1])
+        losses = found[2] if losses_of is None else losses
     give_back(held)
-    return (loss, e, total, losses) if math.isfinite(loss) else None
+    return (loss, made, losses) if math.isfinite(loss) else None
 
 
 def pieces(a: Tensor | None, images: int, rows: int | None) -> Any:
@@ -182,24 +186,34 @@ def pieces(a: Tensor | None, images: int, rows: int | None) -> Any:
 
 
 def block(
-    x: Tensor, y: Tensor, keep: Tensor | None, e: Tensor | None, total: Tensor | None, losses: Tensor | None
+    x: Tensor, y: Tensor, keep: Tensor | None, e: Tensor | None, losses: Tensor | None, unit: float | None
 ) -> Any:
-    """The sum of the losses, e^x, its sums, and the losses, in what is given of them."""
+    """The sum of the losses, e^x or, with `unit`, that times their gradient, and the losses, in what is given."""
+    dtype, counts = DTYPES[x.dtype], None
     if keep is not None:
         y, keep = y.where(keep, 0), keep.unsqueeze(1)
+        counts = cast(Tensor, keep).view(torch.uint8).to(dtype)  # of bytes 4 times as fast as of bools
     at_label = y.unsqueeze(1)
     for shifts in (False, True):
         terms = exponentials(x, keep, shifts, e)
-        total = torch.sum(terms, 1, keepdim=True, out=total)
+        total = torch.sum(terms, 1, keepdim=True)
         label_terms = torch.gather(terms, 1, at_label, out=losses)
         if not shifts and not label_terms.min().item() >= LEAST:
             continue
+        if not shifts and unit is not None and not total.max().item() <= GREATEST:
+            continue
         # Of non-negative terms no sum, however rounded, is less than one of them: no loss is negative.
         of_each = torch.div(total, label_terms, out=label_terms).log_()
-        of_each = of_each if keep is None else of_each.mul_(keep)
+        of_each = of_each if counts is None else of_each.mul_(counts)
         loss = of_each.sum().item()
-        if math.isfinite(loss):
-            return loss, terms, total, of_each
+        if not math.isfinite(loss):
+            continue
+        if unit is not None:
+            scale, of_label = unit / total, torch.scalar_tensor(-unit, dtype=dtype).expand(at_label.shape)
+            if counts is not None:
+                scale, of_label = scale.mul_(counts), counts.mul_(-unit)
+            terms.mul_(scale).scatter_add_(1, at_label, of_label)
+        return loss, terms, of_each
     return None
 
 
@@ -220,37 +234,29 @@ class _SmallLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        logits, labels, mask, kept, total = ctx.saved_tensors
-        g = gradients[0] if ctx.divisor is None else gradients[0] / ctx.divisor
+        (logits, labels, mask, kept), (g,) = ctx.saved_tensors, gradients
+        made, ctx.made = ctx.made, None  # the first backward gives it away
         nothing = (None,) * 5
-        if torch.is_grad_enabled() or in_forward_mode() or xp.is_tracer(g):
+        if made is None or torch.is_grad_enabled() or in_forward_mode() or xp.is_tracer(g):
+            g = g if ctx.divisor is None else g / ctx.divisor
             x, labels = logits.movedim(ctx.axis, -1), labels if mask is None else labels.where(mask, 0)
-            rows = Rows(x, labels, None, mask, None, None, None, total.dtype, False)
+            rows = Rows(x, labels, None, mask, None, None, None, DTYPES[logits.dtype], False)
             again, of_each = softmax.forward(rows, xp), (g.expand(labels.shape), None, None)
-            made: Tensor = softmax.backward(rows, again, of_each, targets_too=False, xp=xp)[0]
-            return made.movedim(-1, ctx.axis).to(logits.dtype), *nothing
-        x, y, keep = in_line(logits, labels, mask, ctx.axis)
+            d_logits: Tensor = softmax.backward(rows, again, of_each, targets_too=False, xp=xp)[0]
+            return d_logits.movedim(-1, ctx.axis).to(logits.dtype), *nothing
         if ctx.divisor is None:
-            g = g.reshape(y.shape)
-            g = (g if kept is None else g.index_select(0, kept)).unsqueeze(1)
+            _, g, keep = in_line(logits, g, mask, ctx.axis)
+            if kept is not None:
+                g = g.index_select(0, kept)
+            elif keep is not None:
+                g = g.where(keep, 0.0)
+            made.mul_(g.unsqueeze(1))
+        elif g.item() != 1.0:
+            made.mul_(g)
+        made = made.to(logits.dtype)
         if kept is not None:
-            y, keep = y.index_select(0, kept), None
-        elif keep is not None:
-            y = y.where(keep, 0)
-            g = g.where(keep.unsqueeze(1), 0.0)
-        e, ctx.e = ctx.e, None  # the first backward makes the gradient in its place
-        if e is None:
-            _, e, total, _ = walked(x if kept is None else x.index_select(0, kept), y, keep, False, False)
-        if serves(g, total.dtype is torch.float64, xp=xp) and total.max().item() <= GREATEST:
-            e.mul_(g / total)
-        else:
-            e.div_(total).mul_(g)
-        at_label = y.unsqueeze(1)
-        e.scatter_add_(1, at_label, (-g).expand(at_label.shape))
-        e = e.to(logits.dtype)
-        if kept is not None:
-            e = xp.sparse_zeros((labels.numel(), x.shape[-1]), logits.dtype, x).index_copy_(0, kept, e)
-        return e.view(logits.shape), *nothing
+            made = xp.sparse_zeros((labels.numel(), logits.shape[-1]), logits.dtype, made).index_copy_(0, kept, made)
+        return made.view(logits.shape), *nothing
 
 
 def is_small(logits: Any, labels: Any, mask: Any, axis: int = -1) -> bool:
