@@ -155,36 +155,32 @@ def converted(dtype: Any, x: Any) -> Any:
 
 
 def scaled_of_part(dtype: Any, to: Any, over: Over, x: Any, keep: Any, y: Any, *numbers: Any) -> list[Any]:
-    start = first_class(over, x)
+    start, places_labels = first_class(over, x), adds(x)
 
-    def term(x: Any, y: Any, scale: Any, shift: Any, g: Any, g_y: Any, *terms: Any) -> Any:
-        p = exponentials(dtype, x, shift, terms) * scale[..., None]
-        return (p * g[..., None] + jnp.where(is_label(y, x, start), g_y[..., None], 0.0)).astype(to)
-
-    def plain() -> list[Any]:
-        if adds(x, numbers[4:]):
-            return [at_labels(keep, y - start, *numbers)]
-        return [kept(keep, term(x, y, *numbers))]
+    def term(keep: Any, x: Any, y: Any, scale: Any, shift: Any, g: Any, g_y: Any, *terms: Any) -> Any:
+        of_softmax = exponentials(dtype, x, shift, terms) * scale[..., None] * g[..., None]
+        if places_labels:
+            return plus_at_labels(kept(keep, of_softmax), y - start, g_y if keep is None else jnp.where(keep, g_y, 0.0))
+        return kept(keep, (of_softmax + jnp.where(is_label(y, x, start), g_y[..., None], 0.0)).astype(to))
 
     def skipping() -> list[Any]:
-        return walked(dtype, x, keep, [y, *numbers], lambda *taken: [term(*taken)], [jnp.zeros(x.shape, to)])
+        return walked(dtype, x, keep, [y, *numbers], lambda *taken: [term(None, *taken)], [jnp.zeros(x.shape, to)])
 
-    return skips(x, keep, plain, skipping)
-
-
-def adds(x: Any, terms: Any) -> bool:
-    """Whether a gradient is made by `at_labels`: of half precision XLA's CPU backend would convert all, and again."""
-    return bool(terms) and x.dtype == jnp.float32 and chooses(x) and not is_large(x)
+    return skips(x, keep, lambda: [term(keep, x, y, *numbers)], skipping)
 
 
-def at_labels(keep: Any, y: Any, scale: Any, shift: Any, g: Any, g_y: Any, terms: Any) -> Any:
-    """The same from terms of many classes: one number a row is added, and not compared with for each class."""
-    made = kept(keep, terms * scale[..., None] * g[..., None])
+def adds(x: Any) -> bool:
+    """Whether a gradient is made by `plus_at_labels`: of half precision XLA's CPU backend would convert all, and again."""
+    return x.dtype not in HALVES and chooses(x) and x.shape[-1] >= LEAST_KEPT
+
+
+def plus_at_labels(made: Any, y: Any, g_y: Any) -> Any:
+    """One number a row is added in its place: XLA does not vectorize what compares each class with a label."""
     count, classes = y.size, made.shape[-1]
     places = jnp.where(y < 0, classes, y).reshape(count)  # in another part, as behind the last of this
-    g_y = (g_y if keep is None else jnp.where(keep, g_y, 0.0)).reshape(count)
     table = made.reshape(count, classes).at[jnp.arange(count), places]
-    return table.add(g_y, mode="drop", indices_are_sorted=True, unique_indices=True).reshape(made.shape)
+    added = table.add(g_y.reshape(count), mode="drop", indices_are_sorted=True, unique_indices=True)
+    return added.reshape(made.shape)
 
 
 def is_label(y: Any, x: Any, start: Any) -> Any:
@@ -219,7 +215,7 @@ def where_it_pays(function: Callable[..., Any], x: Any, keep: Any, *given: Any, 
 
     `classes`: of each result, whether it is an array like x, and not a number per row.
     """
-    has_more = may_skip(x, keep) or adds(x, given[5:]) if all(classes) else chooses(x)
+    has_more = may_skip(x, keep) or adds(x) if all(classes) else chooses(x)
     if not has_more and not any(spec_of(x)):
         return function({}, x, keep, *given)
     of_rows, of_classes = (layout_of_rows(x.ndim - 1, ndim, "c") for ndim in (x.ndim - 1, x.ndim))
@@ -256,17 +252,16 @@ def skips(x: Any, keep: Any, plain: Any, skipping: Any) -> Any:
 
 def sums_of_part(dtype: Any, with_terms: bool, over: Over, x: Any, keep: Any, y: Any) -> list[Any]:
     entries = x.shape[:-1]
-    of_block = partial(unshifted_or_not if with_terms else shifted, dtype)
 
     def plain() -> Any:
         return total_and_shift(dtype, x, keep)
 
     def skipping() -> list[Any]:
-        made = [jnp.ones(entries, dtype), jnp.zeros(entries, dtype), *[jnp.zeros(x.shape, dtype)] * with_terms]
-        return walked(dtype, x, keep, [], of_block, made)
+        made = [jnp.ones(entries, dtype), jnp.zeros(entries, dtype)]
+        return walked(dtype, x, keep, [], partial(shifted, dtype), made)
 
-    if with_terms and not is_large(x):
-        of_part = of_kept(keep, *(unshifted_or_not if is_wide(dtype) else shifted_terms)(dtype, x))
+    if with_terms:
+        of_part = of_kept(keep, *with_terms_of(dtype, x))
     else:
         of_part = skipping() if is_wide(dtype) and is_large(x) else skips(x, keep, plain, skipping)
     total, shift, *terms = of_all_classes(over, of_part, keep)
@@ -305,11 +300,24 @@ def of_kept(keep: Any, total: Any, shift: Any, *terms: Any) -> list[Any]:
     return [jnp.where(keep, total, 1.0), jnp.where(keep, shift, 0.0), *terms]
 
 
-def shifted_terms(dtype: Any, x: Any) -> list[Any]:
-    """Total, shift and terms."""
-    shift = softmax.finite_max(x.astype(dtype), xp=xp)
-    terms = jnp.exp(converted(dtype, x) - shift[..., None])
-    return [jnp.sum(terms, axis=-1), shift, terms]
+def with_terms_of(dtype: Any, x: Any) -> list[Any]:
+    """Total, shift and terms. As in the engine, the shift is 0 where the totals are then in range."""
+
+    def with_shift(shift: Any) -> list[Any]:
+        terms = lax.optimization_barrier(jnp.exp(converted(dtype, x) - shift[..., None]))
+        parts = jnp.sum(folded(terms, fold_of(x.shape[-1])), axis=-1)
+        return [jnp.sum(parts.reshape(*shift.shape, -1), axis=-1), shift, terms]
+
+    def again(state: Any) -> Any:
+        return jnp.zeros_like(state[0]), with_shift(softmax.finite_max(x.astype(dtype), xp=xp))
+
+    low, high = TOTALS[is_wide(dtype)]
+    # Of x - 0 XLA makes x, whose exponential is then not vectorized.
+    zeros = lax.optimization_barrier(jnp.zeros_like(x, dtype, shape=x.shape[:-1]))
+    total, *rest = with_shift(zeros)
+    out_of_range = jnp.any((total < low) | ~(total <= high))
+    # cond would copy the terms, a loop writes them where they lie.
+    return lax.while_loop(lambda state: state[0], again, (out_of_range, [total, *rest]))[1]
 
 
 def fold_of(classes: int) -> int:
@@ -343,24 +351,6 @@ def shifted(dtype: Any, x: Any) -> list[Any]:
     totals, shifts = (part.reshape(*x.shape[:-1], parts) for part in (total, shift))
     shift = jnp.max(shifts, axis=-1)
     return [jnp.sum(totals * jnp.exp(shifts - shift[..., None]), axis=-1), shift]
-
-
-def unshifted_or_not(dtype: Any, x: Any) -> list[Any]:
-    """In float64: total, shift and terms."""
-
-    def with_shift(shift: Any) -> list[Any]:
-        terms = lax.optimization_barrier(jnp.exp(x - shift[..., None]))
-        parts = jnp.sum(folded(terms, fold_of(x.shape[-1])), axis=-1)
-        return [jnp.sum(parts.reshape(*shift.shape, -1), axis=-1), shift, terms]
-
-    def again(_: Any) -> Any:
-        return False, with_shift(softmax.finite_max(x, xp=xp))
-
-    low, high = TOTALS[is_wide(dtype)]
-    total, *rest = with_shift(jnp.zeros_like(x, shape=x.shape[:-1]))
-    out_of_range = jnp.any((total < low) | ~(total <= high))
-    # cond would copy the terms, a loop writes them where they lie.
-    return lax.while_loop(lambda state: state[0], again, (out_of_range, [total, *rest]))[1]
 
 
 def walked(
