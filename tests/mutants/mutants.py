@@ -1069,6 +1069,22 @@ MUTANTS = [
         "jax",
     ),
     Mutant(
+        "a NaN in a plane",
+        "return [kept(keep, p * jnp.expand_dims(g, axis) + of_label, axis).astype(to)]",
+        "return [(p * jnp.expand_dims(g, axis) + of_label).astype(to)]",
+        "what is not kept has a gradient of 0, along any axis",
+        ("tests/test_derivatives_jax.py::test_a_gradient_of_many_classes[jax-planes-True-float32]",),
+        "jax",
+    ),
+    Mutant(
+        "a label beside its place",
+        "places_labels = first_class(over, x), adds(x)",
+        "places_labels = first_class(over, x) + 1, adds(x)",
+        "the gradient of a label's class has 1 less",
+        ("tests/test_derivatives_jax.py::test_a_gradient_of_many_classes[jax-blocks-True-float32]",),
+        "jax",
+    ),
+    Mutant(
         "a maximum of maxima",
         "has_nan = self.any(self.isnan(x), axis=axis, keepdims=keepdims)",
         "has_nan = False",
