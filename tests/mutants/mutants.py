@@ -1073,7 +1073,7 @@ MUTANTS = [
         "return [kept(keep, p * jnp.expand_dims(g, axis) + of_label, axis).astype(to)]",
         "return [(p * jnp.expand_dims(g, axis) + of_label).astype(to)]",
         "what is not kept has a gradient of 0, along any axis",
-        ("tests/test_derivatives_jax.py::test_a_gradient_of_many_classes[jax-planes-True-float32]",),
+        ("tests/test_derivatives_jax.py::test_a_gradient_of_many_classes[jax-planes-float32-True]",),
         "jax",
     ),
     Mutant(
@@ -1081,7 +1081,7 @@ MUTANTS = [
         "places_labels = first_class(over, x), adds(x)",
         "places_labels = first_class(over, x) + 1, adds(x)",
         "the gradient of a label's class has 1 less",
-        ("tests/test_derivatives_jax.py::test_a_gradient_of_many_classes[jax-blocks-True-float32]",),
+        ("tests/test_derivatives_jax.py::test_a_gradient_of_many_classes[jax-blocks-float32-True]",),
         "jax",
     ),
     Mutant(
