@@ -7,7 +7,8 @@ With e_c = exp(x_c - shift), total = sum_c e_c and p_c = e_c / total, along dx
 whatever the shift and the total. (u, dx_y) is linear in dx, and its transpose gives, of two numbers a row, the array
 g p_c + g_y [c = y]. That is linear in them, and its transpose is (u, dx_y) again: the two carry derivatives of every
 order. No array of the logits' size is kept between them (but of terms: float64's, in which the gradient is then
-written, and those of logits that stay in the cache), and no number is far from p or from what comes from above.
+written, those of logits that stay in the cache, and those of planes), and no number is far from p or from what comes
+from above.
 """
 
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -44,7 +45,8 @@ GREATEST_SHARE = 0.45
 BLOCK_BYTES = 1 << 20
 LEAST_UNSHIFTED = 1 << 16
 # With at least so many classes, and logits that stay in the cache, to read exponentials costs less than to make them
-# again: 1.3 to 1.5 times faster with the gradient at 256 x 1000 and 333 x 9973. With fewer, the maximum costs more.
+# again: 1.3 to 1.5 times faster with the gradient at 256 x 1000 and 333 x 9973. With fewer, the
+# maximum costs more, and a label that is added in its place more than one that each class is compared with.
 LEAST_KEPT = 1 << 8
 
 
