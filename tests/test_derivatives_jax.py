@@ -1,6 +1,7 @@
 """JAX: every kind of differentiation, against finite differences, against PyTorch's, and against the analytic pair."""
 
 import importlib
+import itertools
 
 import numpy as np
 import pytest
@@ -53,6 +54,14 @@ IN_LOOPS = {"BLOCK_BYTES": 40, "LEAST_SKIPPED": 0, "LEAST_UNSHIFTED": 0}
 BY_TERMS = {"LEAST_UNSHIFTED": 0, "LEAST_KEPT": 1}
 
 
+def set_sizes(patch, sizes):
+    for name, value in sizes.items():
+        patch.setattr(importlib.import_module("maskloss._bindings.jax_sums"), name, value)
+    for name in ("FEWEST_PLANES", "LEAST_PLANE"):
+        patch.setattr(importlib.import_module("maskloss._bindings.jax_planes"), name, 1)
+    jax.clear_caches()  # what was traced with other sizes
+
+
 @pytest.mark.parametrize("sizes", [IN_LOOPS, BY_TERMS], ids=["loops", "terms"])
 def test_finite_differences_of_other_sizes(run, sizes, monkeypatch):
     """In loops over blocks of kept rows, without a mask beside the terms that float64 keeps; and beside all terms."""
@@ -60,10 +69,7 @@ def test_finite_differences_of_other_sizes(run, sizes, monkeypatch):
 
     if run[1] not in ("plain", "mask", "z_loss"):
         pytest.skip("each trace takes seconds, and the loops see no other option")
-    rows = importlib.import_module("maskloss._bindings.jax_sums")
-    for name, value in sizes.items():
-        monkeypatch.setattr(rows, name, value)
-    jax.clear_caches()  # what was traced with other sizes
+    set_sizes(monkeypatch, sizes)
     function, xs = at(run)
     # One row beyond what a shift of 0 serves.
     xs[0] = xs[0].at[3].add(800.0)
@@ -163,12 +169,31 @@ def test_scan_over_batches(backend):
     np.testing.assert_allclose(gradient, expected, rtol=1e-12, atol=1e-15)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+def test_finite_differences_of_planes(backend, monkeypatch):
+    """Along the classes' own axis: one row beyond what a shift of 0 serves, and one that is NaN, and not kept."""
+    from jax.test_util import check_grads
+
+    set_sizes(monkeypatch, {"LEAST_UNSHIFTED": 0})
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(2, 3, 4))).at[0, :, 1].add(800.0)
+    y, garbage = jnp.asarray([[0, 1, 2, 0], [2, 2, 1, 0]]), jnp.zeros((2, 3, 4)).at[1, :, 3].set(jnp.nan)
+
+    def loss(x):
+        return ml.cross_entropy(x + garbage, y, mask=~jnp.isnan(garbage[:, 0]), z_loss=0.1, axis=1)
+
+    check_grads(jax.jit(loss), (x,), order=2)
+    jax.clear_caches()
+
+
 @pytest.mark.parametrize("masked", [False, True])
-def test_a_gradient_of_the_terms_of_its_sums(backend, dtype, masked, monkeypatch):
+@pytest.mark.parametrize(
+    ("way", "dtype"),
+    [("terms", "bfloat16"), *itertools.product(("terms", "large", "blocks", "planes"), ("float32", "float64"))],
+)
+def test_a_gradient_of_many_classes(backend, way, dtype, masked, monkeypatch):
     """softmax - one-hot over 4 entries, of rows that no shift of 0 serves; 0 where not kept, and NaN where one is."""
     named(backend, "jax")
-    monkeypatch.setattr(importlib.import_module("maskloss._bindings.jax_sums"), "LEAST_UNSHIFTED", 0)
+    sizes = {"LEAST_UNSHIFTED": 0, "LEAST_SKIPPED": 0 if way in ("large", "blocks") else 1 << 22}
+    set_sizes(monkeypatch, sizes | {"GREATEST_SHARE": 2.0 if way == "blocks" else 0.45, "BLOCK_BYTES": 2400})
     x = np.random.default_rng(0).normal(size=(5, 300)) * 3 + np.asarray([0.0, 1e4, -1e4, 0.0, 0.0])[:, None]
     x[0, 7], y, keep = -np.inf, np.asarray([299, 0, 5, 7, 1]), np.asarray([True, True, True, True, not masked])
     with settings(backend):
@@ -178,9 +203,10 @@ def test_a_gradient_of_the_terms_of_its_sums(backend, dtype, masked, monkeypatch
         wanted = (e / e.sum(-1, keepdims=True) - np.eye(300)[y]) / keep.sum()
         wanted[~keep] = 0.0
         x = x.at[4].set(jnp.nan) if masked else x
-        jax.clear_caches()
-        mask = jnp.asarray(keep) if masked else None
-        found = jax.jit(jax.grad(lambda x: ml.cross_entropy(x, jnp.asarray(y), mask=mask)))(x)
+        mask, axis = jnp.asarray(keep) if masked else None, 0 if way == "planes" else -1
+        x = x.T if way == "planes" else x
+        found = jax.jit(jax.grad(lambda x: ml.cross_entropy(x, jnp.asarray(y), mask=mask, axis=axis)))(x)
+        found = found.T if way == "planes" else found
         jax.clear_caches()
     assert found.dtype == x.dtype
     rtol = {"float32": 1e-5, "float64": 1e-13, "bfloat16": 2**-8}[dtype]

@@ -41,6 +41,7 @@ class Inputs(NamedTuple):
     class_weights: Array | None
     class_mask: Array | None  # shape of the logits
     part: Part | None  # of the classes; None: they are all here
+    axis: int  # from the end: along which the classes lay before they were moved
 
 
 def prepare(like: Like, logits: Array | None, full_shape: Shape, at: int, what: str, given: Given) -> Inputs:
@@ -87,7 +88,7 @@ def prepare(like: Like, logits: Array | None, full_shape: Shape, at: int, what: 
     if distribution is not None:
         for selected in (class_mask, None if keep is None else xp.expand_dims(keep, axis=-1)):
             distribution = distribution if selected is None else xp.where(selected, distribution, 0.0)
-    made = (indices, distribution, keep, invalid, weights, class_weights, class_mask, part)
+    made = (indices, distribution, keep, invalid, weights, class_weights, class_mask, part, at - len(full_shape))
     return Inputs(like, xp, like.dtype, entries, classes, logits, *made)
 
 

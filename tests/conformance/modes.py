@@ -231,14 +231,15 @@ def jax_at_once(case, arrays):
 
 
 SMALL = {"BLOCK_BYTES": 50, "FOLD": 3, "LEAST_SKIPPED": 1, "LEAST_UNSHIFTED": 1}
+SMALL_PLANES = {"FEWEST_PLANES": 1, "LEAST_PLANE": 1}
 
 
 def jax_blocks(case, arrays):
-    """jit that skips what is not kept, and takes the folded and unshifted sums, however small."""
-    rows = importlib.import_module("maskloss._bindings.jax_sums")
+    """jit that skips what is not kept, sums folded and unshifted, and takes classes where they lie, however small."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in SMALL.items():
-            patch.setattr(rows, name, value)
+        for module, sizes in (("jax_sums", SMALL), ("jax_planes", SMALL_PLANES)):
+            for name, value in sizes.items():
+                patch.setattr(importlib.import_module(f"maskloss._bindings.{module}"), name, value)
         # What was traced with other sizes.
         importlib.import_module("jax").clear_caches()
         try:

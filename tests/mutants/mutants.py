@@ -1107,6 +1107,22 @@ MUTANTS = [
         "jax",
     ),
     Mutant(
+        "a NaN in a plane",
+        "return [kept(keep, p * jnp.expand_dims(g, axis) + of_label, axis).astype(to)]",
+        "return [(p * jnp.expand_dims(g, axis) + of_label).astype(to)]",
+        "what is not kept has a gradient of 0, along any axis",
+        ("tests/test_derivatives_jax.py::test_a_gradient_of_many_classes[jax-planes-float32-True]",),
+        "jax",
+    ),
+    Mutant(
+        "a label beside its place",
+        "places_labels = first_class(over, x), adds(x)",
+        "places_labels = first_class(over, x) + 1, adds(x)",
+        "the gradient of a label's class has 1 less",
+        ("tests/test_derivatives_jax.py::test_a_gradient_of_many_classes[jax-blocks-float32-True]",),
+        "jax",
+    ),
+    Mutant(
         "a maximum of maxima",
         "has_nan = self.any(self.isnan(x), axis=axis, keepdims=keepdims)",
         "has_nan = False",
@@ -1309,7 +1325,7 @@ MUTANTS = [
     ),
     Mutant(
         "the softmax a constant",
-        "* (t_x - u[..., None])",
+        "* (t_x - jnp.expand_dims(u, axis))",
         "* t_x",
         "second derivatives of JAX lack the part of the sum",
         ("tests/test_derivatives_jax.py",),

@@ -7,7 +7,8 @@ With e_c = exp(x_c - shift), total = sum_c e_c and p_c = e_c / total, along dx
 whatever the shift and the total. (u, dx_y) is linear in dx, and its transpose gives, of two numbers a row, the array
 g p_c + g_y [c = y]. That is linear in them, and its transpose is (u, dx_y) again: the two carry derivatives of every
 order. No array of the logits' size is kept between them (but of terms: float64's, in which the gradient is then
-written, and those of logits that stay in the cache), and no number is far from p or from what comes from above.
+written, those of logits that stay in the cache, and those of planes), and no number is far from p or from what comes
+from above.
 """
 
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -32,6 +33,7 @@ from .._math import softmax
 from .._math.rows import RowFunction, Rows
 from .._math.softmax import SOFTMAX, Forward
 from .jax_partition import Over, in_parts, kept_first, layout_of_rows, linear, names_over, spec_of, varying_alike
+from .jax_planes import HALVES, axis_of, is_wide, of_kept, sums_of_planes, unshifted_or_not
 
 # XLA's CPU backend sums up to this many numbers in one vectorized walk, fused with the exponential; longer rows it
 # splits in a way that is eight times slower (512 x 128256, jaxlib 0.10.2). They are folded to at most this length.
@@ -43,9 +45,9 @@ GREATEST_SHARE = 0.45
 BLOCK_BYTES = 1 << 20
 LEAST_UNSHIFTED = 1 << 16
 # With at least so many classes, and logits that stay in the cache, to read exponentials costs less than to make them
-# again: 1.3 to 1.5 times faster with the gradient at 256 x 1000 and 333 x 9973. With fewer, the maximum costs more.
+# again: 1.3 to 1.5 times faster with the gradient at 256 x 1000 and 333 x 9973. With fewer, the
+# maximum costs more, and a label that is added in its place more than one that each class is compared with.
 LEAST_KEPT = 1 << 8
-HALVES = jnp.bfloat16, jnp.float16
 
 
 def uncovered(function: RowFunction, rows: Rows) -> str | None:
@@ -60,8 +62,9 @@ def forward(rows: Rows, xp: Namespace) -> Forward:
     """softmax.forward, where class indices alone are asked for; of all else its expression."""
     if uncovered(SOFTMAX, rows) is not None:
         return softmax.forward(rows, xp)
-    keep, labels = rows.keep, rows.labels
-    lse, total, shift, label_logits = sums(rows.dtype, False, rows.logits, labels, keep)
+    axis = axis_of(rows) if chooses(rows.logits) else -1
+    logits = jnp.moveaxis(rows.logits, -1, axis)  # back, and XLA moves nothing
+    lse, total, shift, label_logits = sums(rows.dtype, axis, False, logits, rows.labels, rows.keep)
     nll = xp.with_derivative_of(lse - label_logits, label_costs(total, label_logits, shift))
     return Forward(nll, None, lse if rows.with_lse else None, total, shift)
 
@@ -74,79 +77,88 @@ def label_costs(total: Any, label_logits: Any, shift: Any) -> Any:
     return jnp.where(ratio <= GREATEST_RATIO, jnp.log(ratio), far)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-@partial(jax.jit, static_argnums=(0, 1))  # called eagerly, lax.cond would compile its branches in each call
-def sums(dtype: Any, with_terms: bool, x: Any, y: Any, keep: Any) -> tuple[Any, ...]:
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
+@partial(jax.jit, static_argnums=(0, 1, 2))  # called eagerly, lax.cond would compile its branches in each call
+def sums(dtype: Any, axis: int, with_terms: bool, x: Any, y: Any, keep: Any) -> tuple[Any, ...]:
     """lse, total and shift of each row, the last two constants, and x_y; 0, 1, 0 and 0 where not kept.
 
     `with_terms`: and exp(x_c - shift), constants too.
     """
-    function, classes = partial(sums_of_part, dtype, with_terms), [False] * 3 + [True] * with_terms
-    total, shift, label_logits, *terms = where_it_pays(function, x, keep, y, classes=classes)
+    if axis == -1:
+        function, classes = partial(sums_of_part, dtype, with_terms), [False] * 3 + [True] * with_terms
+        total, shift, label_logits, *terms = where_it_pays(function, x, keep, y, classes=classes)
+    else:
+        total, shift, label_logits, *terms = sums_of_planes(axis, with_terms, x, y, keep)
     return softmax.log_sum_exp(total, shift, xp=xp), total, shift, label_logits, *terms
 
 
 @sums.defjvp
-def _(dtype: Any, with_terms: bool, primals: Any, tangents: Any) -> Any:
+def _(dtype: Any, axis: int, with_terms: bool, primals: Any, tangents: Any) -> Any:
     x, _, keep = primals
-    lse, total, shift, label_logits, *terms = sums(dtype, with_terms or keeps_terms(dtype, x, keep), *primals)
-    u, t_y = dot(dtype, (*primals, total, shift, *terms), tangents[0])
+    keeps = with_terms or axis != -1 or keeps_terms(dtype, x, keep)
+    lse, total, shift, label_logits, *terms = sums(dtype, axis, keeps, *primals)
+    u, t_y = dot(dtype, axis, (*primals, total, shift, *terms), tangents[0])
     constants = total, shift, *(terms if with_terms else ())
     zero_total, zero_shift, *zero_terms = map(jnp.zeros_like, constants)
     return (lse, total, shift, label_logits, *constants[2:]), (u, zero_total, zero_shift, t_y, *zero_terms)
 
 
-def exponentials(dtype: Any, x: Any, shift: Any, terms: Any) -> Any:
-    return terms[0] if terms else jnp.exp(converted(dtype, x) - shift[..., None])
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
-@partial(jax.jit, static_argnums=0)
-def dot(dtype: Any, row: Any, t: Any) -> list[Any]:
-    """sum_c p_c t_c and t_y; `row` is x, y, keep, and what sums gives of them."""
-
-    def plain(x: Any, y: Any, keep: Any, total: Any, shift: Any, *rest: Any) -> list[Any]:
-        *terms, t = rest
-        p = exponentials(dtype, x, shift, terms) * (1.0 / softmax.positive(total, xp=xp))[..., None]
-        t = kept(keep, t.astype(dtype))
-        return [jnp.sum(kept(keep, p) * t, axis=-1), jnp.sum(jnp.where(is_label(y, x, 0), t, 0.0), axis=-1)]
-
-    return linear(plain, lambda row, *g: [scaled(dtype, t.dtype, row, *g)], row, t)
-
-
-@dot.defjvp
-def _(dtype: Any, primals: Any, tangents: Any) -> Any:
-    (row, t), (t_row, t_t) = primals, tangents
-    (u, _), found, changed = (dot(dtype, row, x) for x in (t_row[0], t, t_t))
-    both, _ = dot(dtype, row, t_row[0].astype(dtype) * t.astype(dtype))
-    return found, [changed[0] + both - u * found[0], changed[1]]
+def exponentials(dtype: Any, x: Any, shift: Any, terms: Any, axis: int = -1) -> Any:
+    return terms[0] if terms else jnp.exp(converted(dtype, x) - jnp.expand_dims(shift, axis))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 @partial(jax.jit, static_argnums=(0, 1))
-def scaled(dtype: Any, to: Any, row: Any, g: Any, g_y: Any) -> Any:
+def dot(dtype: Any, axis: int, row: Any, t: Any) -> list[Any]:
+    """sum_c p_c t_c and t_y; `row` is x, y, keep, and what sums gives of them."""
+
+    def plain(x: Any, y: Any, keep: Any, total: Any, shift: Any, *rest: Any) -> list[Any]:
+        *terms, t = rest
+        p = exponentials(dtype, x, shift, terms, axis) * jnp.expand_dims(1.0 / softmax.positive(total, xp=xp), axis)
+        t = kept(keep, t.astype(dtype), axis)
+        at_label = jnp.where(is_label(y, x, 0, axis), t, 0.0)
+        return [jnp.sum(kept(keep, p, axis) * t, axis=axis), jnp.sum(at_label, axis=axis)]
+
+    return linear(plain, lambda row, *g: [scaled(dtype, axis, t.dtype, row, *g)], row, t)
+
+
+@dot.defjvp
+def _(dtype: Any, axis: int, primals: Any, tangents: Any) -> Any:
+    (row, t), (t_row, t_t) = primals, tangents
+    (u, _), found, changed = (dot(dtype, axis, row, x) for x in (t_row[0], t, t_t))
+    both, _ = dot(dtype, axis, row, t_row[0].astype(dtype) * t.astype(dtype))
+    return found, [changed[0] + both - u * found[0], changed[1]]
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def scaled(dtype: Any, axis: int, to: Any, row: Any, g: Any, g_y: Any) -> Any:
     """g p_c + g_y [c = y], 0 where not kept, in the dtype `to`."""
 
     def plain(x: Any, y: Any, keep: Any, total: Any, shift: Any, *rest: Any) -> list[Any]:
         *terms, g, g_y = rest
         scale, function = 1.0 / softmax.positive(total, xp=xp), partial(scaled_of_part, dtype, to)
+        if axis != -1:
+            of_label = jnp.where(is_label(y, x, 0, axis), jnp.expand_dims(g_y, axis), 0.0)
+            p = exponentials(dtype, x, shift, terms, axis) * jnp.expand_dims(scale, axis)
+            return [kept(keep, p * jnp.expand_dims(g, axis) + of_label, axis).astype(to)]
         return where_it_pays(function, x, keep, y, scale, shift, g, g_y, *terms, classes=[True])
 
-    return linear(plain, lambda row, t: dot(dtype, row, t), row, g, g_y)[0]
+    return linear(plain, lambda row, t: dot(dtype, axis, row, t), row, g, g_y)[0]
 
 
 @scaled.defjvp
-def _(dtype: Any, to: Any, primals: Any, tangents: Any) -> Any:
+def _(dtype: Any, axis: int, to: Any, primals: Any, tangents: Any) -> Any:
     (row, *g), (t_row, *t_g) = primals, tangents
-    value, (u, _) = scaled(dtype, to, row, *g), dot(dtype, row, t_row[0])
+    value, (u, _) = scaled(dtype, axis, to, row, *g), dot(dtype, axis, row, t_row[0])
     # A tangent may hold NaN where nothing is kept.
-    t_x = kept(row[2], t_row[0].astype(dtype))
-    change = scaled(dtype, dtype, row, g[0], jnp.zeros_like(g[0])) * (t_x - u[..., None])
-    return value, (scaled(dtype, dtype, row, *t_g) + change).astype(to)
+    t_x = kept(row[2], t_row[0].astype(dtype), axis)
+    change = scaled(dtype, axis, dtype, row, g[0], jnp.zeros_like(g[0])) * (t_x - jnp.expand_dims(u, axis))
+    return value, (scaled(dtype, axis, dtype, row, *t_g) + change).astype(to)
 
 
-def kept(keep: Any, x: Any) -> Any:
-    return x if keep is None else jnp.where(keep[..., None], x, jnp.zeros((), x.dtype))
+def kept(keep: Any, x: Any, axis: int = -1) -> Any:
+    return x if keep is None else jnp.where(jnp.expand_dims(keep, axis), x, jnp.zeros((), x.dtype))
 
 
 def converted(dtype: Any, x: Any) -> Any:
@@ -155,41 +167,38 @@ def converted(dtype: Any, x: Any) -> Any:
 
 
 def scaled_of_part(dtype: Any, to: Any, over: Over, x: Any, keep: Any, y: Any, *numbers: Any) -> list[Any]:
-    start = first_class(over, x)
+    start, places_labels = first_class(over, x), adds(x)
 
-    def term(x: Any, y: Any, scale: Any, shift: Any, g: Any, g_y: Any, *terms: Any) -> Any:
-        p = exponentials(dtype, x, shift, terms) * scale[..., None]
-        return (p * g[..., None] + jnp.where(is_label(y, x, start), g_y[..., None], 0.0)).astype(to)
-
-    def plain() -> list[Any]:
-        if adds(x, numbers[4:]):
-            return [at_labels(keep, y - start, *numbers)]
-        return [kept(keep, term(x, y, *numbers))]
+    def term(keep: Any, x: Any, y: Any, scale: Any, shift: Any, g: Any, g_y: Any, *terms: Any) -> Any:
+        of_softmax = exponentials(dtype, x, shift, terms) * scale[..., None] * g[..., None]
+        if places_labels:
+            return plus_at_labels(kept(keep, of_softmax), y - start, g_y if keep is None else jnp.where(keep, g_y, 0.0))
+        return kept(keep, (of_softmax + jnp.where(is_label(y, x, start), g_y[..., None], 0.0)).astype(to))
 
     def skipping() -> list[Any]:
-        return walked(dtype, x, keep, [y, *numbers], lambda *taken: [term(*taken)], [jnp.zeros(x.shape, to)])
+        return walked(dtype, x, keep, [y, *numbers], lambda *taken: [term(None, *taken)], [jnp.zeros(x.shape, to)])
 
-    return skips(x, keep, plain, skipping)
-
-
-def adds(x: Any, terms: Any) -> bool:
-    """Whether a gradient is made by `at_labels`: of half precision XLA's CPU backend would convert all, and again."""
-    return bool(terms) and x.dtype == jnp.float32 and chooses(x) and not is_large(x)
+    return skips(x, keep, lambda: [term(keep, x, y, *numbers)], skipping)
 
 
-def at_labels(keep: Any, y: Any, scale: Any, shift: Any, g: Any, g_y: Any, terms: Any) -> Any:
-    """The same from terms of many classes: one number a row is added, and not compared with for each class."""
-    made = kept(keep, terms * scale[..., None] * g[..., None])
+def adds(x: Any) -> bool:
+    """Whether `plus_at_labels` makes a gradient: of half precision XLA's CPU backend would convert all, and again."""
+    return x.dtype not in HALVES and chooses(x) and x.shape[-1] >= LEAST_KEPT
+
+
+def plus_at_labels(made: Any, y: Any, g_y: Any) -> Any:
+    """One number a row is added in its place: XLA does not vectorize what compares each class with a label."""
     count, classes = y.size, made.shape[-1]
     places = jnp.where(y < 0, classes, y).reshape(count)  # in another part, as behind the last of this
-    g_y = (g_y if keep is None else jnp.where(keep, g_y, 0.0)).reshape(count)
     table = made.reshape(count, classes).at[jnp.arange(count), places]
-    return table.add(g_y, mode="drop", indices_are_sorted=True, unique_indices=True).reshape(made.shape)
+    added = table.add(g_y.reshape(count), mode="drop", indices_are_sorted=True, unique_indices=True)
+    return added.reshape(made.shape)
 
 
-def is_label(y: Any, x: Any, start: Any) -> Any:
+def is_label(y: Any, x: Any, start: Any, axis: int = -1) -> Any:
     """Of each class of x, the first of which is `start`."""
-    return jnp.arange(x.shape[-1], dtype=y.dtype) + start == y[..., None]
+    classes = jnp.arange(x.shape[axis], dtype=y.dtype).reshape(-1, *[1] * (-1 - axis))
+    return classes + start == jnp.expand_dims(y, axis)
 
 
 def first_class(over: Over, x: Any) -> Any:
@@ -219,7 +228,7 @@ def where_it_pays(function: Callable[..., Any], x: Any, keep: Any, *given: Any, 
 
     `classes`: of each result, whether it is an array like x, and not a number per row.
     """
-    has_more = may_skip(x, keep) or adds(x, given[5:]) if all(classes) else chooses(x)
+    has_more = may_skip(x, keep) or adds(x) if all(classes) else chooses(x)
     if not has_more and not any(spec_of(x)):
         return function({}, x, keep, *given)
     of_rows, of_classes = (layout_of_rows(x.ndim - 1, ndim, "c") for ndim in (x.ndim - 1, x.ndim))
@@ -243,11 +252,6 @@ def may_skip(x: Any, keep: Any) -> bool:
     return keep is not None and is_large(x) and x.dtype not in HALVES
 
 
-def is_wide(dtype: Any) -> bool:
-    """XLA's CPU backend makes one scalar loop of a sum of exponentials in float64: four times slower than in blocks."""
-    return jnp.dtype(dtype) == jnp.float64
-
-
 def skips(x: Any, keep: Any, plain: Any, skipping: Any) -> Any:
     if not may_skip(x, keep):
         return plain()
@@ -256,17 +260,16 @@ def skips(x: Any, keep: Any, plain: Any, skipping: Any) -> Any:
 
 def sums_of_part(dtype: Any, with_terms: bool, over: Over, x: Any, keep: Any, y: Any) -> list[Any]:
     entries = x.shape[:-1]
-    of_block = partial(unshifted_or_not if with_terms else shifted, dtype)
 
     def plain() -> Any:
         return total_and_shift(dtype, x, keep)
 
     def skipping() -> list[Any]:
-        made = [jnp.ones(entries, dtype), jnp.zeros(entries, dtype), *[jnp.zeros(x.shape, dtype)] * with_terms]
-        return walked(dtype, x, keep, [], of_block, made)
+        made = [jnp.ones(entries, dtype), jnp.zeros(entries, dtype)]
+        return walked(dtype, x, keep, [], partial(shifted, dtype), made)
 
-    if with_terms and not is_large(x):
-        of_part = of_kept(keep, *(unshifted_or_not if is_wide(dtype) else shifted_terms)(dtype, x))
+    if with_terms:
+        of_part = of_kept(keep, *with_terms_of(dtype, x))
     else:
         of_part = skipping() if is_wide(dtype) and is_large(x) else skips(x, keep, plain, skipping)
     total, shift, *terms = of_all_classes(over, of_part, keep)
@@ -288,28 +291,28 @@ def of_all_classes(over: Over, of_part: list[Any], keep: Any) -> list[Any]:
 
 def total_and_shift(dtype: Any, x: Any, keep: Any) -> list[Any]:
     """Without an array of the terms. As in the engine, the shift is 0 where the totals are then in range."""
-    if chooses(x):
-        low, high = TOTALS[is_wide(dtype)]
-        total = folded_total(dtype, x)
-        in_range = (low <= total) & (total <= high)
-        in_range = jnp.all(in_range if keep is None else in_range | ~keep)
-        total, shift = lax.cond(in_range, lambda: [total, jnp.zeros_like(total)], lambda: shifted(dtype, x))
-    else:
-        total, shift = shifted(dtype, x)
-    return of_kept(keep, total, shift)
+    of_x = partial(shifted, dtype, x)
+    return of_kept(keep, *(unshifted_or_not(dtype, folded_total(dtype, x), keep, of_x) if chooses(x) else of_x()))
 
 
-def of_kept(keep: Any, total: Any, shift: Any, *terms: Any) -> list[Any]:
-    if keep is None:
-        return [total, shift, *terms]
-    return [jnp.where(keep, total, 1.0), jnp.where(keep, shift, 0.0), *terms]
+def with_terms_of(dtype: Any, x: Any) -> list[Any]:
+    """Total, shift and terms. As in the engine, the shift is 0 where the totals are then in range."""
 
+    def with_shift(shift: Any) -> list[Any]:
+        terms = lax.optimization_barrier(jnp.exp(converted(dtype, x) - shift[..., None]))
+        parts = jnp.sum(folded(terms, fold_of(x.shape[-1])), axis=-1)
+        return [jnp.sum(parts.reshape(*shift.shape, -1), axis=-1), shift, terms]
 
-def shifted_terms(dtype: Any, x: Any) -> list[Any]:
-    """Total, shift and terms."""
-    shift = softmax.finite_max(x.astype(dtype), xp=xp)
-    terms = jnp.exp(converted(dtype, x) - shift[..., None])
-    return [jnp.sum(terms, axis=-1), shift, terms]
+    def again(state: Any) -> Any:
+        return jnp.zeros_like(state[0]), with_shift(softmax.finite_max(x.astype(dtype), xp=xp))
+
+    low, high = TOTALS[is_wide(dtype)]
+    # Of x - 0 XLA makes x, whose exponential is then not vectorized.
+    zeros = lax.optimization_barrier(jnp.zeros_like(x, dtype, shape=x.shape[:-1]))
+    total, *rest = with_shift(zeros)
+    out_of_range = jnp.any((total < low) | ~(total <= high))
+    # cond would copy the terms, a loop writes them where they lie.
+    return lax.while_loop(lambda state: state[0], again, (out_of_range, [total, *rest]))[1]
 
 
 def fold_of(classes: int) -> int:
@@ -343,24 +346,6 @@ def shifted(dtype: Any, x: Any) -> list[Any]:
     totals, shifts = (part.reshape(*x.shape[:-1], parts) for part in (total, shift))
     shift = jnp.max(shifts, axis=-1)
     return [jnp.sum(totals * jnp.exp(shifts - shift[..., None]), axis=-1), shift]
-
-
-def unshifted_or_not(dtype: Any, x: Any) -> list[Any]:
-    """In float64: total, shift and terms."""
-
-    def with_shift(shift: Any) -> list[Any]:
-        terms = lax.optimization_barrier(jnp.exp(x - shift[..., None]))
-        parts = jnp.sum(folded(terms, fold_of(x.shape[-1])), axis=-1)
-        return [jnp.sum(parts.reshape(*shift.shape, -1), axis=-1), shift, terms]
-
-    def again(_: Any) -> Any:
-        return False, with_shift(softmax.finite_max(x, xp=xp))
-
-    low, high = TOTALS[is_wide(dtype)]
-    total, *rest = with_shift(jnp.zeros_like(x, shape=x.shape[:-1]))
-    out_of_range = jnp.any((total < low) | ~(total <= high))
-    # cond would copy the terms, a loop writes them where they lie.
-    return lax.while_loop(lambda state: state[0], again, (out_of_range, [total, *rest]))[1]
 
 
 def walked(

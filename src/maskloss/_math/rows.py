@@ -31,6 +31,7 @@ class Rows(NamedTuple):
     with_lse: bool
     for_backward: bool = False  # whether what the backward needs is asked for
     part: Any = None  # of the classes, where other processes hold the others
+    axis: int = -1  # from the end: along which the classes lay before they were moved there
 
 
 class Value(NamedTuple):

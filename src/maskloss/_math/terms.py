@@ -61,7 +61,7 @@ def rows_of(call: Call) -> Rows:
     """Without labels and targets."""
     inputs, options = call.inputs, call.options
     given = inputs.keep, inputs.class_mask, None, options.softcap, inputs.dtype, not is_exactly(options.z_loss, 0.0)
-    return Rows(inputs.logits, None, None, *given, part=inputs.part)
+    return Rows(inputs.logits, None, None, *given, part=inputs.part, axis=inputs.axis)
 
 
 def terms_of(call: Call) -> Terms:
