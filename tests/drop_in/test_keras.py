@@ -35,26 +35,26 @@ OTHERWISE = {
 def report(backend):
     environment = {**os.environ, "KERAS_BACKEND": backend, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
     command = [sys.executable, "-m", "tests.drop_in.keras_cases"]
-    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("backend", [pytest.param(name, marks=pytest.mark.of_backend(name)) for name in BACKENDS])
-def test_keras(backend):
+@pytest.mark.parametrize("on", [pytest.param(name, marks=pytest.mark.of_backend(name)) for name in BACKENDS])
+def test_keras(on):
     """One test a backend: a process of Keras takes seconds to start, and JAX compiles in each anew."""
-    if importlib.util.find_spec(backend) is None:
-        pytest.skip(f"needs {backend}")
-    found = report(backend)
+    if importlib.util.find_spec(on) is None:
+        pytest.skip(f"needs {on}")
+    found = report(on)
     assert {name: wrong for name, wrong in found["cases"].items() if wrong} == {}
     # Each row of the table has a test of its name, and each test a row.
     expected = {f"case_{case}" for case in CASES} | {f"difference_{name}" for name in rows("keras")}
     assert set(found["cases"]) == expected
     for quirks, errors in found["own"].items():
         # Counted in Keras 3.15.1: 11 and 12, of which one asks for torch.
-        assert len(errors) >= (23 if backend == "torch" else 22)
+        assert len(errors) >= (23 if on == "torch" else 22)
         failed = {name for name, error in errors.items() if error}
-        otherwise = set(OTHERWISE) if backend == "jax" and quirks == "None" else set()
+        otherwise = set(OTHERWISE) if on == "jax" and quirks == "None" else set()
         assert failed == otherwise, "\n".join(errors.values())
         assert all("did not raise" in errors[name].lower() for name in failed)
     assert set(found["own"]) == {"None", "theirs"}
