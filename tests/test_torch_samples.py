@@ -211,3 +211,15 @@ def test_a_sum_of_large_exponentials_of_a_small_loss():
     x = torch.full((1, 16, 1024), 85.0, requires_grad=True)
     ml.cross_entropy(x, torch.zeros(1, 1024, dtype=torch.int64), axis=1).backward()
     torch.testing.assert_close(x.grad[0, 5], torch.full((1024,), 2.0**-14), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("axis", [-1, 1])
+@pytest.mark.parametrize("upstream", [float("inf"), float("nan")])
+def test_an_overflown_loss_scaler_reaches_no_ignored_entry_of_a_small_loss(axis, upstream):
+    x = torch.zeros((96, 65) if axis == -1 else (1, 16, 96), requires_grad=True)
+    labels = torch.zeros((96,) if axis == -1 else (1, 96), dtype=torch.int64)
+    labels[..., 3] = -100
+    (ml.cross_entropy(x, labels, axis=axis, ignore_index=-100) * upstream).backward()
+    gradient = x.grad.movedim(axis, -1).reshape(96, -1)
+    assert (gradient[3] == 0).all()
+    assert not gradient[:3].isfinite().any()

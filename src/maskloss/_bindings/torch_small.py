@@ -244,8 +244,8 @@ class _SmallLoss(torch.autograd.Function):
             again, of_each = softmax.forward(rows, xp), (g.expand(labels.shape), None, None)
             d_logits: Tensor = softmax.backward(rows, again, of_each, targets_too=False, xp=xp)[0]
             return d_logits.movedim(-1, ctx.axis).to(logits.dtype), *nothing
-        if ctx.divisor is None:
-            _, g, keep = in_line(logits, g, mask, ctx.axis)
+        if ctx.divisor is None or not math.isfinite(g.item()):  # inf times the 0 of what is not kept is NaN
+            _, g, keep = in_line(logits, g.expand(labels.shape), mask, ctx.axis)
             if kept is not None:
                 g = g.index_select(0, kept)
             elif keep is not None:
