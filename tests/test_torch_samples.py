@@ -223,3 +223,14 @@ def test_an_overflown_loss_scaler_reaches_no_ignored_entry_of_a_small_loss(axis,
     gradient = x.grad.movedim(axis, -1).reshape(96, -1)
     assert (gradient[3] == 0).all()
     assert not gradient[:3].isfinite().any()
+
+
+def test_another_default_device_leaves_a_small_loss_where_its_logits_are():
+    """The gradient of a mean over 96 entries is (p - [c = y]) / 96, with p = 1/128."""
+    x = torch.zeros(96, 128, dtype=torch.float64, requires_grad=True)
+    labels = torch.zeros(96, dtype=torch.int64)
+    with torch.device("meta"):
+        ml.cross_entropy(x, labels).backward()
+    wanted = torch.full((96, 128), 1 / (128 * 96), dtype=torch.float64)
+    wanted[:, 0] -= 1 / 96
+    torch.testing.assert_close(x.grad, wanted)

@@ -209,7 +209,7 @@ def block(
         if not math.isfinite(loss):
             continue
         if unit is not None:
-            scale, of_label = unit / total, torch.scalar_tensor(-unit, dtype=dtype).expand(at_label.shape)
+            scale, of_label = unit / total, total.new_full((), -unit).expand(at_label.shape)
             if counts is not None:
                 scale, of_label = scale.mul_(counts), counts.mul_(-unit)
             terms.mul_(scale).scatter_add_(1, at_label, of_label)
