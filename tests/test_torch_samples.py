@@ -234,3 +234,16 @@ def test_another_default_device_leaves_a_small_loss_where_its_logits_are():
     wanted = torch.full((96, 128), 1 / (128 * 96), dtype=torch.float64)
     wanted[:, 0] -= 1 / 96
     torch.testing.assert_close(x.grad, wanted)
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+@pytest.mark.parametrize("share", [0.2, 0.8])
+def test_each_backward_of_a_small_loss_has_the_same_bits(reduction, share):
+    """Of rows that are taken out, and of ones that are not."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(96, 128, generator=generator).requires_grad_()
+    mask = torch.rand(96, generator=generator) < share
+    loss = ml.cross_entropy(x, torch.arange(96), mask=mask, reduction=reduction)
+    upstream = torch.rand(loss.shape, generator=generator)
+    first, second = (torch.autograd.grad(loss, x, upstream, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second)
