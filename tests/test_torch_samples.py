@@ -211,3 +211,39 @@ def test_a_sum_of_large_exponentials_of_a_small_loss():
     x = torch.full((1, 16, 1024), 85.0, requires_grad=True)
     ml.cross_entropy(x, torch.zeros(1, 1024, dtype=torch.int64), axis=1).backward()
     torch.testing.assert_close(x.grad[0, 5], torch.full((1024,), 2.0**-14), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("axis", [-1, 1])
+@pytest.mark.parametrize("upstream", [float("inf"), float("nan")])
+def test_an_overflown_loss_scaler_reaches_no_ignored_entry_of_a_small_loss(axis, upstream):
+    x = torch.zeros((96, 65) if axis == -1 else (1, 16, 96), requires_grad=True)
+    labels = torch.zeros((96,) if axis == -1 else (1, 96), dtype=torch.int64)
+    labels[..., 3] = -100
+    (ml.cross_entropy(x, labels, axis=axis, ignore_index=-100) * upstream).backward()
+    gradient = x.grad.movedim(axis, -1).reshape(96, -1)
+    assert (gradient[3] == 0).all()
+    assert not gradient[:3].isfinite().any()
+
+
+def test_another_default_device_leaves_a_small_loss_where_its_logits_are():
+    """The gradient of a mean over 96 entries is (p - [c = y]) / 96, with p = 1/128."""
+    x = torch.zeros(96, 128, dtype=torch.float64, requires_grad=True)
+    labels = torch.zeros(96, dtype=torch.int64)
+    with torch.device("meta"):
+        ml.cross_entropy(x, labels).backward()
+    wanted = torch.full((96, 128), 1 / (128 * 96), dtype=torch.float64)
+    wanted[:, 0] -= 1 / 96
+    torch.testing.assert_close(x.grad, wanted)
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+@pytest.mark.parametrize("share", [0.2, 0.8])
+def test_each_backward_of_a_small_loss_has_the_same_bits(reduction, share):
+    """Of rows that are taken out, and of ones that are not."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(96, 128, generator=generator).requires_grad_()
+    mask = torch.rand(96, generator=generator) < share
+    loss = ml.cross_entropy(x, torch.arange(96), mask=mask, reduction=reduction)
+    upstream = torch.rand(loss.shape, generator=generator)
+    first, second = (torch.autograd.grad(loss, x, upstream, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second)

@@ -20,11 +20,26 @@ DISTRIBUTED = (
     "a module that was sharded by itself has its whole kernel in its own forward alone: fully_shard the loss in its "
     "place, or the model that holds both, and call the loss in that model's forward"
 )
+OWN_FORWARD = (
+    "its weight alone is read, and what else it does (LoRA, torch.nn.utils.prune, the old weight_norm) would be left "
+    "out: merge that, use torch.nn.utils.parametrizations, or pass the weight, a Parameter"
+)
 # The options that are the model's, and their defaults.
 DEFAULTS: dict[str, Any] = {
     **{"kernel_layout": "vd", "chunk_size": None, "ignore_index": None, "label_smoothing": 0.0, "z_loss": 0.0},
     **{"softcap": None, "reduction": "mean", "implementation": None, "class_shard": None},
 }
+
+
+def check_projection(projection: Any) -> None:
+    """That it multiplies by its weight, and does no more."""
+    if not isinstance(projection, Linear | Embedding):  # as PEFT replaces one
+        fail(TypeError, "kernel", describe(projection), ACCEPTED)
+    # An Embedding's forward is not the projection's: it may scale what it looks up.
+    does_more = isinstance(projection, Linear) and type(projection).forward is not Linear.forward
+    if does_more or any(hasattr(projection, name) for name in ("weight_orig", "weight_g")):
+        given = f"{type(projection).__name__}, whose forward does more than multiply by its weight"
+        fail(TypeError, "kernel", given, OWN_FORWARD)
 
 
 class LinearCrossEntropyLoss(torch.nn.Module):
@@ -50,8 +65,8 @@ class LinearCrossEntropyLoss(torch.nn.Module):
     Raises
     ------
     TypeError, ValueError
-        A kernel or bias of another kind; a bias beside a Linear that has one. When called, as
-        :func:`maskloss.linear_cross_entropy`.
+        A kernel or bias of another kind; a Linear whose forward does more than multiply by its weight; a bias beside a
+        Linear that has one. When called, as :func:`maskloss.linear_cross_entropy`.
 
     Notes
     -----
@@ -95,9 +110,9 @@ class LinearCrossEntropyLoss(torch.nn.Module):
     ) -> None:
         super().__init__()
         given: Any = kernel
-        holds_module = isinstance(given, Linear | Embedding)
-        if not holds_module and not isinstance(given, Parameter):
-            fail(TypeError, "kernel", describe(given), ACCEPTED)
+        holds_module = not isinstance(given, Parameter)
+        if holds_module:
+            check_projection(given)
         given = bias
         if given is not None and not isinstance(given, Parameter):
             fail(TypeError, "bias", describe(given), "it must be a torch.nn.Parameter or None")
@@ -143,6 +158,8 @@ class LinearCrossEntropyLoss(torch.nn.Module):
         labels, mask, weights, class_mask, denominator, with_stats, validate
             As in :func:`maskloss.linear_cross_entropy`, for this call.
         """
+        if self.projection is not None:
+            check_projection(self.projection)
         kernel, bias = self.kernel_and_bias()
         if is_distributed(kernel) and not is_distributed(hidden):
             fail(ValueError, "kernel", "a DTensor, split over processes, beside hidden of this one", DISTRIBUTED)

@@ -1,12 +1,14 @@
 """maskloss.torch.LinearCrossEntropyLoss: whose kernel it is, tied or owned, compiled, and sharded by FSDP2."""
 
 import copy
+import warnings
 
 import pytest
 
 torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402
+from torch.nn.utils import prune  # noqa: E402
 
 import maskloss as ml  # noqa: E402
 from maskloss.torch import LinearCrossEntropyLoss  # noqa: E402
@@ -143,6 +145,52 @@ def test_compiled(backend_name):
 def test_bad_calls(make, error, text):
     with pytest.raises(error, match=text):
         make()
+
+
+class LoRA(nn.Linear):
+    def forward(self, hidden):
+        return super().forward(hidden) + 1.0
+
+
+class Wrapped(nn.Module):
+    """As PEFT replaces a Linear: with its weight, and something beside it."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base, self.weight, self.bias = base, base.weight, base.bias
+
+
+def test_what_a_projection_adds_in_its_own_forward_is_not_left_out():
+    """Its weight alone would be another head, without a word."""
+    pruned, old = linear(), linear()
+    prune.random_unstructured(pruned, "weight", 0.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        nn.utils.weight_norm(old)
+    for head in (LoRA(FEATURES, CLASSES), pruned, old):
+        with pytest.raises(TypeError, match=r"whose forward does more than .*parametrizations"):
+            LinearCrossEntropyLoss(head)
+    loss = LinearCrossEntropyLoss(linear())
+    loss.projection = Wrapped(loss.projection)
+    with pytest.raises(TypeError, match=r"\(Wrapped\); it must be a torch\.nn\.Parameter"):
+        loss(HIDDEN, LABELS)
+    loss = LinearCrossEntropyLoss(linear())
+    prune.random_unstructured(loss.projection, "weight", 0.5)
+    with pytest.raises(TypeError, match="whose forward does more than"):
+        loss(HIDDEN, LABELS)
+
+
+def test_a_parametrized_weight_is_read_as_it_is():
+    head = nn.utils.parametrizations.weight_norm(linear())
+    expected = ml.cross_entropy(head(HIDDEN), LABELS)
+    loss = LinearCrossEntropyLoss(head)
+    for function in (loss, torch.compile(loss, fullgraph=True, backend="aot_eager")):
+        found, parameters = function(HIDDEN, LABELS), list(head.parameters())
+        torch.testing.assert_close(found, expected)
+        for p, q in zip(
+            *(torch.autograd.grad(x, parameters, retain_graph=True) for x in (found, expected)), strict=True
+        ):
+            torch.testing.assert_close(p, q)
 
 
 FSDP = """

@@ -191,6 +191,22 @@ def test_difference_complex_weight():
             function(*given)
 
 
+def test_difference_logits_changed_in_place():
+    for shape in ((300, 100), (2, 30, 200)):
+        gradients = []
+        for function in (theirs, ours_as_theirs, cross_entropy):
+            x = torch.zeros(shape, dtype=torch.float64, requires_grad=True)
+            logits = x + 0
+            loss = function(logits, torch.zeros(shape[:1] + shape[2:]).long())
+            logits.add_(torch.arange(shape[-1]))
+            if function is cross_entropy:
+                with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                    loss.backward()
+            else:
+                gradients += torch.autograd.grad(loss, x)
+        assert_outcome(gradients[1:], gradients[:1])
+
+
 def test_every_difference_has_a_row_and_a_test():
     assert shown_in(sys.modules[__name__]) == rows("torch")
 

@@ -99,4 +99,12 @@ ROWS = (
         "NotImplementedError",
         "A weight is real",
     ),
+    (
+        "logits_changed_in_place",
+        BOTH,
+        "The logits are changed in place between the loss and its backward",
+        "The gradient of the logits as they were",
+        "RuntimeError of autograd, but for the smallest losses",
+        "The logits themselves are kept for the backward, where PyTorch keeps their log-softmax",
+    ),
 )
