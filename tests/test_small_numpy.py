@@ -127,3 +127,16 @@ def test_a_partial_and_places():
     np.testing.assert_array_equal(calls[0][1], whole[1])
     np.testing.assert_allclose(calls[1][1], np.log(3), rtol=1e-15)
     np.testing.assert_array_equal(calls[2][1][0], whole[1])
+
+
+def test_what_stands_for_an_array(way):
+    """A parameter of Flax whose value is NumPy's, to differentiate by."""
+
+    class Parameter:
+        def __jax_array__(self):
+            return LOGITS
+
+    value, gradient = ml.value_and_grad(ml.cross_entropy)(Parameter(), LABELS)
+    whole = ml.value_and_grad(ml.cross_entropy)(LOGITS, LABELS)
+    assert value == whole[0]
+    np.testing.assert_array_equal(gradient, whole[1])

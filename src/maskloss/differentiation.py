@@ -109,7 +109,9 @@ def value_and_grad(
         xp: Any = namespace_of(variables[0])
         differentiated = binding_of(xp).value_and_grad
         if differentiated is None:
-            given = loss_function, [*values], args, kwargs, has_aux
+            arguments |= values  # without what stands for an array
+            named = {name: arguments[name] for name in kwargs}
+            given = loss_function, [*values], tuple(map(arguments.get, range(len(args)))), named, has_aux
             result, *gradients = xp.called(_analytic_value_and_grad, given, {})
         else:
             result, gradients = differentiated(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, NoReturn
 
-from ._arguments import describe, fail, floating_like
-from ._arrays import Array, namespace_of
+from ._arguments import Like, describe, fail, floating_like
+from ._arrays import Array, Namespace, namespace_of
 from ._math.reduce import quotient
 
 
@@ -58,7 +58,7 @@ class LossStats(NamedTuple):
         if not isinstance(other, LossStats):  # a tuple would grow longer
             fail(TypeError, "LossStats", f"added to {describe(other)}", "it adds to another")
         xp: Any = namespace_of(self.total)
-        return LossStats(*(xp.asarray(a + b) for a, b in zip(self, other, strict=True)))
+        return xp.called(_sum_of, (self, other), {})
 
     __radd__ = __add__
 
@@ -95,21 +95,20 @@ class LossStats(NamedTuple):
         float32
         """
         of = floating_like("like", like)
-        zero, none = of.number(0.0, of.dtype, ()), of.xp.sum(of.number(0, of.xp.int32, (1,)))
-        return cls(zero, zero, none, none, zero)
+        return cls(*of.xp.called(_zeros_of, (of,), {}))
 
     @property
     def mean(self) -> Array:
         """total / denominator; 0 where the denominator is 0."""
         xp: Any = namespace_of(self.total)
-        return quotient(self.total, self.denominator, xp=xp)
+        return xp.called(quotient, (self.total, self.denominator), {"xp": xp})
 
     @property
     def accuracy(self) -> Array:
         """correct / count, the share of kept entries whose arg-max is the label; 0 where nothing is kept."""
         xp: Any = namespace_of(self.total)
         correct, count = (xp.astype(x, self.total.dtype) for x in (self.correct, self.count))
-        return quotient(correct, count, xp=xp)
+        return xp.called(quotient, (correct, count), {"xp": xp})
 
     @property
     def perplexity(self) -> Array:
@@ -118,9 +117,22 @@ class LossStats(NamedTuple):
         Label smoothing, z-loss and class weights change the losses, and so this.
         """
         xp: Any = namespace_of(self.total)
-        return xp.exp(self.mean)
+        return xp.called(_exp_of, (self.mean,), {"xp": xp})
 
     def detach(self) -> LossStats:
         """The same numbers, of which no gradient is taken."""
         xp: Any = namespace_of(self.total)
         return LossStats(*(xp.stop_gradient(x) for x in self))
+
+
+def _sum_of(a: LossStats, b: LossStats) -> LossStats:
+    return LossStats(*(x + y for x, y in zip(a, b, strict=True)))
+
+
+def _zeros_of(of: Like) -> tuple[Array, ...]:
+    zero, none = of.xp.zero(of.dtype, of.array), of.xp.sum(of.xp.zero(of.xp.int32, of.array))
+    return zero, zero, none, none, zero
+
+
+def _exp_of(x: Array, *, xp: Namespace) -> Array:
+    return xp.exp(x)

@@ -54,6 +54,10 @@ class Jax(Namespace):
         """JAX places arrays itself: a tracer has no device."""
         return {}
 
+    def zero(self, dtype: Any, like: Array) -> Array:
+        # Inside shard_map it varies over the axes of the mesh that `like` varies over, which its type says.
+        return functions.zeros_like(like, dtype=dtype, shape=())
+
     def place_in(self, group: Any, x: Array) -> tuple[Any, Any, int]:
         try:
             return group, jax.lax.axis_index(group), jax.lax.psum(1, group)

@@ -179,6 +179,9 @@ class Namespace:
         """A new array beside `like`."""
         return self.full(shape, value, dtype=dtype, **self.placement(like))
 
+    def zero(self, dtype: Any, like: Array) -> Array:
+        return self.filled((), 0, dtype, like)
+
     def count_of(self, count: Any, like: Array) -> Array | float:
         """A count as a number, or as an array where it is none yet: what is traced will meet other sizes."""
         return float(count) if is_static(count) else self.filled((), count, like.dtype, like)
