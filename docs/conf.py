@@ -1,8 +1,12 @@
+import os
 import sys
 from importlib import metadata
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+# maskloss.drop_in.keras is imported for its docstrings; the default backend, tensorflow, is not installed.
+os.environ.setdefault("KERAS_BACKEND", "numpy")
 
 project = "maskloss"
 author = "The maskloss developers"

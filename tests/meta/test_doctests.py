@@ -118,6 +118,14 @@ def test_docstrings_of_a_module(name):
         assert not too_wide(getattr(module, public).__doc__)
 
 
+@pytest.mark.parametrize("name", ["maskloss", *MODULES])
+def test_the_page_of_the_api_has_every_public_name(name):
+    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    sections = re.findall(rf"currentmodule:: {re.escape(name)}\n(.*?)```", page, flags=re.S)
+    shown = set(re.findall(r"^\.\. auto\w+:: (\w+)$", "".join(sections), flags=re.M))
+    assert shown == {public for public in importlib.import_module(name).__all__ if not public.startswith("__")}
+
+
 def test_the_blocks_of_many_processes_run_in_one():
     """All `py` blocks there are, one after the other, in a group of one process, of which each is the whole."""
     import torch

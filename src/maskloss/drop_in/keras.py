@@ -1,4 +1,4 @@
-"""Keras' losses of classes under their names and signatures: ``from maskloss.drop_in import keras``.
+"""Keras' losses of classes under their names and signatures: ``from maskloss.drop_in.keras import ...``.
 
 On the backends of Keras that have arrays of maskloss': torch, jax and numpy. `quirks` is the one argument more:
 ``"theirs"`` answers as Keras does also where :doc:`the table </drop_in>` says that this does not.

@@ -1,5 +1,7 @@
 """Optax's softmax losses under their names and signatures: ``from maskloss.drop_in import optax``.
 
+Only the losses: beside ``optax.adam`` import them by their names.
+
 One loss per entry, of JAX arrays, inside and outside of jit, grad and vmap. Optax itself is not needed. `quirks` is the
 one argument more: ``"theirs"`` answers as Optax does also where :doc:`the table </drop_in>` says that this does not.
 """
