@@ -16,7 +16,7 @@ import warnings
 import keras
 import numpy as np
 from keras import ops
-from keras.src.backend import set_keras_mask
+from keras.src.backend import get_keras_mask, set_keras_mask
 from keras.src.losses import losses_test
 
 from maskloss.drop_in import keras as drop_in
@@ -144,6 +144,12 @@ def case_one_answer_for_many_shapes():
         assert not isinstance(theirs, Exception), (name, options, theirs)
         assert equal(theirs, ours), (name, options, theirs, ours)
         assert equal(theirs, with_quirks), (name, options, theirs, with_quirks)
+    # What is certain is clipped to 1 - epsilon, and has a loss, though a small one.
+    theirs, ours, with_quirks = answers(FUNCTIONS[0], np.asarray([1]), np.asarray([[0, 1]], "float32"))
+    assert 0 < theirs == ours == with_quirks
+    for quirks in ({}, {"quirks": "theirs"}):
+        losses = getattr(drop_in, FUNCTIONS[0])(ops.convert_to_tensor(Y), P, ignore_class=0, **quirks)
+        assert ops.convert_to_numpy(get_keras_mask(losses)).tolist() == [False, True, False, True]
 
 
 def case_what_keras_refuses_is_refused():
@@ -235,6 +241,8 @@ def difference_label_of_no_class():
         check(theirs, IndexError, SPARSE, labels, X, **EACH)
         check(theirs, IndexError, SPARSE, labels, P, reduction=None)
         assert f"y_true[0] is {label}, none of the classes [0, 3)" in str(answers(SPARSE, labels, P)[1])
+        of_no_weight = answers(SPARSE, labels, P, sample_weight=np.asarray([0.0, 1.0, 1.0, 1.0]), reduction=None)[1]
+        assert close(of_no_weight, [0, *BITS[1:]])
     if BACKEND == "jax":
         import jax
 
@@ -281,7 +289,32 @@ def difference_lists():
     check(AttributeError, BITS, FUNCTIONS[0], Y.tolist(), P)
 
 
+def gradient(function, x):
+    """By x, of a number; None where Keras has none."""
+    if BACKEND == "torch":
+        x = ops.convert_to_tensor(x).requires_grad_()
+        function(x).backward()
+        return x.grad.numpy()
+    if BACKEND == "jax":
+        import jax
+
+        return np.asarray(jax.grad(function)(ops.convert_to_tensor(x)))
+    return None
+
+
 def difference_nan_of_weight_zero():
+    weights = np.asarray([1.0, 0.0, 1.0, 1.0])
+    for (name, labels), options in itertools.product(((SPARSE, Y), (DENSE, EYE[Y])), (LOGITS, {})):
+        loss, broken = getattr(drop_in, name)(**options), (X if options else P).copy()
+        of_whole = gradient(lambda x: loss(labels, x, sample_weight=weights), broken)  # noqa: B023
+        broken[1] = np.nan
+        if name == DENSE:
+            labels = labels.copy()
+            labels[1] = np.nan
+        found = gradient(lambda x: loss(labels, x, sample_weight=weights), broken)  # noqa: B023
+        if found is not None:
+            assert not of_whole[1].any()
+            assert close(found, of_whole)
     for name, labels in ((SPARSE, Y), (DENSE, EYE[Y])):
         for broken, options in ((X, LOGITS), (P, {})):
             broken = broken.copy()
@@ -298,6 +331,7 @@ def difference_unbroadcast_divisor():
     p, y = SQUARE
     check(BITS.sum() / 2, BITS.sum() / 4, SPARSE, y, p, sample_weight=np.ones((2, 1)), **options)
     check(BITS.sum() / 2, BITS.sum() / 4, DENSE, EYE[y], p, sample_weight=np.ones((2, 1)), **options)
+    check(BITS.sum() / 2, BITS.sum() / 4, SPARSE, y, p, mask=np.ones((2, 1), bool), **options)
 
 
 def difference_square_weights():
@@ -305,6 +339,7 @@ def difference_square_weights():
     theirs = (BITS * np.asarray([1, 0, 1, 0])).reshape(2, 2)
     check(theirs, ValueError, SPARSE, y, p, sample_weight=np.asarray([1.0, 0.0]), reduction=None)
     assert "give it both axes" in str(answers(SPARSE, y, p, sample_weight=np.asarray([1.0, 0.0]))[1])
+    check(theirs, ValueError, SPARSE, y, p, mask=np.asarray([True, False]), reduction=None)
     p, y = ROWS
     theirs, ours, _ = answers(SPARSE, y, p, sample_weight=np.asarray([1.0, 0.0]))
     assert isinstance(theirs, Exception)  # of the backend, where the sizes are not the same
@@ -314,10 +349,12 @@ def difference_square_weights():
 def difference_weights_larger_than_the_entries():
     check(BITS.sum() / 4, ValueError, SPARSE, Y, P, sample_weight=np.ones((2, 4)))
     check(BIT * (1 + 2) / 2, ValueError, SPARSE, np.asarray(0), P[0], sample_weight=np.asarray([1.0, 2.0]))
+    check(BITS.sum() / 4, ValueError, SPARSE, Y, P, sample_weight=np.ones((4, 1, 1)))
 
 
 def difference_weights_in_a_column():
     check(BITS[:, None], BITS, SPARSE, Y, P, sample_weight=np.ones((4, 1)), reduction=None)
+    check(BITS[:, None], BITS, SPARSE, Y, P, mask=np.ones((4, 1), bool), reduction=None)
 
 
 def difference_weights_beside_a_mask():
@@ -385,6 +422,7 @@ def difference_class_axis():
     p, y, ours = p[:, :2].swapaxes(1, 2), y[:, :2], np.stack([BITS[:2], BITS[1:3]])
     check(ours if BACKEND == "torch" else ValueError, ours, SPARSE, y, p, axis=1, reduction=None)
     check(ours if BACKEND == "torch" else ValueError, ours, SPARSE, y, np.log(p), axis=1, **EACH)
+    check(ours if BACKEND == "torch" else ValueError, ours, SPARSE, y[:, None], p, axis=1, reduction=None)
 
 
 def difference_one_class_of_sequences():
@@ -449,6 +487,8 @@ def difference_double_precision():
     assert [x.dtype.name for x in (theirs, ours, with_quirks)] == ["float32", "float64", "float32"]
     assert equal(theirs, with_quirks)
     assert close(ours, BITS.mean())
+    third = answers(SPARSE, Y[:1], np.zeros((1, 3)), sample_weight=1 / 3, **options)[1]
+    assert close(third, np.log(3) / 3, 1e-15)
 
 
 def difference_saved_options():

@@ -73,7 +73,7 @@ ROWS = (
     (
         "unbroadcast_divisor",
         CLASSES,
-        '"mean_with_sample_weight", and sample_weight that broadcasts: a number, or shape (B, 1) beside (B, T) entries',
+        '"mean_with_sample_weight", and weights or a mask that broadcast: a number, or (B, 1) beside (B, T) entries',
         "The sum over the sum of the weights as they were given: T times too large",
         "The sum over the sum of the weights of all entries",
         "A mean of equal losses is that loss",
@@ -81,7 +81,7 @@ ROWS = (
     (
         "square_weights",
         CLASSES,
-        "sample_weight of shape (B,) beside (B, T) entries where B is T",
+        "sample_weight, or Keras' mask, of shape (B,) beside (B, T) entries where B is T",
         "It weighs positions in place of samples (and with B other than T it is an error)",
         "ValueError that asks for both axes",
         "A number that depends on whether two sizes agree is wrong",
@@ -97,7 +97,7 @@ ROWS = (
     (
         "weights_in_a_column",
         CLASSES,
-        "sample_weight of shape (B, 1) beside (B,) entries, and no reduction",
+        "sample_weight, or Keras' mask, of shape (B, 1) beside (B,) entries, and no reduction",
         "Losses of shape (B, 1)",
         "Losses of shape (B,)",
         "The shape of the losses is that of the entries",

@@ -155,7 +155,8 @@ class Loss(keras.losses.Loss):
             y_pred = ops.convert_to_tensor(y_pred, dtype=self.dtype)
             shape = entries.shape_of(y_pred, self.axis)
             if mask is not None:
-                mask = ops.broadcast_to(ops.cast(of_entries("mask", mask, shape), "bool"), shape)
+                mask = ops.cast(ops.convert_to_tensor(mask), "bool")
+                mask = ops.broadcast_to(of_entries("mask", mask, shape), shape)
             if sample_weight is not None:
                 dtype = "float64" if self.dtype == "float64" else "float32"
                 sample_weight = ops.convert_to_tensor(sample_weight, dtype=dtype)
@@ -274,7 +275,6 @@ class CategoricalCrossentropy(Loss):
 
 def of_entries(name: str, x: Any, shape: tuple[int, ...]) -> Any:
     """Keras' alignment: to the right, but for a last axis of size 1 that one of the two has more."""
-    x = ops.convert_to_tensor(x)
     given, n = tuple(x.shape), len(x.shape)
     if n == len(shape) + 1 and given[-1] == 1:
         return of_entries(name, ops.squeeze(x, -1), shape)
