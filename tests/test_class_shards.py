@@ -380,18 +380,18 @@ JAX = """
 """
 
 
+# One start of the processes for what none of them dies of.
+EAGER = COLLECTIVES + SECOND + TRANSFORMED + REFUSED
+
+
 @pytest.fixture
 def torch(backend):
     with_processes(backend)
 
 
-@pytest.mark.parametrize(
-    "body",
-    [COLLECTIVES, SECOND, TRANSFORMED, COMPILED, REFUSED, KILLED],
-    ids=["collectives", "second derivatives", "transformed", "compiled", "refused", "killed"],
-)
+@pytest.mark.parametrize("body", [EAGER, COMPILED, KILLED], ids=["eager", "compiled", "killed"])
 def test_in_processes(torch, tmp_path, body):
-    codes, errors = on_processes(tmp_path, BEGIN, body, timeout=60 if body is COMPILED else 10)
+    codes, errors = on_processes(tmp_path, BEGIN, body, timeout=10 if body is KILLED else 120)
     assert codes == [0] * PROCESSES, "\n".join(errors)[-6000:]
 
 
