@@ -32,7 +32,14 @@ ALL = FLOATS + HALVES
 SINGLE = ("float32",)
 NARROW = SINGLE + HALVES
 # In float64 NumPy asks the same engine, by blocks and of a projection.
-TORCH = {"eager": ALL, "autodiff": FLOATS, "vmap": SINGLE, "blocks": NARROW, "linear": NARROW}
+# Blocks and projections convert the one half as the other, and float16 is NumPy's there.
+TORCH = {
+    "eager": ALL,
+    "autodiff": FLOATS,
+    "vmap": SINGLE,
+    "blocks": (*SINGLE, "bfloat16"),
+    "linear": (*SINGLE, "bfloat16"),
+}
 COMPILED = {"compile": SINGLE, "operators": SINGLE, "operators-linear": SINGLE}
 STRICT = {"eager": FLOATS, "autodiff": SINGLE, "blocks": SINGLE, "linear": SINGLE}
 X64 = {"eager": ("float64",), "jit": ("float64",), "vmap": ("float64",)}
