@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from .._arrays.jax import xp
 from .._engine.unshifted import TOTALS
 from .._math import softmax
 from .._math.rows import Rows
@@ -40,8 +41,7 @@ def sums_of_planes(axis: int, with_terms: bool, x: Any, y: Any, keep: Any) -> li
     """The same along another axis than the last. Selected last: what is not kept has no part in another's numbers."""
 
     def shifted() -> list[Any]:
-        largest = softmax.LARGEST[str(x.dtype)]
-        shift = jnp.clip(jnp.max(x, axis=axis), -largest, largest)
+        shift = softmax.finite_max(x, axis, xp=xp)
         terms = jnp.exp(x - jnp.expand_dims(shift, axis))
         return [jnp.sum(terms, axis=axis), shift, terms]
 

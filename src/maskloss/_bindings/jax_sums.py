@@ -45,8 +45,8 @@ GREATEST_SHARE = 0.45
 BLOCK_BYTES = 1 << 20
 LEAST_UNSHIFTED = 1 << 16
 # With at least so many classes, and logits that stay in the cache, to read exponentials costs less than to make them
-# again: 1.3 to 1.5 times faster with the gradient at 256 x 1000 and 333 x 9973. With fewer, the
-# maximum costs more, and a label that is added in its place more than one that each class is compared with.
+# again: 1.3 to 1.5 times faster with the gradient at 256 x 1000 and 333 x 9973. With fewer, the maximum costs more, and
+# a label that is added in its place more than one that each class is compared with.
 LEAST_KEPT = 1 << 8
 
 

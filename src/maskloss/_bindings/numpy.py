@@ -7,6 +7,8 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from .._arrays import Array
+from .._engine.unshifted import TOTALS
+from .._math.reduce import DIVISORS
 from .eager import WAYS as WAYS
 from .eager import of_logits as of_logits
 from .eager import of_projection as of_projection
@@ -16,11 +18,9 @@ from .eager import value_and_grad as value_and_grad
 
 # Of logits: a call of the engine, of 40 us and with the gradient 80, is a small part of a loss of more.
 SMALL = 1 << 15
-# What the sum is divided by: the place of it among 1, the kept entries and all.
-DIVISORS = {"sum": 0, "mean": 1, "mean_over_kept": 1, "mean_over_all": 2}
 # Of exp(x_y), and so of the sum, that serves as it is: what underflows beside it is less than a rounding. And of the
 # sum, up to which 1 / divisor is divided by it: the quotient is no subnormal number.
-LEAST, GREATEST = 1e-20, 1e15
+LEAST, GREATEST = TOTALS[0]
 FLOATS, INDICES, MASKS = (np.dtype(np.float32), np.dtype(np.float64)), np.dtype(np.int64), np.dtype(np.bool_)
 
 
@@ -71,7 +71,7 @@ def kept_of(logits: Any, labels: Any, mask: Any, axis: int, ignore_index: int | 
 def common_loss(
     logits: Any, labels: Any, mask: Any, reduction: str, axis: int, ignore_index: int | None
 ) -> Array | None:
-    if reduction not in DIVISORS and reduction != "none":
+    if reduction not in DIVISORS:
         return None
     kept = kept_of(logits, labels, mask, axis, ignore_index)
     if kept is None:
@@ -86,7 +86,7 @@ def common_loss(
 
 
 def divisor_of(kept: Kept, labels: Array, reduction: str) -> int:
-    return (1, kept.losses.size, labels.size)[DIVISORS[reduction]]
+    return (1, kept.losses.size, labels.size)[DIVISORS[reduction] or 0]
 
 
 def mean_of(kept: Kept, labels: Array, reduction: str) -> Array:
@@ -98,7 +98,7 @@ def common_value_and_gradient(
     logits: Any, labels: Any, *, mask: Any = None, reduction: Any = "mean", axis: Any = -1, ignore_index: Any = None
 ) -> tuple[Array, Array] | None:
     """By the logits."""
-    if type(reduction) is not str or type(axis) is not int or reduction not in DIVISORS:
+    if type(reduction) is not str or type(axis) is not int or DIVISORS.get(reduction) is None:
         return None
     if ignore_index is not None and type(ignore_index) is not int:
         return None

@@ -11,8 +11,10 @@ from torch.nn.functional import cross_entropy
 
 from .._arrays.torch import in_forward_mode, xp
 from .._arrays.torch_functions import applied
+from .._engine.unshifted import TOTALS
 from .._engine.walk import BLOCK_BYTES, give_back, taken_out
 from .._math import softmax
+from .._math.reduce import DIVISORS
 from .._math.rows import Rows
 
 Tensor = Any
@@ -20,14 +22,11 @@ Tensor = Any
 # Of logits as they are computed with: from here on the engine's checks, plan and blocks, 0.15 ms and with the gradient
 # 0.4, are a small part of a loss.
 SMALL_BYTES = 1 << 24
-# What the sum is divided by: the place of it among 1, the kept entries and all; None: there is no sum.
-DIVISORS = {"none": None, "sum": 0, "mean": 1, "mean_over_kept": 1, "mean_over_all": 2}
 # Of fewer numbers than these the memory costs less than to look it up.
 UNHELD = 1 << 14
-# Of exp(x_y), and so of sum_c exp(x_c), that serves as it is: what underflows beside it is less than a rounding.
-LEAST = 1e-20
-# Of the sum, up to which 1 / divisor is divided by it at once: the quotient is no subnormal number.
-GREATEST = 1e15
+# Of exp(x_y), and so of sum_c exp(x_c), that serves as it is: what underflows beside it is less than a rounding. And of
+# the sum, up to which 1 / divisor is divided by it at once: the quotient is no subnormal number.
+LEAST, GREATEST = TOTALS[0]
 # log_softmax sums a row in as many running sums as a vector register has numbers, 8 or more in float32, and in one
 # where the classes lie apart: of so few classes each errs by less than 4 last places of 1, however the numbers lie.
 NAIVE_CLASSES = {-1: 64, 1: 8}

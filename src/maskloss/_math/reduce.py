@@ -15,6 +15,9 @@ from typing import NamedTuple
 
 from .._arrays import Array, Namespace
 
+# What the sum of losses that weigh 1 is divided by: its place among 1, the kept entries and all. None: there is no sum.
+DIVISORS = {"none": None, "sum": 0, "mean": 1, "mean_over_kept": 1, "mean_over_all": 2}
+
 
 class Entries(NamedTuple):
     """Per entry; None: all kept, all 1."""

@@ -67,10 +67,10 @@ def exponentials(x: Array, shift: Array | None, *, xp: Namespace, into: Array | 
     return xp.exp(x, **out)
 
 
-def finite_max(x: Array, *, xp: Namespace) -> Array:
+def finite_max(x: Array, axis: int = -1, *, xp: Namespace) -> Array:
     """Finite, because inf - inf is NaN: a row of -inf has the total 0, and one with +inf the total inf."""
     largest = LARGEST[dtype_name(x)]
-    return xp.clip(xp.stop_gradient(xp.max(x, axis=-1)), -largest, largest)
+    return xp.clip(xp.stop_gradient(xp.max(x, axis=axis)), -largest, largest)
 
 
 def shift_and_total(x: Array, *, xp: Namespace, into: Array | None = None) -> tuple[Array, Array]:

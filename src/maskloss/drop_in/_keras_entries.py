@@ -14,7 +14,7 @@ import numpy as np
 from keras.src.backend import set_keras_mask
 
 from .._arguments import Like, check_axis, check_kept, check_number, conjunction, describe, fail, floating_like
-from .._arrays import FLOATS, Array, Namespace, dtype_name, namespace_of
+from .._arrays import FLOATS, HALVES, Array, Namespace, dtype_name, namespace_of
 from .._inputs import to_indices
 from ..losses import cross_entropy
 
@@ -148,7 +148,7 @@ def as_integers(labels: Any, own: Namespace, classes: int, ignored_class: int | 
     if classes > WHOLE[kind] + 1:
         accepted = f"{kind} holds no whole number between {WHOLE[kind]} and {WHOLE[kind] + 2}, of {classes} classes"
         fail(ValueError, "y_true", describe(labels), f"{accepted}: give integers")
-    x = own.astype(labels, own.float32, copy=False) if kind in ("float16", "bfloat16") else labels
+    x = own.astype(labels, own.float32, copy=False) if kind in HALVES else labels
     is_whole = (x % 1 == 0) & (abs(x) < 2**31)
     return own.astype(own.where(is_whole, x, -2.0 if ignored_class == -1 else -1.0), own.index_dtype())
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .._arguments import describe, fail
+from .._arrays import FLOATS, HALVES, dtype_name
 from .._arrays.torch import xp
 from .._bindings.torch import differentiated
 from ..losses import cross_entropy
@@ -19,8 +20,6 @@ from ..losses import cross_entropy
 Tensor = Any
 
 REDUCTIONS = ("none", "mean", "sum")
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-HALVES = (torch.float16, torch.bfloat16)
 
 
 class Asked(NamedTuple):
@@ -147,11 +146,11 @@ def indices(asked: Asked) -> Asked:
 
 def operand(x: Tensor) -> torch.dtype:
     """The dtype in which PyTorch computes: autocast makes float32 of halves."""
-    return torch.float32 if x.dtype in HALVES and torch.is_autocast_enabled(x.device.type) else x.dtype
+    return torch.float32 if dtype_name(x) in HALVES and torch.is_autocast_enabled(x.device.type) else x.dtype
 
 
 def check_floating(input: Tensor) -> None:
-    if input.dtype not in FLOATS:
+    if dtype_name(input) not in FLOATS:
         fail(NotImplementedError, "input", describe(input), "its dtype must be real floating")
 
 
