@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from typing import Any, cast
 
@@ -12,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from .._arrays.torch import in_forward_mode, xp
 from .._arrays.torch_functions import applied
 from .._engine.unshifted import TOTALS
-from .._engine.walk import BLOCK_BYTES, give_back, taken_out
+from .._engine.walk import give_back, taken_out
 from .._math import softmax
 from .._math.reduce import DIVISORS
 from .._math.rows import Rows
@@ -23,7 +22,7 @@ Tensor = Any
 # 0.4, are a small part of a loss.
 SMALL_BYTES = 1 << 24
 # Of fewer numbers than these the memory costs less than to look it up.
-UNHELD = 1 << 14
+UNHELD = 1 << 15
 # Of exp(x_y), and so of sum_c exp(x_c), that serves as it is: what underflows beside it is less than a rounding. And of
 # the sum, up to which 1 / divisor is divided by it at once: the quotient is no subnormal number.
 LEAST, GREATEST = TOTALS[0]
@@ -101,10 +100,9 @@ def forward(
     ctx: Any, logits: Tensor, labels: Tensor, mask: Tensor | None, taken: bool, axis: int, divisor: int | None
 ) -> Tensor | None:
     given = in_line(logits, labels, mask, axis)
-    kept = given[2].nonzero().squeeze(1) if taken and mask is not None else None
-    unit = None if ctx is None else 1.0 / (divisor or 1)
+    kept = given[2].nonzero().squeeze(1) if taken else None
     try:
-        found = walked(*of_kept(given, kept), unit, divisor is None)
+        found = computed(*of_kept(given, kept), None if ctx is None else 1.0 / (divisor or 1), divisor is None)
     except RuntimeError:  # a label that is no class
         return None
     if found is None:
@@ -114,7 +112,7 @@ def forward(
         ctx.save_for_backward(logits, labels, mask, kept)
         ctx.made, ctx.axis, ctx.divisor = made, axis, divisor
     if divisor is not None:
-        return torch.scalar_tensor(loss / divisor, dtype=DTYPES[logits.dtype], device=logits.device)
+        return torch.scalar_tensor(loss / divisor, dtype=losses.dtype, device=losses.device)
     if kept is not None:
         losses = losses.new_zeros(labels.numel()).index_copy_(0, kept, losses.view(-1))
     losses = losses.view(labels.shape)
@@ -137,74 +135,31 @@ def of_kept(given: tuple[Any, Any, Any], kept: Tensor | None) -> tuple[Any, Any,
     return given if kept is None else (x.index_select(0, kept), y.index_select(0, kept), None)
 
 
-def walked(x: Tensor, y: Tensor, keep: Tensor | None, unit: float | None, of_each: bool) -> Any:
-    """The sum of the losses, the gradient of each times `unit`, and the losses; None where one is not finite.
-
-    In blocks where they are many.
-    """
-    size, dtype, length, made, losses = x.numel(), DTYPES[x.dtype], BLOCK_BYTES // DTYPES[x.dtype].itemsize, None, None
+def computed(x: Tensor, y: Tensor, keep: Tensor | None, unit: float | None, of_each: bool) -> Any:
+    """The sum of the losses, the gradient of each times `unit`, and the losses; None where one is not finite."""
+    dtype, size, counts, held, memory = DTYPES[x.dtype], x.numel(), None, None, None
     # What float16 holds, and what is yet to be multiplied entry by entry, is rounded at the end.
-    rounds = x.dtype is torch.bfloat16 and not of_each
-    if unit is not None:
-        made = torch.empty(x.shape, dtype=x.dtype if rounds else dtype, device=x.device)
-    is_held = (made is None or rounds) and size >= UNHELD
-    parts: Any = ((x, y, keep, made, None),)
-    height = x.shape[0]
-    if size > length:
-        height, of_one, rows = 1, size // x.shape[0], None
-        images = max(1, length // of_one)
-        if x.dim() == 3 and of_one > length:
-            rows = -(-x.shape[2] // -(-of_one // length))
-            of_one = x.shape[1] * rows
-        losses = torch.empty((x.shape[0], 1, *x.shape[2:]), dtype=dtype, device=x.device) if of_each else None
-        parts, size = zip(*(pieces(a, images, rows) for a in (x, y, keep, made, losses)), strict=False), images * of_one
-    held = taken_out(height, size // height, dtype, x, xp=xp) if is_held else None
-    loss = 0.0
-    for x_of, y_of, keep_of, made_of, losses_of in parts:
-        e = held[-1] if held is not None else None if rounds else made_of
-        if e is not None and e.shape != x_of.shape:
-            e = (e if height > 1 else e[:, : x_of.numel()]).view(x_of.shape)
-        found = block(x_of, y_of, keep_of, e, losses_of, unit)
-        if found is None:
-            loss = math.nan
-            break
-        loss += found[0]
-        if made_of is not None and e is not made_of:
-            made_of.copy_(found[1])
-        losses = found[2] if losses_of is None else losses
-    give_back(held)
-    return (loss, made, losses) if math.isfinite(loss) else None
-
-
-def pieces(a: Tensor | None, images: int, rows: int | None) -> Any:
-    """Of some rows of an image, or some images: views; of None as many as are asked for."""
-    if a is None:
-        return itertools.repeat(None)
-    parts = a.split(images)
-    return parts if rows is None else [part for image in parts for part in image.split(rows, -1)]
-
-
-def block(
-    x: Tensor, y: Tensor, keep: Tensor | None, e: Tensor | None, losses: Tensor | None, unit: float | None
-) -> Any:
-    """The sum of the losses, e^x or, with `unit`, that times their gradient, and the losses, in what is given."""
-    dtype, counts = DTYPES[x.dtype], None
+    rounds = x.dtype is torch.bfloat16 and not of_each and unit is not None
+    if (unit is None or rounds) and size >= UNHELD:
+        height = x.shape[0]
+        held = taken_out(height, size // height, dtype, x, xp=xp)
+        memory = held[-1] if x.dim() == 2 else held[-1].view(x.shape)
     if keep is not None:
         y, keep = y.where(keep, 0), keep.unsqueeze(1)
         counts = cast(Tensor, keep).view(torch.uint8).to(dtype)  # of bytes 4 times as fast as of bools
     at_label = y.unsqueeze(1)
     for shifts in (False, True):
-        terms = exponentials(x, keep, shifts, e)
+        terms = exponentials(x, keep, shifts, memory)
         total = torch.sum(terms, 1, keepdim=True)
-        label_terms = torch.gather(terms, 1, at_label, out=losses)
+        label_terms = torch.gather(terms, 1, at_label)
         if not shifts and not label_terms.min().item() >= LEAST:
             continue
         if not shifts and unit is not None and not total.max().item() <= GREATEST:
             continue
         # Of non-negative terms no sum, however rounded, is less than one of them: no loss is negative.
-        of_each = torch.div(total, label_terms, out=label_terms).log_()
-        of_each = of_each if counts is None else of_each.mul_(counts)
-        loss = of_each.sum().item()
+        losses = torch.div(total, label_terms, out=label_terms).log_()
+        losses = losses if counts is None else losses.mul_(counts)
+        loss = losses.sum().item()
         if not math.isfinite(loss):
             continue
         if unit is not None:
@@ -212,7 +167,10 @@ def block(
             if counts is not None:
                 scale, of_label = scale.mul_(counts), counts.mul_(-unit)
             terms.mul_(scale).scatter_add_(1, at_label, of_label)
-        return loss, terms, of_each
+            terms = terms.to(x.dtype) if rounds else terms
+        give_back(held)
+        return loss, terms, losses
+    give_back(held)
     return None
 
 
@@ -245,7 +203,7 @@ class _SmallLoss(torch.autograd.Function):
             return d_logits.movedim(-1, ctx.axis).to(logits.dtype), *nothing
         if made is None:  # with the bits of the first, as gradcheck asks
             given = of_kept(in_line(logits, labels, mask, ctx.axis), kept)
-            made = walked(*given, 1.0 / (ctx.divisor or 1), ctx.divisor is None)[1]
+            made = computed(*given, 1.0 / (ctx.divisor or 1), ctx.divisor is None)[1]
         if ctx.divisor is None or not math.isfinite(g.item()):  # inf times the 0 of what is not kept is NaN
             _, g, keep = in_line(logits, g.expand(labels.shape), mask, ctx.axis)
             if kept is not None:

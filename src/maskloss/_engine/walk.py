@@ -27,6 +27,8 @@ ACCELERATOR_BLOCK_BYTES = 1 << 26
 LEAST_PLANE, LEAST_ROWS, FEWEST_KEPT = 1 << 14, 64, 8
 # Of a block, from which on it is handed to another thread: the lock of Python's changes hands at each of its steps.
 LEAST_SHARED = 1 << 20
+# Of a workspace, up to which a thread keeps it.
+GREATEST_HELD = 1 << 24
 
 _held = threading.local()
 
@@ -223,10 +225,10 @@ def taken_out(length: int, classes: int, dtype: Any, like: Array, *, xp: Namespa
 
 
 def give_back(held: Held | None) -> None:
-    """What was taken out, but for a row that is longer than a block."""
+    """What was taken out, but for what is longer than any block."""
     if held is not None:
         key, block, view = held
-        if block.nbytes <= 2 * BLOCK_BYTES:
+        if block.nbytes <= GREATEST_HELD:
             blocks: dict[Any, tuple[Array, Array]] = _held.__dict__
             blocks[key] = block, view
 
