@@ -21,6 +21,8 @@ def in_blocks(backend, patch, size):
     patch.setattr(walk, "BLOCK_BYTES", size)
     if backend.library == "torch":
         patch.setattr(importlib.import_module("maskloss._bindings.torch_small"), "SMALL_BYTES", 0)
+    if backend.library == "numpy":
+        patch.setattr(importlib.import_module("maskloss._arrays.numpy"), "PIECE", 5)
 
 
 @pytest.fixture

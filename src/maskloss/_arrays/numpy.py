@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -11,6 +12,8 @@ from array_api_compat import numpy as functions
 from .standard import Array, Namespace, flattens_by_strides, plane_by_strides
 
 PRODUCT_ROWS = 1 << 12
+# Of labels.
+PIECE = 1 << 13
 SCALAR: Any = np.generic
 
 
@@ -92,9 +95,7 @@ class NumPy(NumPyLike):
     def take_label(self, x: Array, labels: Array) -> Array:
         in_planes = x.transpose(0, 2, 1) if x.ndim == 3 else x
         if x.ndim == 3 and in_planes.flags.c_contiguous:
-            planes, classes, rows = in_planes.shape
-            places: Array = labels * rows + cast(Array, np.arange(rows) + classes * rows * np.arange(planes)[:, None])
-            return in_planes.reshape(-1).take(places)
+            return taken_from_planes(in_planes, labels)
         if x.ndim != 2:
             return super().take_label(x, labels)
         # A tenth of the calls that take_along_axis makes.
@@ -122,6 +123,21 @@ class NumPy(NumPyLike):
         """NumPy makes a scalar of a 0-d result, and warns of inf - inf, overflow and the like, which are defined."""
         with np.errstate(all="ignore"):
             return as_arrays(function(*args, **kwargs))
+
+
+def taken_from_planes(x: Array, labels: Array) -> Array:
+    """x[plane, label, row], in pieces of long planes: fresh memory for the places takes longer than what is taken."""
+    planes, classes, rows = x.shape
+    if rows <= PIECE:
+        places: Array = labels * rows + cast(Array, np.arange(rows) + classes * rows * np.arange(planes)[:, None])
+        return x.reshape(-1).take(places)
+    found: Array = np.empty((planes, rows), x.dtype)
+    for plane, start in itertools.product(range(planes), range(0, rows, PIECE)):
+        piece = slice(start, min(start + PIECE, rows))
+        places = labels[plane, piece] * rows
+        places += np.arange(start, piece.stop)
+        x[plane].reshape(-1).take(places, out=found[plane, piece], mode="clip")  # "raise" would go through a buffer
+    return found
 
 
 def as_arrays(x: Any) -> Any:

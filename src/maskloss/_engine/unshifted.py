@@ -92,7 +92,7 @@ def label_costs(sums: Sums, label_logits: Array, *, xp: Namespace) -> Array:
     relative = label_logits if sums.shift is None else label_logits - sums.shift
     # total holds exp(x_y - shift), but rounded otherwise: without the clip a loss of 0 could be negative.
     ratio = xp.clipped_below(sums.total / xp.exp(relative), 1.0)
-    if 0 in ratio.shape or xp.extremes(ratio)[1] <= GREATEST_RATIO:
+    if 0 in ratio.shape or xp.max(ratio) <= GREATEST_RATIO:
         return xp.log(ratio)
     # Row by row: a loss is the same beside any other.
     far = xp.log(softmax.positive(sums.total, xp=xp)) - relative
