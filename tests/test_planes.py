@@ -175,11 +175,15 @@ def test_a_label_that_is_no_class(backend, wrong):
     looked_at(backend)
     logits, labels, _ = drawn(6, (2, 7, 3, 4), 1.0)
     labels[1, 2, 3] = wrong
-    with pytest.raises(ValueError, match=rf"labels\[1, 2, 3\] is {wrong}, outside the classes"):
-        ml.cross_entropy(asarray(backend, logits), asarray(backend, labels), axis=1)
+    another = np.ones_like(labels, bool)
+    another[0, 0, 0] = False
+    for options in ({}, {"mask": asarray(backend, another)}):
+        with pytest.raises(ValueError, match=rf"labels\[1, 2, 3\] is {wrong}, outside the classes"):
+            ml.cross_entropy(asarray(backend, logits), asarray(backend, labels), axis=1, **options)
     kept = np.ones_like(labels, bool)
     kept[1, 2, 3] = False
     checked(backend, logits, labels, kept, ignore_index=wrong)
+    checked(backend, logits, labels, kept, mask=asarray(backend, kept))
 
 
 def test_reproducible_has_the_bits_of_rows(backend, small):

@@ -41,11 +41,13 @@ DTYPES = {
 TENSORS = torch.Tensor, torch.nn.Parameter
 
 
-def small_loss(logits: Any, labels: Any, mask: Any, reduction: str, axis: int = -1) -> Tensor | None:
+def small_loss(
+    logits: Any, labels: Any, mask: Any, reduction: str, axis: int = -1, ignored: int | None = None
+) -> Tensor | None:
     """The loss of class indices in torch's own functions: of rows, or of classes along axis 1 (N, C, ...).
 
-    The engine's plan and its checks one by one take as long as a small loss. None for any other call, and where the
-    checks of every other call have to speak.
+    `ignored`: the label that the mask was made of, where nothing else was. The engine's plan and its checks one by one
+    take as long as a small loss. None for any other call, and where the checks of every other call have to speak.
     """
     if not is_small(logits, labels, mask, axis) or reduction not in DIVISORS:
         return None
@@ -58,19 +60,22 @@ def small_loss(logits: Any, labels: Any, mask: Any, reduction: str, axis: int = 
         if not kept:
             return nothing(logits, reduction, axis) if 0 < logits.numel() * 4 <= SMALL_BYTES else None
     differentiated = logits.requires_grad and torch.is_grad_enabled()
-    few = (FEW if classes >= NARROW else FEW_OF_NARROW) * (WITH_GRADIENT if differentiated else 1)
-    few = kept * classes <= few and classes <= NAIVE_CLASSES[axis] and (mask is None or axis == -1)
     # Of rows that lie one after the other some are taken out; of those side by side none.
-    taken = mask is not None and axis == -1 and (few or 2 * kept <= entries)
-    if not 0 < (kept if taken else entries) * classes * DTYPES[logits.dtype].itemsize <= SMALL_BYTES:
+    takes = mask is not None and axis == -1 and 2 * kept <= entries
+    visited = (kept if takes else entries) * classes
+    most = (FEW if classes >= NARROW else FEW_OF_NARROW) * (WITH_GRADIENT if differentiated else 1)
+    few = classes <= NAIVE_CLASSES[axis] and (visited <= most or (axis == 1 and mask is not None))
+    if not 0 < visited * DTYPES[logits.dtype].itemsize <= SMALL_BYTES:
         return None
     place = DIVISORS[reduction]
     divisor = None if place is None else (1, kept, entries)[place]
     if few and divisor is not None:
-        return loss_of_few(in_line(logits, labels, mask, axis), kept, divisor)
+        loss = loss_of_few(in_line(logits, labels, mask, axis), kept, divisor, ignored, takes)
+        if loss is not None:
+            return loss
     if differentiated:
-        return applied(_SmallLoss, logits, labels, mask, taken, axis, divisor)
-    return forward(None, logits, labels, mask, taken, axis, divisor)
+        return applied(_SmallLoss, logits, labels, mask, takes, axis, divisor)
+    return forward(None, logits, labels, mask, takes, axis, divisor)
 
 
 def nothing(logits: Tensor, reduction: str, axis: int) -> Tensor:
@@ -79,16 +84,26 @@ def nothing(logits: Tensor, reduction: str, axis: int) -> Tensor:
     return none.sum(axis, dtype=dtype) if reduction == "none" else none.sum(dtype=dtype)
 
 
-def loss_of_few(given: tuple[Any, Any, Any], kept: int, divisor: int) -> Tensor | None:
-    mask = given[2]
-    x, y, _ = of_kept(given, None if mask is None else mask.nonzero().squeeze(1))
-    if y.min().item() < 0:
+def loss_of_few(
+    given: tuple[Any, Any, Any], kept: int, divisor: int, ignored: int | None, takes: bool
+) -> Tensor | None:
+    """By cross_entropy itself, which passes over one label without a word: the one that is ignored, or -1."""
+    x, y, keep = given
+    if takes:
+        x, y, keep = of_kept(given, keep.nonzero().squeeze(1))
+    x = x if x.dtype is DTYPES[x.dtype] else x.to(DTYPES[x.dtype])
+    if keep is None:
+        ignored, is_sound = -1, y.min().item() >= 0
+    elif ignored is None:
+        ignored, y = -1, y.where(keep, -1)
+        is_sound = int((y < 0).count_nonzero()) == y.numel() - kept
+    else:
+        is_sound = True
+    # Its gradient of a row that it passes over is 0 times what lies there.
+    if not is_sound or not (keep is None or math.isfinite(x.sum().item())):
         return None
-    dtype = DTYPES[x.dtype]
-    x = x if x.dtype is dtype else x.to(dtype)
     try:
-        # -1, which no label is: one value is ignored without a word.
-        loss = cross_entropy(x, y, ignore_index=-1, reduction="mean" if divisor == kept else "sum")
+        loss = cross_entropy(x, y, ignore_index=ignored, reduction="mean" if divisor == kept else "sum")
     except IndexError:  # a label beyond the classes
         return None
     if not math.isfinite(loss.item()):
@@ -97,12 +112,12 @@ def loss_of_few(given: tuple[Any, Any, Any], kept: int, divisor: int) -> Tensor 
 
 
 def forward(
-    ctx: Any, logits: Tensor, labels: Tensor, mask: Tensor | None, taken: bool, axis: int, divisor: int | None
+    ctx: Any, logits: Tensor, labels: Tensor, mask: Tensor | None, takes: bool, axis: int, divisor: int | None
 ) -> Tensor | None:
     given = in_line(logits, labels, mask, axis)
-    kept = given[2].nonzero().squeeze(1) if taken else None
+    kept = given[2].nonzero().squeeze(1) if takes else None
     try:
-        found = computed(*of_kept(given, kept), None if ctx is None else 1.0 / (divisor or 1), divisor is None)
+        found = computed(*of_kept(given, kept), divisor, ctx is not None)
     except RuntimeError:  # a label that is no class
         return None
     if found is None:
@@ -112,7 +127,7 @@ def forward(
         ctx.save_for_backward(logits, labels, mask, kept)
         ctx.made, ctx.axis, ctx.divisor = made, axis, divisor
     if divisor is not None:
-        return torch.scalar_tensor(loss / divisor, dtype=losses.dtype, device=losses.device)
+        return loss
     if kept is not None:
         losses = losses.new_zeros(labels.numel()).index_copy_(0, kept, losses.view(-1))
     losses = losses.view(labels.shape)
@@ -135,12 +150,12 @@ def of_kept(given: tuple[Any, Any, Any], kept: Tensor | None) -> tuple[Any, Any,
     return given if kept is None else (x.index_select(0, kept), y.index_select(0, kept), None)
 
 
-def computed(x: Tensor, y: Tensor, keep: Tensor | None, unit: float | None, of_each: bool) -> Any:
-    """The sum of the losses, the gradient of each times `unit`, and the losses; None where one is not finite."""
-    dtype, size, counts, held, memory = DTYPES[x.dtype], x.numel(), None, None, None
+def computed(x: Tensor, y: Tensor, keep: Tensor | None, divisor: int | None, differentiates: bool) -> Any:
+    """The loss, its gradient, and the loss of each entry; None where one is not finite."""
+    dtype, size, unit, counts, held, memory = DTYPES[x.dtype], x.numel(), 1.0 / (divisor or 1), None, None, None
     # What float16 holds, and what is yet to be multiplied entry by entry, is rounded at the end.
-    rounds = x.dtype is torch.bfloat16 and not of_each and unit is not None
-    if (unit is None or rounds) and size >= UNHELD:
+    rounds = x.dtype is torch.bfloat16 and divisor is not None and differentiates
+    if (rounds or not differentiates) and size >= UNHELD:
         height = x.shape[0]
         held = taken_out(height, size // height, dtype, x, xp=xp)
         memory = held[-1] if x.dim() == 2 else held[-1].view(x.shape)
@@ -154,22 +169,22 @@ def computed(x: Tensor, y: Tensor, keep: Tensor | None, unit: float | None, of_e
         label_terms = torch.gather(terms, 1, at_label)
         if not shifts and not label_terms.min().item() >= LEAST:
             continue
-        if not shifts and unit is not None and not total.max().item() <= GREATEST:
+        if not shifts and differentiates and not total.max().item() <= GREATEST:
             continue
         # Of non-negative terms no sum, however rounded, is less than one of them: no loss is negative.
         losses = torch.div(total, label_terms, out=label_terms).log_()
         losses = losses if counts is None else losses.mul_(counts)
-        loss = losses.sum().item()
-        if not math.isfinite(loss):
+        loss = losses.mean() if divisor == losses.numel() else losses.sum()
+        if not math.isfinite(loss.item()):
             continue
-        if unit is not None:
+        if differentiates:
             scale, of_label = unit / total, total.new_full((), -unit).expand(at_label.shape)
             if counts is not None:
                 scale, of_label = scale.mul_(counts), counts.mul_(-unit)
             terms.mul_(scale).scatter_add_(1, at_label, of_label)
             terms = terms.to(x.dtype) if rounds else terms
         give_back(held)
-        return loss, terms, losses
+        return loss if divisor in (None, 1, losses.numel()) else loss / divisor, terms, losses
     give_back(held)
     return None
 
@@ -203,7 +218,7 @@ class _SmallLoss(torch.autograd.Function):
             return d_logits.movedim(-1, ctx.axis).to(logits.dtype), *nothing
         if made is None:  # with the bits of the first, as gradcheck asks
             given = of_kept(in_line(logits, labels, mask, ctx.axis), kept)
-            made = computed(*given, 1.0 / (ctx.divisor or 1), ctx.divisor is None)[1]
+            made = computed(*given, ctx.divisor, True)[1]
         if ctx.divisor is None or not math.isfinite(g.item()):  # inf times the 0 of what is not kept is NaN
             _, g, keep = in_line(logits, g.expand(labels.shape), mask, ctx.axis)
             if kept is not None:
