@@ -30,8 +30,8 @@ LEAST, GREATEST = TOTALS[0]
 # where the classes lie apart: of so few classes each errs by less than 4 last places of 1, however the numbers lie.
 NAIVE_CLASSES = {-1: 64, 1: 8}
 # Kept logits, up to which two kernels are faster than nine: of so many classes, and of fewer, whose rows log_softmax
-# takes one by one; and how many times as many with the gradient, whose kernels Python need not call.
-FEW, NARROW, FEW_OF_NARROW, WITH_GRADIENT = 1 << 16, 16, 1 << 11, 4
+# takes one by one.
+FEW, NARROW, FEW_OF_NARROW = 1 << 18, 16, 1 << 12
 DTYPES = {
     torch.float32: torch.float32,
     torch.bfloat16: torch.float32,
@@ -63,7 +63,7 @@ def small_loss(
     # Of rows that lie one after the other some are taken out; of those side by side none.
     takes = mask is not None and axis == -1 and 2 * kept <= entries
     visited = (kept if takes else entries) * classes
-    most = (FEW if classes >= NARROW else FEW_OF_NARROW) * (WITH_GRADIENT if differentiated else 1)
+    most = FEW if classes >= NARROW else FEW_OF_NARROW
     few = classes <= NAIVE_CLASSES[axis] and (visited <= most or (axis == 1 and mask is not None))
     if not 0 < visited * DTYPES[logits.dtype].itemsize <= SMALL_BYTES:
         return None
