@@ -1,6 +1,7 @@
 """JAX on eight devices: each computes its own rows or classes, kept rows alone, and only sums go from one to another.
 
-Each test is a program of its own, as the number of devices is settled before JAX is imported.
+Each test is a program of its own, as the number of devices is settled before JAX is imported; what is asked of one kind
+of axes is one program. Explicit axes are part of what JAX traces: the last of two meshes, of two axes, asks for both.
 """
 
 import os
@@ -37,6 +38,7 @@ BEGIN = """
     mask[0], mask[1] = False, True
     hidden[~mask], labels[~mask] = np.nan, -1
     axis_type = jax.sharding.AxisType.{axis_type}
+    asked = slice(None) if axis_type == jax.sharding.AxisType.Auto else slice(1, None)  # of two meshes
 
 
     def mesh_of(**axes):
@@ -79,7 +81,7 @@ BEGIN = """
 """
 
 ROWS = """
-    for mesh, axes in ((mesh_of(rows=8), ("rows",)), (mesh_of(batch=4, time=2), ("batch", "time"))):
+    for mesh, axes in ((mesh_of(rows=8), ("rows",)), (mesh_of(batch=4, time=2), ("batch", "time")))[asked]:
         h, y, m = (placed(mesh, x, *axes) for x in (hidden, labels, mask))
         arrays = h, placed(mesh, kernel), y, m
         step = compiled(linear, (0, 1), *arrays)
@@ -104,7 +106,7 @@ ROWS = """
 
 CLASSES = """
     columns = (mesh_of(classes=8), (None, None, "classes"))
-    for mesh, axes in (columns, (mesh_of(rows=2, classes=4), ("rows", None, "classes"))):
+    for mesh, axes in (columns, (mesh_of(rows=2, classes=4), ("rows", None, "classes")))[asked]:
         x = placed(mesh, logits, *axes)
         y, m = (placed(mesh, a, *axes[:2]) for a in (labels, mask))
         step = compiled(plain, 0, x, y, m)
@@ -206,11 +208,8 @@ def on_eight_devices(backend, axis_type, *program):
 
 
 @pytest.mark.parametrize("axis_type", ["Auto", "Explicit"])
-@pytest.mark.parametrize(
-    "program", [ROWS, CLASSES, MAPPED, TRANSFORMED], ids=["rows", "classes", "mapped", "transformed"]
-)
-def test_split(backend, axis_type, program):
-    done = on_eight_devices(backend, axis_type, program)
+def test_split(backend, axis_type):
+    done = on_eight_devices(backend, axis_type, ROWS, MAPPED, TRANSFORMED, CLASSES)
     assert done.returncode == 0, done.stderr
 
 

@@ -620,7 +620,7 @@ MUTANTS = [
         "    places = jnp.where(y < 0, classes, y).reshape(count)",
         "    places = y.reshape(count)",
         "of classes in parts a gradient is subtracted at a class of each part",
-        ("tests/test_eight_devices.py::test_split[jax-classes-Auto]",),
+        ("tests/test_eight_devices.py::test_split[jax-Auto]",),
         "jax",
     ),
     Mutant(
@@ -1103,7 +1103,7 @@ MUTANTS = [
         "*(t * change[..., None] for t in terms)]",
         "*terms]",
         "each device's classes have a shift of their own",
-        ("tests/test_eight_devices.py::test_split[jax-classes-Auto]",),
+        ("tests/test_eight_devices.py::test_split[jax-Auto]",),
         "jax",
     ),
     Mutant(
@@ -1312,7 +1312,7 @@ MUTANTS = [
         "sum_over(x, split) if split and not has_rows(chunks.given, name)",
         "x if split and not has_rows(chunks.given, name)",
         "each device has the gradient of its own rows",
-        ("tests/test_eight_devices.py::test_split[jax-rows-Auto]",),
+        ("tests/test_eight_devices.py::test_split[jax-Auto]",),
         "jax",
     ),
     Mutant(
@@ -1320,7 +1320,7 @@ MUTANTS = [
         "total = lax.psum(total * change, split)",
         "total = lax.psum(total, split)",
         "sums of a split class axis are added as if they had one shift",
-        ("tests/test_eight_devices.py::test_split[jax-classes-Auto]",),
+        ("tests/test_eight_devices.py::test_split[jax-Auto]",),
         "jax",
     ),
     Mutant(
@@ -1328,7 +1328,7 @@ MUTANTS = [
         "return lax.axis_index(split) * x.shape[-1] if split else 0",
         "return jnp.asarray(0) if split else 0",
         "each part of a class axis takes the label for one of its own",
-        ("tests/test_eight_devices.py::test_split[jax-classes-Auto]",),
+        ("tests/test_eight_devices.py::test_split[jax-Auto]",),
         "jax",
     ),
     Mutant(
