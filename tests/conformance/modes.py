@@ -160,12 +160,25 @@ def jax_gradients(case, arrays, function, **has_aux):
 
 
 def jax_eager(case, arrays):
+    """Every call for the representative few. Each is compiled: others have value, statistics and gradients of one."""
+    if case.function == "cross_entropy" and "compile" not in case.modes and leaves(case, reduction_of(case)):
+        return at_once(case, arrays)
     out = forward(case, arrays)
     try:
         gradients = jax_gradients(case, arrays, lambda a: call(case, a, reduction_of(case)))[1]
     except Exception as error:
         gradients = error
     return out | {"gradients": gradients}
+
+
+def at_once(case, arrays):
+    """Value, statistics and gradients together."""
+    if case.function != "cross_entropy":
+        value, gradients = jax_gradients(case, arrays, lambda a: call(case, a, reduction_of(case)))
+        return {"value": value, "gradients": gradients}
+    loss = functools.partial(call, reduction=reduction_of(case), with_stats=True)
+    value, gradients, stats = jax_gradients(case, arrays, lambda a: loss(case, a), has_aux=True)
+    return {"value": value, "gradients": gradients, "stats": stats}
 
 
 def traced(arrays, function):
@@ -216,20 +229,6 @@ def in_blocks(observe):
     return mode
 
 
-def jax_at_once(case, arrays):
-    """jit of value, statistics and gradients together: each alone would be compiled as well."""
-
-    def function(a):
-        if case.function != "cross_entropy":
-            value, gradients = jax_gradients(case, a, lambda b: call(case, b, reduction_of(case)))
-            return {"value": value, "gradients": gradients}
-        loss = functools.partial(call, reduction=reduction_of(case), with_stats=True)
-        value, gradients, stats = jax_gradients(case, a, lambda b: loss(case, b), has_aux=True)
-        return {"value": value, "gradients": gradients, "stats": stats}
-
-    return traced(arrays, function)
-
-
 SMALL = {"BLOCK_BYTES": 50, "FOLD": 3, "LEAST_SKIPPED": 1, "LEAST_UNSHIFTED": 1}
 SMALL_PLANES = {"FEWEST_PLANES": 1, "LEAST_PLANE": 1}
 
@@ -266,7 +265,7 @@ def jax_devices(case, arrays, kind="entries"):
         return jax.device_put(a, jax.sharding.NamedSharding(mesh, spec))
 
     arrays = {n: split(a) if isinstance(a, jax.Array) else a for n, a in arrays.items()}
-    out = jax_at_once(case, arrays)
+    out = traced(arrays, functools.partial(at_once, case))
     return jax.device_put(out, jax.devices()[0])
 
 
