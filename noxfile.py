@@ -33,8 +33,9 @@ ROOT = Path(__file__).parent
 SOURCE = hashlib.sha256(b"".join(file.read_bytes() for file in sorted((ROOT / "src").rglob("*.py"))))
 CONSTRAINTS = ("-c", "constraints.txt")
 SHARED = {"venv_backend": "none", "requires": ["environment"]}
-# pytest-xdist fills the cores; the thread pools of torch and BLAS would fight it for them.
-PARALLEL = ("-n", "auto")
+# pytest-xdist fills the cores; the thread pools of torch and BLAS would fight it for them. Tests of one file stay in
+# one process, which compiled what they share, until the other has nothing left and takes half of the rest.
+PARALLEL = ("-n", "auto", "--dist", "worksteal")
 # What says nothing of torch or JAX runs once, with NumPy.
 ONCE = ("--ignore=tests/mutants", "--ignore=tests/meta/test_doctests.py", "--ignore=tests/meta/test_cupy_static.py")
 # And what says nothing of one library, but is asked where all of them are, with torch.
