@@ -1152,7 +1152,7 @@ MUTANTS = [
         "classes = self.class_indices(x, labels.dtype)",
         "JAX may be told not to",
         ("tests/test_linear.py::test_jax_promotes_nothing",),
-        "jax",
+        "jax-x32",
     ),
     Mutant(
         "JAX's own text where there is no derivative",
