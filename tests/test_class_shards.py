@@ -249,12 +249,14 @@ REFUSED = """
     refused(ValueError, "given start alone", lambda: ml.ClassShard(group, 0))
 """
 
-# The last process is gone before the others call.
+# The last process is gone before the others call, which wait no longer than their group does.
 KILLED = """
+    group = dist.new_group(timeout=datetime.timedelta(seconds=10))
+    own = slice(rank * held, (rank + 1) * held)
     dist.barrier()  # all have met
     if rank == processes - 1:
         os._exit(0)
-    refused(RuntimeError, "", lambda: ml.cross_entropy(logits[..., own], labels, class_shard=ml.ClassShard(mesh)))
+    refused(RuntimeError, "", lambda: ml.cross_entropy(logits[..., own], labels, class_shard=ml.ClassShard(group)))
     os._exit(0)
 """
 
@@ -380,18 +382,15 @@ JAX = """
 """
 
 
-# One start of the processes for what none of them dies of.
-EAGER = COLLECTIVES + SECOND + TRANSFORMED + REFUSED
-
-
 @pytest.fixture
 def torch(backend):
     with_processes(backend)
 
 
-@pytest.mark.parametrize("body", [EAGER, COMPILED, KILLED], ids=["eager", "compiled", "killed"])
-def test_in_processes(torch, tmp_path, body):
-    codes, errors = on_processes(tmp_path, BEGIN, body, timeout=10 if body is KILLED else 120)
+def test_in_processes(torch, tmp_path):
+    """One start of the processes for all that is asked, and last for what one of them dies of."""
+    program = COLLECTIVES, SECOND, TRANSFORMED, REFUSED, COMPILED, KILLED
+    codes, errors = on_processes(tmp_path, BEGIN, *program, timeout=120)
     assert codes == [0] * PROCESSES, "\n".join(errors)[-6000:]
 
 

@@ -235,8 +235,18 @@ FSDP = """
     for shard in (whole, trunk_apart):
         model = made()
         shard(model)
-        torch.testing.assert_close(stepped(model, tokens[own], mask[own], {share}), one)
+        torch.testing.assert_close(stepped(model, tokens[own], mask[own], processes), one)
         assert len(one) == len(list(model.parameters())) == 3
+
+    # Another share is seen, in each process.
+    model = made()
+    whole(model)
+    try:
+        torch.testing.assert_close(stepped(model, tokens[own], mask[own], 1), one)
+    except AssertionError as error:
+        assert "Mismatched elements" in str(error), error
+    else:
+        raise AssertionError("the comparison cannot fail")
 
     # An untied head, sharded with its loss.
     hidden = normal(8, 5, FEATURES)
@@ -266,11 +276,5 @@ def distributed(backend):
 
 
 def test_fully_sharded_is_one_process(distributed, tmp_path):
-    codes, errors = on_processes(tmp_path, FSDP.replace("{share}", "processes"))
+    codes, errors = on_processes(tmp_path, FSDP)
     assert codes == [0] * PROCESSES, "\n".join(errors)
-
-
-def test_the_comparison_of_processes_can_fail(distributed, tmp_path):
-    codes, errors = on_processes(tmp_path, FSDP.replace("{share}", "1"))
-    assert 0 not in codes
-    assert "Mismatched elements" in errors[0], errors[0]

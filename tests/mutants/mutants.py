@@ -1377,7 +1377,7 @@ MUTANTS = [
         "adjoint = own if ctx.sums else all_sum",
         "adjoint = own",
         "second derivatives lack what the other parts make of it",
-        ("tests/test_class_shards.py::test_in_processes[torch-eager]",),
+        ("tests/test_class_shards.py::test_in_processes[torch]",),
         "torch",
     ),
     Mutant(
@@ -1385,7 +1385,7 @@ MUTANTS = [
         "if held and start != end:",
         "if False:",
         "parts that overlap give a number",
-        ("tests/test_class_shards.py::test_in_processes[torch-eager]",),
+        ("tests/test_class_shards.py::test_in_processes[torch]",),
         "torch",
     ),
     Mutant(
@@ -1393,7 +1393,7 @@ MUTANTS = [
         "same = all_sum if ctx.sums else own",
         "same = own",
         "a forward derivative is of the classes held here",
-        ("tests/test_class_shards.py::test_in_processes[torch-eager]",),
+        ("tests/test_class_shards.py::test_in_processes[torch]",),
         "torch",
     ),
     Mutant(
