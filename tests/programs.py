@@ -57,7 +57,8 @@ def on_processes(folder, *program, timeout=60):
     """Their exit codes, and what each wrote to stderr; `timeout`: seconds of a collective."""
     text = "".join(map(textwrap.dedent, (START, *program, END)))
     command = [sys.executable, "-c", text]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    # Inductor would start processes of its own in each of the four.
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
     running = [
         subprocess.Popen(
             [*command, str(rank), str(PROCESSES), str(folder / "rendezvous"), str(timeout)],
