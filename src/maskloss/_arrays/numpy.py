@@ -126,7 +126,10 @@ class NumPy(NumPyLike):
 
 
 def taken_from_planes(x: Array, labels: Array) -> Array:
-    """x[plane, label, row], in pieces of long planes: fresh memory for the places takes longer than what is taken."""
+    """x[plane, label, row] of labels that are classes, in pieces of long planes.
+
+    Fresh memory for all the places takes longer than what is taken.
+    """
     planes, classes, rows = x.shape
     if rows <= PIECE:
         places: Array = labels * rows + cast(Array, np.arange(rows) + classes * rows * np.arange(planes)[:, None])

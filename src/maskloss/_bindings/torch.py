@@ -47,14 +47,13 @@ def common_loss(
     by_kernels = xp.prefers_kernels(logits)
     if axis == 1 and not by_kernels and not (logits.is_cpu and logits.numel() * 4 <= SMALL_BYTES):
         return None
-    ignored = None
+    ignored = ignore_index if mask is None else None
     if ignore_index is not None:
         if not is_plain(labels) or labels.dtype is not torch.int64 or not (mask is None or are_places(mask, labels)):
             return None
         if not LEAST <= ignore_index <= GREATEST:  # no label is that, and torch would wrap it
             return None
         counts = labels != ignore_index
-        ignored = ignore_index if mask is None else None
         mask = counts if mask is None else mask & counts
     if by_kernels:
         return loss_by_kernels(logits, labels, mask, reduction, axis)

@@ -27,7 +27,7 @@ ACCELERATOR_BLOCK_BYTES = 1 << 26
 LEAST_PLANE, LEAST_ROWS, FEWEST_KEPT = 1 << 14, 64, 8
 # Of a block, from which on it is handed to another thread: the lock of Python's changes hands at each of its steps.
 LEAST_SHARED = 1 << 20
-# Of a workspace, up to which a thread keeps it.
+# Of a workspace, up to which a thread keeps it: those of PyTorch's small losses, which are computed whole, too.
 GREATEST_HELD = 1 << 24
 
 _held = threading.local()
